@@ -1,0 +1,21 @@
+"""The errors a user can meet, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+
+class EmoExportError(Exception):
+    """Wrong usage or wrong input: says what was found, where, and what to do (exit code 2)."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(EmoExportError):
+    """Something that this command needs is not installed; names the install command (exit 3)."""
+
+    exit_code = 3
+
+
+class ParityError(EmoExportError):
+    """An exported model is outside its tolerance, or a file differs from its digest (exit 1)."""
+
+    exit_code = 1

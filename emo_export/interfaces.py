@@ -1,0 +1,113 @@
+"""The few protocols at which the core, the converters and the runtimes meet.
+
+Shapes: T tokens, V vocabulary, N rows and C columns of a matrix (a Hugging Face linear weight is
+(out features, in features) = (N, C)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from emo_export.names import Slot
+
+F32 = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+# The arrays that one format makes of rows (N, C); each has N as its first dimension.
+Packed = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorDecl:
+    """One tensor of an output file, known before any data is read.
+
+    `dtype` is the format's or the file's name of the element type, `nbytes` its size on disk.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class Format(Protocol):
+    """A way to store the rows of a matrix."""
+
+    name: str
+    block: int  # columns that share a scale; C must be a multiple of it
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes that (rows, cols) take, scales included."""
+
+    def quantize(self, rows: F32) -> Packed:
+        """Rows (N, C) float32 -> packed arrays, each (N, ...)."""
+
+    def dequantize(self, packed: Packed) -> F32:
+        """Packed arrays -> rows (N, C) float32: exactly what an engine reads from the file."""
+
+
+class Writer(Protocol):
+    """A push sink for one target. It declares everything, takes every piece once, then closes."""
+
+    target: str
+
+    def declarations(self) -> Sequence[TensorDecl]:
+        """Every tensor that the file will hold, in file order."""
+
+    def format_of(self, slot: Slot) -> Format:
+        """The format in which this writer wants the matrix of `slot`."""
+
+    def open(self) -> None:
+        """Create the files at their full size."""
+
+    def write(self, slot: Slot, start: int, packed: Packed) -> None:
+        """Put the rows of `slot` that begin at row `start` in place."""
+
+    def close(self) -> Sequence[Path]:
+        """Check that every byte declared was written, flush to disk, return the files."""
+
+    def abort(self) -> None:
+        """Let go of open files; the caller removes them."""
+
+
+class Runtime(Protocol):
+    """An engine with one exported model open and one sequence in its KV cache."""
+
+    name: str
+    vocab_size: int
+    context_length: int
+
+    def forward(self, ids: Ids) -> F32:
+        """Token ids (T,) appended to the cached sequence -> logits (T, V) float32.
+
+        Raises EmoExportError when the sequence would exceed `context_length`.
+        """
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+    def describe(self) -> Mapping[str, str]:
+        """Engine, version and settings that the figures of this runtime depend on."""
+
+
+class Tokenizer(Protocol):
+    """Text <-> token ids, as the exported model's own files define them."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> token ids."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that one token stands for (empty for a control token)."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
