@@ -1,0 +1,1 @@
+"""Writers and Formats: what turns declared tensors into GGUF and ONNX files."""

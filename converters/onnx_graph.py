@@ -1,0 +1,130 @@
+"""The small vocabulary of the decoder graph: nodes, constants and linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from emo_export.converters.nbits_formats import IntBlocks
+from emo_export.converters.onnx_data import ExternalData
+from emo_export.interfaces import Format
+
+MICROSOFT = "com.microsoft"
+OPSET = 23
+IR_VERSION = 11
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A stored matrix (N, C) and the names under which a graph finds it."""
+
+    name: str
+    rows: int
+    cols: int
+    kind: Format
+    has_bias: bool = False
+
+    def declare(self, data: ExternalData) -> None:
+        """Reserve weight, scales and bias."""
+        if isinstance(self.kind, IntBlocks):
+            blocks = self.cols // self.kind.block
+            blob = self.kind.block * self.kind.bits // 8
+            data.declare(f"{self.name}.weight", "u8", (self.rows, blocks, blob), self.rows)
+            data.declare(f"{self.name}.scales", "f32", (self.rows, blocks), self.rows)
+        else:
+            data.declare(f"{self.name}.weight", "f32", (self.rows, self.cols), self.rows)
+        if self.has_bias:
+            data.declare(f"{self.name}.bias", "f32", (self.rows,), self.rows)
+
+
+class Graph:
+    """Collects nodes; every value is a name."""
+
+    def __init__(self, accuracy_level: int) -> None:
+        self.accuracy_level = accuracy_level
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self._count = 0
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+        outputs: Sequence[str] | None = None,
+        name: str = "",
+    ) -> str:
+        """Append a node and return the name of its first output."""
+        self._count += 1
+        name = name or f"{op}_{self._count}"
+        outputs = outputs or [f"{name}.out"]
+        node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain)
+        for key, value in (attributes or {}).items():
+            node.attribute.append(helper.make_attribute(key, value))
+        self.nodes.append(node)
+        return outputs[0]
+
+    def ints(self, values: Sequence[int] | int) -> str:
+        """An int64 constant (a scalar for an int)."""
+        array = np.array(values, dtype=np.int64)
+        return self.constant("ints_" + "_".join(map(str, np.atleast_1d(array))), array)
+
+    def constant(self, name: str, array: Any) -> str:
+        """A small constant, stored in the graph itself; one per name and rank."""
+        key = f"{name}.{array.ndim}d"
+        self.constants.setdefault(key, numpy_helper.from_array(array, key))
+        return key
+
+    def linear(self, x: str, layer: Linear) -> str:
+        """X (tokens, C) -> (tokens, N)."""
+        bias = f"{layer.name}.bias" if layer.has_bias else ""
+        if not isinstance(layer.kind, IntBlocks):
+            inputs = [x, f"{layer.name}.weight"] + ([bias] if bias else [])
+            return self.add("Gemm", inputs, {"transB": 1}, name=layer.name)
+        inputs = [x, f"{layer.name}.weight", f"{layer.name}.scales"]
+        return self.add(
+            "MatMulNBits",
+            inputs + (["", "", bias] if bias else []),
+            {
+                "K": layer.cols,
+                "N": layer.rows,
+                "bits": layer.kind.bits,
+                "block_size": layer.kind.block,
+                "accuracy_level": self.accuracy_level,
+            },
+            domain=MICROSOFT,
+            name=layer.name,
+        )
+
+    def swiglu(self, gate: str, up: str) -> str:
+        """silu(gate) * up."""
+        return self.add("Mul", [self.add("Mul", [gate, self.add("Sigmoid", [gate])]), up])
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        data: ExternalData,
+        metadata: Mapping[str, str],
+    ) -> onnx.ModelProto:
+        """The finished model, its large initializers in the external data."""
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            list(inputs),
+            list(outputs),
+            [*self.constants.values(), *data.protos],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        model.producer_name = "emo-export"
+        helper.set_model_props(model, dict(metadata))
+        return model

@@ -1,0 +1,89 @@
+"""A file of known size whose regions are filled in any order, each row exactly once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from emo_export.errors import EmoExportError
+
+
+@dataclass(frozen=True)
+class Region:
+    """A matrix of `rows` rows of `row_bytes` bytes at byte `offset` of a file."""
+
+    offset: int
+    rows: int
+    row_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole region."""
+        return self.rows * self.row_bytes
+
+
+class PlacedFile:
+    """Regions of one file, written in place; `close` refuses a file with rows missing."""
+
+    def __init__(self, path: Path, size: int, regions: Mapping[str, Region]) -> None:
+        self.path = path
+        self._regions = regions
+        self._written = {name: np.zeros(r.rows, dtype=bool) for name, r in regions.items()}
+        with _disk_errors(path):
+            self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+            self._file.truncate(size)
+
+    def write(self, name: str, start: int, rows: npt.NDArray[Any]) -> None:
+        """Put rows (n, ...) of a region in place, beginning at row `start`.
+
+        Raises EmoExportError for rows of the wrong size, outside the region or written twice, and
+        when the disk is full.
+        """
+        region, written = self._regions[name], self._written[name]
+        data = np.ascontiguousarray(rows)
+        stop = start + data.shape[0]
+        if data.nbytes != data.shape[0] * region.row_bytes or stop > region.rows:
+            raise EmoExportError(
+                f"{self.path}: {data.nbytes} bytes for rows {start}..{stop} of {name} do not fit "
+                f"{region.rows} rows of {region.row_bytes} bytes"
+            )
+        if written[start:stop].any():
+            raise EmoExportError(f"{self.path}: rows {start}..{stop} of {name} are written twice")
+        with _disk_errors(self.path):
+            self._file.seek(region.offset + start * region.row_bytes)
+            self._file.write(data.data if data.size else b"")
+        written[start:stop] = True
+
+    def close(self) -> None:
+        """Flush to disk. Raises EmoExportError naming the first region with rows missing."""
+        for name, written in self._written.items():
+            if not written.all():
+                raise EmoExportError(
+                    f"{self.path}: row {int(written.argmin())} of {name} was never written"
+                )
+        with _disk_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def abort(self) -> None:
+        """Let go of the file without checking it."""
+        self._file.close()
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write into an error that says which file and why."""
+    try:
+        yield
+    except OSError as error:
+        advice = "; free some space" if error.errno == errno.ENOSPC else ""
+        raise EmoExportError(f"{path}: cannot be written ({error.strerror}){advice}") from error

@@ -1,0 +1,96 @@
+"""Whole passes of the torch reference over a checkpoint: logits of sequences, and greedy text.
+
+The weights come through a `Source`, so that the same pass runs on the checkpoint as it is or on
+what a quantiser leaves of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from emo_export.checkpoint import Checkpoint
+from emo_export.config import EmoConfig
+from emo_export.interfaces import F32, Ids
+from emo_export.layers import KeyValues, ReferenceRun
+from emo_export.names import VECTORS, Role, Slot, shape_of, slots
+from emo_export.scheme import QuantScheme
+
+Source = Callable[[Slot, int, int], F32]
+"""(slot, first row, end row) -> rows (end - first, C) float32."""
+
+PIECE_BYTES = 32 << 20
+"""Embedding and head are handled in pieces of rows of about this size."""
+
+
+def row_spans(slot: Slot, config: EmoConfig) -> Iterator[tuple[int, int]]:
+    """The pieces (first row, end row) in which a slot travels; only embed and head have several."""
+    shape = shape_of(slot, config)
+    rows = 1 if slot.role in VECTORS else shape[0]
+    step = rows
+    if slot.role in (Role.EMBED, Role.HEAD):
+        step = max(1, PIECE_BYTES // (4 * shape[-1]))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def float_source(checkpoint: Checkpoint) -> Source:
+    """The checkpoint's own weights."""
+
+    def read(slot: Slot, start: int, stop: int) -> F32:
+        return checkpoint.at(slot).rows(start, stop)
+
+    return read
+
+
+def dequantised_source(checkpoint: Checkpoint, scheme: QuantScheme) -> Source:
+    """The weights as a scheme stores them, read back: what the exported model computes with."""
+
+    def read(slot: Slot, start: int, stop: int) -> F32:
+        chosen = scheme.format_of(slot)
+        return chosen.dequantize(chosen.quantize(checkpoint.at(slot).rows(start, stop)))
+
+    return read
+
+
+def forward(config: EmoConfig, source: Source, run: ReferenceRun) -> None:
+    """Feed a run with every weight that it wants."""
+    for slot in slots(config):
+        if run.wants(slot):
+            for start, stop in row_spans(slot, config):
+                run.feed(slot, start, source(slot, start, stop))
+
+
+def logits(
+    config: EmoConfig,
+    source: Source,
+    sequences: Sequence[Ids],
+    *,
+    cache: KeyValues | None = None,
+    device: str = "cpu",
+) -> list[F32]:
+    """Token ids (T,) each -> logits (T, V) each."""
+    out = [np.empty((len(ids), config.vocab_size), np.float32) for ids in sequences]
+
+    def keep(sequence: int, start: int, piece: F32) -> None:
+        out[sequence][:, start : start + piece.shape[1]] = piece
+
+    forward(config, source, ReferenceRun(config, sequences, keep, cache=cache, device=device))
+    return out
+
+
+def greedy(config: EmoConfig, source: Source, prompt: Ids, steps: int, device: str = "cpu") -> Ids:
+    """The `steps` most likely tokens after a prompt (T,), one pass with a KV cache for each.
+
+    Stops early at the end of the context. A pass reads only the experts that its token uses.
+    """
+    cache = KeyValues()
+    tokens: list[int] = []
+    ids = prompt
+    steps = min(steps, config.context_length() - len(prompt))
+    for _ in range(steps):
+        last = logits(config, source, [ids], cache=cache, device=device)[0][-1]
+        tokens.append(int(last.argmax()))
+        ids = np.array(tokens[-1:], dtype=np.int64)
+    return np.array(tokens, dtype=np.int64)
