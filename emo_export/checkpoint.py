@@ -53,6 +53,11 @@ class LazyTensor:
         """Bytes on disk."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on disk of one row."""
+        return self.shape[-1] * ITEM_BYTES[self.dtype]
+
     def rows(self, start: int, stop: int) -> F32:
         """Rows start..stop as float32, (stop - start, C); a vector counts as one row.
 

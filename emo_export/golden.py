@@ -1,0 +1,198 @@
+"""Making golden.npz: which token ids, and the sink that keeps what the reference says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from emo_export.checkpoint import Checkpoint
+from emo_export.config import EmoConfig
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, Ids
+from emo_export.layers import ReferenceRun
+from emo_export.parity import PAD, Variant
+
+SEQUENCE = 48  # tokens of a sequence whose logits are all kept
+MOST_SEQUENCES = 6
+LOGIT_BYTES = 64 << 20  # of kept logits; a vocabulary of 100352 gets 3 sequences
+HELDOUT = 256  # tokens of a held-out sequence, of which only likelihoods are kept
+PROMPT = 16
+GREEDY = 24
+SEED = 20260507
+
+BUILT_IN_TEXT = "emo-export's own sample text"
+SAMPLE = (
+    "The router reads each token and chooses a few experts; the shared expert is always there. "
+    "A layer normalises its input, mixes what came before through attention, and then asks its "
+    "experts. On a small board with four cores, memory bandwidth decides how fast text appears.\n"
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n"
+    "    return total / len(values)\n\n"
+    '#include <stdio.h>\nint main(void) {\n    printf("%d\\n", 42);\n    return 0;\n}\n\n'
+    "In the morning the harbour was quiet. Three boats lay at the pier, and a dog slept in the sun "
+    "beside the nets. Nobody had told the weather that it was winter, so the light stayed warm "
+    "until late, and people walked home slowly, carrying bread and talking about nothing much.\n"
+)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The token ids to score: `input_ids` (n, T) with all logits, `heldout` with likelihoods."""
+
+    input_ids: Ids
+    heldout: tuple[Ids, ...]
+    heldout_source: str
+
+    @property
+    def sequences(self) -> list[Ids]:
+        """All of them, in the order in which a run takes them."""
+        return [*self.input_ids, *self.heldout]
+
+    @property
+    def heldout_ids(self) -> Ids:
+        """Held-out sequences (m, L), padded with PAD."""
+        longest = max(len(ids) for ids in self.heldout)
+        padded = np.full((len(self.heldout), longest), PAD, dtype=np.int64)
+        for row, ids in zip(padded, self.heldout, strict=True):
+            row[: len(ids)] = ids
+        return padded
+
+
+def choose_probes(checkpoint: Checkpoint, heldout: Sequence[Path], tokens: int) -> Probes:
+    """Pick token ids: from held-out files, else a built-in text, else (no tokenizer) at random.
+
+    `tokens` bounds the held-out tokens, shared evenly among files. Raises EmoExportError for a file
+    that holds no text.
+    """
+    config = checkpoint.config
+    context = config.context_length()
+    tokenizer = _tokenizer(checkpoint.path)
+    if tokenizer is None:
+        rng = np.random.default_rng(SEED)
+        texts = [rng.integers(0, config.vocab_size, min(HELDOUT, context)) for _ in range(4)]
+        source = "random token ids (the checkpoint has no tokenizer)"
+    elif heldout:
+        texts = [c for f in heldout for c in _chunks(f, tokenizer, context, tokens // len(heldout))]
+        source = ", ".join(file.name for file in heldout)
+    else:
+        texts = list(_split(tokenizer(SAMPLE), min(HELDOUT, context)))
+        source = BUILT_IN_TEXT
+    width = min(SEQUENCE, context, max(len(t) for t in texts))
+    long_enough = [t for t in texts if len(t) >= width]
+    count = max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * width * config.vocab_size)))
+    # Spread over the files, which are ordered by kind of text.
+    picks = np.linspace(0, len(long_enough) - 1, min(count, len(long_enough))).round().astype(int)
+    kept = np.stack([long_enough[i][:width] for i in picks])
+    return Probes(kept.astype(np.int64), tuple(t.astype(np.int64) for t in texts), source)
+
+
+def greedy_prompt(probes: Probes, config: EmoConfig) -> Ids:
+    """The beginning of the first sequence, short enough to leave room for an answer."""
+    return probes.input_ids[0, : min(PROMPT, max(1, config.context_length() // 2))]
+
+
+def _tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # tokenizers has no types
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: np.array(
+        tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
+    )
+
+
+def _split(ids: Ids, size: int) -> list[Ids]:
+    return [ids[s : s + size] for s in range(0, len(ids), size) if len(ids[s : s + size]) > 1]
+
+
+def read_documents(file: Path) -> list[str]:
+    """Documents of a .txt (one) or .jsonl (objects with "text") file.
+
+    Raises EmoExportError for a file that can't be read or holds no text.
+    """
+    try:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix != ".jsonl":
+            documents = [content]
+        else:
+            documents = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EmoExportError(
+            f'{file}: is not readable text (.txt) or JSON lines with "text" (.jsonl): {error}'
+        ) from error
+    documents = [d for d in documents if isinstance(d, str) and d.strip()]
+    if not documents:
+        raise EmoExportError(f"{file}: holds no text")
+    return documents
+
+
+def _chunks(file: Path, tokenizer, context: int, tokens: int) -> list[Ids]:  # type: ignore[no-untyped-def]
+    """The first `tokens` tokens of a file's documents, in sequences that don't cross documents."""
+    chunks: list[Ids] = []
+    left = max(tokens, 2)
+    for document in read_documents(file):
+        for ids in _split(tokenizer(document), min(HELDOUT, context)):
+            if left > 1:
+                chunks.append(ids[:left])
+                left -= len(chunks[-1])
+    return chunks
+
+
+class VariantSink:
+    """Keeps the logits of the first n sequences and the likelihoods of the rest, piece by piece."""
+
+    def __init__(self, config: EmoConfig, probes: Probes) -> None:
+        self._config, self._probes = config, probes
+        n, width = probes.input_ids.shape
+        self._logits = np.empty((n, width, config.vocab_size), np.float32)
+        self._margin = np.full(sum(map(len, probes.sequences)), np.inf, np.float32)
+        shape = probes.heldout_ids.shape
+        self._peak = np.full(shape, -np.inf)
+        self._sum = np.zeros(shape)
+        self._target = np.full(shape, np.nan)
+
+    def run(self, device: str) -> ReferenceRun:
+        """A reference run that feeds this sink."""
+        return ReferenceRun(
+            self._config,
+            self._probes.sequences,
+            self._take_logits,
+            device=device,
+            on_router=self._take_router,
+        )
+
+    def _take_router(self, layer: int, logits: F32) -> None:
+        shape = self._config.layers[layer]
+        k, routed = shape.num_routed_per_tok, logits[:, list(shape.routed)]
+        if 0 < k < routed.shape[1]:
+            ranked = -np.partition(-routed, (k - 1, k), axis=1)
+            self._margin = np.minimum(self._margin, ranked[:, k - 1] - ranked[:, k])
+
+    def _take_logits(self, sequence: int, start: int, piece: F32) -> None:
+        stop, n = start + piece.shape[1], len(self._logits)
+        if sequence < n:
+            self._logits[sequence, :, start:stop] = piece
+            return
+        row, ids = sequence - n, self._probes.heldout[sequence - n]
+        span = slice(1, len(ids))
+        scores = piece[:-1].astype(np.float64)
+        peak = np.maximum(self._peak[row, span], scores.max(axis=1))
+        scaled = self._sum[row, span] * np.exp(self._peak[row, span] - peak)
+        self._sum[row, span] = scaled + np.exp(scores - peak[:, None]).sum(axis=1)
+        self._peak[row, span] = peak
+        inside = (ids[1:] >= start) & (ids[1:] < stop)
+        self._target[row, span][inside] = scores[inside, ids[1:][inside] - start]
+
+    def variant(self) -> Variant:
+        """What was kept, once the run is over."""
+        n, width = self._probes.input_ids.shape
+        with np.errstate(divide="ignore"):
+            nll = self._peak + np.log(self._sum) - self._target
+        margin: npt.NDArray[np.float32] = self._margin[: n * width].reshape(n, width)
+        return Variant(self._logits, margin, nll.astype(np.float32))

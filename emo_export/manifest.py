@@ -1,0 +1,148 @@
+"""The manifest of an exported folder, written last, and publishing the folder in one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_export.errors import EmoExportError
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the folder: path relative to it, bytes, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was made from what. `targets` maps a spec to its file or folder and its recipe."""
+
+    source: Mapping[str, Any]
+    tools: Mapping[str, str]
+    targets: Mapping[str, Mapping[str, Any]]
+    files: tuple[FileEntry, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""
+        path = folder / NAME
+        if not path.is_file():
+            raise EmoExportError(f"{folder}: has no {NAME}; is it a folder that export made?")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["version"] != VERSION:
+                raise EmoExportError(
+                    f"{path}: is of version {raw['version']}, this tool reads {VERSION}; "
+                    "upgrade emo-export"
+                )
+            files = tuple(FileEntry(**entry) for entry in raw["files"])
+            manifest = cls(raw["source"], raw["tools"], raw["targets"], files)
+            for spec, target in manifest.targets.items():
+                _inside(folder, target["path"], f"target {spec}")
+            for entry in files:
+                _inside(folder, entry.path, "a file")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EmoExportError(f"{path}: is not a manifest of emo-export ({error})") from error
+        return manifest
+
+
+def _inside(folder: Path, relative: str, what: str) -> None:
+    if not (folder / relative).resolve().is_relative_to(folder.resolve()):
+        raise EmoExportError(f"{folder / NAME}: {what} at {relative!r} lies outside the folder")
+
+
+def write_manifest(
+    folder: Path,
+    source: Mapping[str, Any],
+    tools: Mapping[str, str],
+    targets: Mapping[str, Mapping[str, Any]],
+) -> Manifest:
+    """Digest every file of the folder and write manifest.json beside them."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    files = tuple(
+        FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, digest(p)) for p in paths
+    )
+    manifest = Manifest(source, tools, targets, files)
+    content = {"version": VERSION, **asdict(manifest)}
+    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare every file with the manifest; return a sentence for each that differs."""
+    manifest = Manifest.load(folder)
+    problems = []
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            problems.append(f"{path}: is missing")
+        elif path.stat().st_size != entry.bytes:
+            problems.append(f"{path}: has {path.stat().st_size} bytes, expected {entry.bytes}")
+        elif digest(path) != entry.sha256:
+            problems.append(f"{path}: its content differs from the manifest's SHA-256")
+    known = {entry.path for entry in manifest.files} | {NAME}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.relative_to(folder).as_posix() not in known:
+            problems.append(f"{path}: is not in the manifest")
+    return problems
+
+
+@contextmanager
+def staging(final: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder beside `final` that takes its name only when everything went well.
+
+    Raises EmoExportError when `final` exists and `overwrite` is not given.
+    """
+    if final.exists() and not overwrite:
+        raise EmoExportError(f"{final}: exists already; choose another -o, or add --overwrite")
+    if final.exists() and not (final / NAME).is_file() and any(final.iterdir()):
+        raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
+    temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
+    try:
+        yield temporary
+        _publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise EmoExportError when the disk of `folder` has fewer than `needed` bytes free."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise EmoExportError(
+            f"{folder}: needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
+        )

@@ -1,0 +1,207 @@
+"""Golden logits, and the comparison of an engine with them.
+
+Two comparisons that are never mixed: `dequantised` (the reference run on the weights as the format
+stores them: finds bugs, judged tightly) and `original` (the float checkpoint: measures what
+quantisation costs). Letters: n sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, Ids, Runtime
+
+ORIGINAL = "original"
+PAD = -1
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the reference computes with one set of weights.
+
+    `logits` (n, T, V); `margin` (n, T): over the expert layers, the smallest gap between the router
+    logits of the last expert chosen and the first one passed over (infinite without a choice);
+    `heldout_nll` (m, L): negative log likelihood of each held-out token, NaN where there is none.
+    """
+
+    logits: F32
+    margin: F32
+    heldout_nll: F32
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Token ids and what the reference says about them, for every variant of the weights.
+
+    `input_ids` (n, T); `heldout_ids` (m, L), padded with -1; `greedy` continues `greedy_prompt`
+    with the float original. `variants` has "original" and the name of every quantised target.
+    """
+
+    input_ids: Ids
+    heldout_ids: Ids
+    heldout_source: str
+    greedy_prompt: Ids
+    greedy: Ids
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+
+    def variant(self, target: str) -> Variant:
+        """The dequantised reference of a target; one that keeps all bits has the original's."""
+        return self.variants.get(target, self.variants[ORIGINAL])
+
+    def save(self, path: Path) -> None:
+        """Write golden.npz."""
+        arrays: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "heldout_ids": self.heldout_ids,
+            "heldout_source": np.array(self.heldout_source),
+            "greedy_prompt": self.greedy_prompt,
+            "greedy": self.greedy,
+        }
+        for name, variant in self.variants.items():
+            for part, array in asdict(variant).items():
+                arrays[f"{name}/{part}"] = array
+        with path.open("wb") as handle:
+            np.savez_compressed(handle, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read golden.npz. Raises EmoExportError when it is missing, damaged or not ours."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            names = sorted({key.split("/")[0] for key in arrays if "/" in key})
+            variants = {
+                name: Variant(
+                    arrays[f"{name}/logits"],
+                    arrays[f"{name}/margin"],
+                    arrays[f"{name}/heldout_nll"],
+                )
+                for name in names
+            }
+            return cls(
+                arrays["input_ids"],
+                arrays["heldout_ids"],
+                str(arrays["heldout_source"]),
+                arrays["greedy_prompt"],
+                arrays["greedy"],
+                {ORIGINAL: variants[ORIGINAL], **variants},
+            )
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            raise EmoExportError(f"{path}: is not a golden.npz of emo-export ({error})") from error
+        except Exception as error:
+            if type(error).__name__ in ("BadZipFile", "error"):  # zipfile and zlib, when damaged
+                raise EmoExportError(f"{path}: is damaged ({error})") from error
+            raise
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one comparison.
+
+    KL in nats, reference against engine, per position; `near_ties` positions (margin under the
+    tolerance's `tie`) are left out of `kl_mean`, `kl_max` and `top1`, and have their own mean.
+    """
+
+    positions: int
+    kl_mean: float
+    kl_max: float
+    top1: float
+    max_abs: float
+    near_ties: int
+    near_ties_kl_mean: float
+
+
+def log_softmax(logits: F32) -> F64:
+    """Logits (..., V) -> log probabilities, float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+def kl_divergence(reference: F32, engine: F32) -> F64:
+    """KL(reference || engine) in nats for each position of (..., V)."""
+    p, q = log_softmax(reference), log_softmax(engine)
+    # Rounding can leave a value a little under zero where the two agree to the last bit.
+    divergence: F64 = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return divergence
+
+
+def measure(reference: F32, engine: F32, margin: F32, tie: float) -> Measured:
+    """Compare logits (n, T, V); positions whose routing margin is under `tie` are scored apart.
+
+    When they are more than half of all, nothing is left out: a check must be able to fail.
+    """
+    if not np.isfinite(engine).all():
+        nan = float("nan")
+        return Measured(margin.size, nan, nan, 0.0, nan, 0, nan)
+    divergence = kl_divergence(reference, engine)
+    clear = margin >= tie
+    if clear.mean() < 0.5:
+        clear = np.ones_like(clear)
+    agree = reference.argmax(axis=-1) == engine.argmax(axis=-1)
+    tied = divergence[~clear]
+    return Measured(
+        positions=int(clear.size),
+        kl_mean=float(divergence[clear].mean()),
+        kl_max=float(divergence[clear].max()),
+        top1=float(agree[clear].mean()),
+        max_abs=float(np.abs(reference - engine)[clear].max()),
+        near_ties=int(tied.size),
+        near_ties_kl_mean=float(tied.mean()) if tied.size else 0.0,
+    )
+
+
+def run_logits(runtime: Runtime, ids: Ids, step: int) -> F32:
+    """Token ids (n, T) -> logits (n, T, V), in calls of `step` tokens (0: one call each)."""
+    out = np.empty((*ids.shape, runtime.vocab_size), dtype=np.float32)
+    for index, sequence in enumerate(ids):
+        runtime.reset()
+        size = step or len(sequence)
+        for start in range(0, len(sequence), size):
+            out[index, start : start + size] = runtime.forward(sequence[start : start + size])
+    return out
+
+
+def run_nll(runtime: Runtime, ids: Ids) -> F32:
+    """Held-out ids (m, L), padded with PAD -> negative log likelihood of all tokens but the first."""
+    out = np.full(ids.shape, np.nan, dtype=np.float32)
+    for index, padded in enumerate(ids):
+        sequence = padded[padded != PAD]
+        runtime.reset()
+        scores = log_softmax(runtime.forward(sequence)[:-1])
+        out[index, 1 : len(sequence)] = -scores[np.arange(len(sequence) - 1), sequence[1:]]
+    return out
+
+
+def perplexity(nll: F32) -> float:
+    """Exp of the mean over the tokens that have a value."""
+    return float(np.exp(np.nanmean(nll.astype(np.float64))))
+
+
+def run_greedy(runtime: Runtime, prompt: Ids, steps: int) -> list[int]:
+    """The `steps` most likely tokens after a prompt (T,)."""
+    runtime.reset()
+    tokens: list[int] = []
+    ids = prompt
+    for _ in range(steps):
+        tokens.append(int(runtime.forward(ids)[-1].argmax()))
+        ids = np.array(tokens[-1:], dtype=np.int64)
+    return tokens
+
+
+def first_difference(reference: Ids, tokens: list[int]) -> int | None:
+    """The first step at which two texts differ, from 0; None when they are the same."""
+    for step, (expected, found) in enumerate(zip(reference.tolist(), tokens, strict=True)):
+        if expected != found:
+            return step
+    return None

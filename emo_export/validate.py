@@ -1,0 +1,175 @@
+"""Judge an exported target against golden.npz with its own engine. No torch here: a Pi runs this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import Runtime
+from emo_export.parity import (
+    ORIGINAL,
+    Golden,
+    Measured,
+    first_difference,
+    measure,
+    perplexity,
+    run_greedy,
+    run_logits,
+    run_nll,
+)
+
+OpenRuntime = Callable[[], Runtime]
+SHIPPED, EXACT = "shipped", "exact"
+PREFILL, DECODE = "prefill", "decode"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison and its verdict.
+
+    `against` is `dequantised` or `original`; `arithmetic` is `shipped` (what a user runs) or `exact`
+    (float activations, where the engine would quantise them); `mode` is the whole prompt at once or
+    token by token through the KV cache. `failures` says which limit was exceeded.
+    """
+
+    target: str
+    against: str
+    arithmetic: str
+    mode: str
+    measured: Measured
+    limits: Mapping[str, float]
+    perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Within every limit."""
+        return not self.failures
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """All comparisons of one target, and the engine that made them.
+
+    `greedy_difference` is the first step at which greedy text differs from the float original's
+    (None: never in `greedy_steps`). `notes` tells what was not compared and why.
+    """
+
+    target: str
+    engine: Mapping[str, str]
+    rows: tuple[Row, ...]
+    greedy_steps: int
+    greedy_difference: int | None
+    heldout_tokens: int
+    heldout_source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Every row within its limits."""
+        return all(row.passed for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For parity.json and `--json`."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def tolerances(target: str) -> Mapping[str, Mapping[str, float]]:
+    """The limits of one target, from tolerances.json. Raises EmoExportError for an unknown one."""
+    table = json.loads(resources.files("emo_export").joinpath("tolerances.json").read_text("utf-8"))
+    if target not in table:
+        raise EmoExportError(f"{target}: tolerances.json has no limits for this target")
+    return dict(table[target])
+
+
+def validate_target(
+    target: str,
+    golden: Golden,
+    open_shipped: OpenRuntime,
+    open_exact: OpenRuntime | None = None,
+    notes: tuple[str, ...] = (),
+) -> TargetReport:
+    """Run one target and compare: shipped arithmetic, then exact where there is another way to run.
+
+    Raises EmoExportError when the engine can't open the model.
+    """
+    limits = tolerances(target)
+    rows: list[Row] = []
+    runtime = open_shipped()
+    try:
+        _check_fits(target, golden, runtime)
+        rows += _dequantised_rows(target, golden, runtime, SHIPPED, limits)
+        rows.append(_original_row(target, golden, runtime, limits[ORIGINAL]))
+        greedy = run_greedy(runtime, golden.greedy_prompt, len(golden.greedy))
+        engine = dict(runtime.describe())
+    finally:
+        runtime.close()
+    if open_exact is not None and EXACT in limits:
+        runtime = open_exact()
+        try:
+            rows += _dequantised_rows(target, golden, runtime, EXACT, limits)
+        finally:
+            runtime.close()
+    return TargetReport(
+        target=target,
+        engine=engine,
+        rows=tuple(rows),
+        greedy_steps=len(golden.greedy),
+        greedy_difference=first_difference(golden.greedy, greedy),
+        heldout_tokens=int((golden.heldout_ids[:, 1:] >= 0).sum()),
+        heldout_source=golden.heldout_source,
+        notes=notes,
+    )
+
+
+def _check_fits(target: str, golden: Golden, runtime: Runtime) -> None:
+    size = golden.variants[ORIGINAL].logits.shape[-1]
+    if runtime.vocab_size != size:
+        raise EmoExportError(
+            f"{target}: the model has {runtime.vocab_size} tokens, golden.npz {size}; "
+            "they are not of the same export"
+        )
+
+
+def _dequantised_rows(
+    target: str,
+    golden: Golden,
+    runtime: Runtime,
+    arithmetic: str,
+    limits: Mapping[str, Mapping[str, float]],
+) -> list[Row]:
+    reference, limit = golden.variant(target), limits[arithmetic]
+    rows = []
+    for mode, step in ((PREFILL, 0), (DECODE, 1)):
+        logits = run_logits(runtime, golden.input_ids, step)
+        figures = measure(reference.logits, logits, reference.margin, limit["tie"])
+        failures = tuple(_exceeded(figures, limit))
+        rows.append(Row(target, "dequantised", arithmetic, mode, figures, limit, failures=failures))
+    return rows
+
+
+def _original_row(target: str, golden: Golden, runtime: Runtime, limit: Mapping[str, float]) -> Row:
+    reference = golden.variants[ORIGINAL]
+    logits = run_logits(runtime, golden.input_ids, 0)
+    figures = measure(reference.logits, logits, reference.margin, limit["tie"])
+    found = perplexity(run_nll(runtime, golden.heldout_ids))
+    ratio = found / perplexity(reference.heldout_nll)
+    failures = list(_exceeded(figures, limit))
+    if not ratio <= limit["perplexity_ratio"]:
+        failures.append(f"perplexity ratio {ratio:.4f} > {limit['perplexity_ratio']}")
+    return Row(target, ORIGINAL, SHIPPED, PREFILL, figures, limit, found, ratio, tuple(failures))
+
+
+def _exceeded(figures: Measured, limit: Mapping[str, float]) -> list[str]:
+    # Written so that a NaN fails.
+    failures = []
+    if not figures.kl_mean <= limit["kl_mean"]:
+        failures.append(f"mean KL {figures.kl_mean:.2e} > {limit['kl_mean']:.0e}")
+    if not figures.top1 >= limit["top1"]:
+        failures.append(f"top-1 {figures.top1:.2%} < {limit['top1']:.0%}")
+    return failures

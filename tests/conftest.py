@@ -1,0 +1,35 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.paths import GOLDEN, NANO
+from tests.synth import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    return NANO
+
+
+@pytest.fixture
+def base_config() -> dict[str, Any]:
+    """A fresh copy of the base golden's config.json, free to change."""
+    config: dict[str, Any] = json.loads((GOLDEN / "base" / "config.json").read_text("utf-8"))
+    return config
+
+
+@pytest.fixture
+def synth(tmp_path: Path) -> Path:
+    """A small checkpoint of its own for one test, free to damage."""
+    return make_checkpoint(tmp_path / "synth")
