@@ -1,8 +1,8 @@
 """The decoder around the expert blocks: embedding, attention with KV cache, norms, head.
 
-Tokens travel as (B*T, D); only attention sees (B, T, ...). Head sizes that GroupQueryAttention
-takes (multiples of 16) use it; others use opset 23's RotaryEmbedding and Attention. Source: onnxruntime
-`group_query_attention_helper.h`, the ONNX operator reference.
+Tokens travel as (B*T, D); only attention sees (B, T, ...). GroupQueryAttention is used for the head
+sizes that it takes (multiples of 16), opset 23's RotaryEmbedding and Attention for others. Source:
+onnxruntime `group_query_attention_helper.h`, the ONNX operator reference.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class LayerParts:
     qkv: Linear
     out: Linear
     ffn: ExpertBlock | tuple[Linear, Linear]
+
+
+def uses_gqa(config: EmoConfig) -> bool:
+    """Tell whether ONNX Runtime's GroupQueryAttention takes this head size."""
+    return config.head_dim % 16 == 0
 
 
 def build_decoder(
@@ -103,7 +108,7 @@ class _Frame:
         padding = graph.add("Unsqueeze", [padding, graph.ints([1, 2])])
         wide = graph.add("Concat", [batch, one, self._tokens, self._total], {"axis": 0})
         self._bias = graph.add("Expand", [padding, wide])
-        self._gqa = config.head_dim % 16 == 0
+        self._gqa = uses_gqa(config)
         if self._gqa:
             # Left padding: every row ends at total-1, and the bias hides what is padded.
             last = graph.add(

@@ -20,6 +20,7 @@ from emo_export.converters.onnx_decoder import (
     build_decoder,
     decoder_inputs,
     decoder_outputs,
+    uses_gqa,
 )
 from emo_export.converters.onnx_experts import ExpertBlock, ExpertStack, router_rows
 from emo_export.converters.onnx_graph import Graph, Linear
@@ -277,6 +278,8 @@ class OnnxWriter:
             "type": self._scheme.type_name,
             "accuracy_level": self._level,
             "onnxruntime_min": ONNXRUNTIME_MIN,
+            # GroupQueryAttention may write the present into the past's buffer.
+            "share_kv_buffer": uses_gqa(self._config),
         }
         _write_json(self.folder / "config.json", raw)
         _write_json(self.folder / "emo_export.json", needs)

@@ -15,7 +15,7 @@ from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
-from emo_export.parity import PAD, Variant
+from emo_export.parity import PAD, Golden, Variant
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -46,6 +46,12 @@ class Probes:
     input_ids: Ids
     heldout: tuple[Ids, ...]
     heldout_source: str
+
+    @classmethod
+    def of(cls, golden: Golden) -> Probes:
+        """The token ids of a golden.npz, to compute its reference anew."""
+        heldout = tuple(row[row != PAD] for row in golden.heldout_ids)
+        return cls(golden.input_ids, heldout, golden.heldout_source)
 
     @property
     def sequences(self) -> list[Ids]:

@@ -173,7 +173,7 @@ def run_logits(runtime: Runtime, ids: Ids, step: int) -> F32:
 
 
 def run_nll(runtime: Runtime, ids: Ids) -> F32:
-    """Held-out ids (m, L), padded with PAD -> negative log likelihood of all tokens but the first."""
+    """Held-out ids (m, L), padded with PAD -> negative log likelihood, NaN for first tokens."""
     out = np.full(ids.shape, np.nan, dtype=np.float32)
     for index, padded in enumerate(ids):
         sequence = padded[padded != PAD]

@@ -1,4 +1,4 @@
-"""Judge an exported target against golden.npz with its own engine. No torch here: a Pi runs this."""
+"""Judge an exported target against golden.npz with its own engine. A Pi runs this: no torch."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PREFILL, DECODE = "prefill", "decode"
 class Row:
     """One comparison and its verdict.
 
-    `against` is `dequantised` or `original`; `arithmetic` is `shipped` (what a user runs) or `exact`
-    (float activations, where the engine would quantise them); `mode` is the whole prompt at once or
-    token by token through the KV cache. `failures` says which limit was exceeded.
+    `against` is `dequantised` or `original`; `arithmetic` is `shipped` (what a user runs) or
+    `exact` (float activations, where the engine would quantise them); `mode` is the whole prompt at
+    once or token by token through the KV cache. `failures` says which limit was exceeded.
     """
 
     target: str

@@ -21,7 +21,7 @@ class Hub:
         self.repo, self.files = repo, files
         self.asked: list[tuple[str, str]] = []
         self.ranges: list[str] = []
-        self.cut: set[str] = set()  # files whose transfer breaks off halfway
+        self.cuts: dict[str, int] = {}  # how many transfers of a file break off halfway
         hub = self
 
         class Handler(_Handler):
@@ -95,13 +95,18 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range", "")
         if not asked or not body:
-            self._send(200, content, headers, body, cut=name in self.served.cut)
+            self._send(200, content, headers, body, cut=body and self._cut(name))
             return
         self.served.ranges.append(f"{name} {asked}")
         first, _, last = asked.removeprefix("bytes=").partition("-")
         start, stop = int(first), int(last) + 1 if last else len(content)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(206, content[start:stop], headers, body, cut=name in self.served.cut)
+        self._send(206, content[start:stop], headers, body, cut=self._cut(name))
+
+    def _cut(self, name: str) -> bool:
+        left = self.served.cuts.get(name, 0)
+        self.served.cuts[name] = left - 1
+        return left > 0
 
     def _json(self, content: Any) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"}, True)

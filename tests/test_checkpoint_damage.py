@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from emo_export.checkpoint import INDEX, SINGLE, Checkpoint, read_header
+from emo_export.checkpoint import INDEX, SINGLE, Checkpoint
 from emo_export.errors import EmoExportError
 from tests.synth import make_checkpoint
 
@@ -32,10 +29,11 @@ def _refusal(folder: Path, *named: str) -> None:
 
 
 def _with_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    tensors = load_file(folder / SINGLE)
+    file = folder / SINGLE
+    tensors = load_file(file)
     change(tensors)
-    save_file(tensors, folder / SINGLE)
-    return folder / SINGLE
+    save_file(tensors, file)
+    return file
 
 
 def _with_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -144,12 +142,10 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "text shape": lambda e: e | {"shape": ["64", "32"]},
     "fractions": lambda e: e | {"shape": [64.9, 32.9]},
     "infinite shape": lambda e: e | {"shape": [float("inf"), 32]},
-    "nan shape": lambda e: e | {"shape": [float("nan"), 32]},
     "negative shape": lambda e: e | {"shape": [-64, -32]},
     "flag shape": lambda e: e | {"shape": [True, 2048]},
     "scalar": lambda e: e | {"shape": []},
     "one offset": lambda e: e | {"data_offsets": [0]},
-    "three offsets": lambda e: e | {"data_offsets": [0, 1, 2]},
     "infinite offsets": lambda e: e | {"data_offsets": [0, float("inf")]},
     "negative offsets": lambda e: e | {"data_offsets": [-8192, 0]},
     "reversed offsets": lambda e: e | {"data_offsets": e["data_offsets"][::-1]},
@@ -175,8 +171,6 @@ HEADERS = {
     "garbage": bytes(range(256)),
     "not json": b'{"a": ',
     "list": b"[]",
-    "null": b"null",
-    "text": b'"model"',
     "deep": b'{"a":' + b"[" * 100_000,
     "long number": b'{"a": ' + b"9" * 5000 + b"}",
 }
@@ -193,30 +187,6 @@ def test_a_garbage_header_is_refused(case: str, synth: Path) -> None:
 def test_an_absurd_header_length_is_refused(length: int, synth: Path) -> None:
     (synth / SINGLE).write_bytes(length.to_bytes(8, "little") + bytes(1000))
     _refusal(synth, str(synth / SINGLE))
-
-
-SMALL = {
-    "model.norm.weight": torch.arange(6.0),
-    "lm_head.weight": torch.arange(12.0).reshape(3, 4).half(),
-}
-FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4)
-
-
-@given(flips=FLIPS, cut=st.none() | st.integers(0, 10**6))
-def test_any_damage_reads_or_is_refused(flips: list[tuple[int, int]], cut: int | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / SINGLE
-        save_file(SMALL, file)
-        data = bytearray(file.read_bytes())
-        for place, value in flips:
-            data[place % len(data)] = value
-        file.write_bytes(data if cut is None else data[: cut % len(data)])
-        try:
-            for tensor in read_header(file).values():
-                assert 0 < tensor.nbytes <= len(data)
-                tensor.rows(0, 1)
-        except EmoExportError as error:
-            assert str(file) in str(error)
 
 
 # --- indexes and folders ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tests.hub import SHA, Hub
 from tests.paths import GOLDEN, NANO, ROOT
 
 REPO = "someone/emo-tiny"
+SHARD_2 = "model-00002-of-00003.safetensors"
 
 # What a repository also offers, none of it needed: code, pickles, other layouts, copies.
 UNNEEDED = {
@@ -82,18 +83,29 @@ def test_a_second_run_fetches_nothing(tmp_path: Path) -> None:
     assert third.stdout == first.stdout, third.stderr
 
 
-def test_a_broken_transfer_is_reported_and_resumed(tmp_path: Path) -> None:
-    # The client writes in pieces of 10 MB, so only a larger file can be kept in part.
+def test_a_transfer_that_breaks_off_once_goes_on(tmp_path: Path) -> None:
+    # The client writes in pieces of 10 MiB, so only a larger file can be kept in part.
     with Hub(REPO, _files(NANO)) as hub:
-        hub.cut = {"model.safetensors"}
+        hub.cuts = {"model.safetensors": 1}
+        done = _locate(REPO, hub.endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert hub.ranges == [f"model.safetensors bytes={20 << 20}-"]
+    found = Path(done.stdout.strip()) / "model.safetensors"
+    assert found.read_bytes() == (NANO / "model.safetensors").read_bytes()
+
+
+def test_a_fetch_that_fails_keeps_the_whole_files(tmp_path: Path) -> None:
+    with Hub(REPO, _files(GOLDEN / "sharded")) as hub:
+        hub.cuts = {SHARD_2: 1000}
         broken = _locate(REPO, hub.endpoint, tmp_path)
         assert broken.returncode == 1
         assert f"REFUSED {REPO}" in broken.stderr, broken.stderr
-        hub.cut.clear()
-        hub.ranges.clear()
+        hub.cuts.clear()
+        hub.asked.clear()
         done = _locate(REPO, hub.endpoint, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert hub.ranges, "the second run began from nothing"
+    again = {path.rpartition("/")[2] for method, path in hub.asked if method == "GET"}
+    assert {name for name in again if name.endswith(".safetensors")} == {SHARD_2}
     Checkpoint.open(Path(done.stdout.strip()))
 
 

@@ -1,0 +1,147 @@
+"""The model card of an exported folder: what it is, what was measured, how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emo_export import __version__
+from emo_export.checkpoint import Checkpoint
+from emo_export.parity import ORIGINAL
+from emo_export.validate import Row, TargetReport
+
+
+def model_card(
+    checkpoint: Checkpoint,
+    name: str,
+    targets: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, int],
+    reports: Sequence[TargetReport],
+) -> str:
+    """Markdown with a YAML head, as the Hugging Face hub reads it."""
+    parts = [
+        _head(targets),
+        f"# {name}",
+        _verdict(reports),
+        _about(checkpoint),
+        _files(targets, sizes),
+        _recipes(targets),
+        _parity(reports),
+        _running(name, targets),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(targets: Mapping[str, Mapping[str, Any]]) -> str:
+    kinds = sorted({spec.split(":")[0] for spec in targets})
+    tags = "\n".join(f"- {tag}" for tag in ("emo", "mixture-of-experts", *kinds))
+    return f"---\npipeline_tag: text-generation\ntags:\n{tags}\n---"
+
+
+def _verdict(reports: Sequence[TargetReport]) -> str:
+    if not reports:
+        return "**Not validated:** this folder was exported with `--no-validate`."
+    failed = [report.target for report in reports if not report.passed]
+    if failed:
+        return f"**PARITY FAILED for {', '.join(failed)}: do not use. The figures are below.**"
+    return ""
+
+
+def _about(checkpoint: Checkpoint) -> str:
+    config = checkpoint.config
+    sparse = [layer for layer in config.layers if not layer.is_dense]
+    counts = sorted({layer.num_experts for layer in sparse})
+    experts = " or ".join(map(str, counts))
+    text = (
+        f"An EMO mixture-of-experts language model, exported by emo-export {__version__} from the "
+        f"checkpoint `{checkpoint.path.name}`: {config.num_hidden_layers} layers, hidden size "
+        f"{config.hidden_size}, {experts} experts in a layer, of which a token uses "
+        f"{config.num_experts_per_tok}, vocabulary {config.vocab_size}."
+    )
+    pruning = checkpoint.pruning
+    if pruning:
+        text += (
+            f" It was pruned from `{pruning.get('original_model')}`: "
+            f"{pruning.get('prune_keep_k')} experts were kept in each layer "
+            f"(method: {pruning.get('pruning_method')})."
+        )
+    return text
+
+
+def _files(targets: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
+    lines = ["## Files", "", "| target | path | size |", "|---|---|---|"]
+    lines += [
+        f"| {spec} | `{target['path']}` | {sizes[spec] / 1e6:.1f} MB |"
+        for spec, target in targets.items()
+    ]
+    return "\n".join(lines)
+
+
+def _recipes(targets: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = list(next(iter(targets.values()))["recipe"])
+    lines = [
+        "## Types",
+        "",
+        "| target | " + " | ".join(part.replace("_", " ") for part in parts) + " |",
+        "|---" * (len(parts) + 1) + "|",
+    ]
+    for spec, target in targets.items():
+        lines.append(f"| {spec} | " + " | ".join(target["recipe"][p] for p in parts) + " |")
+    notes = [
+        f"- {spec}: rows of `{tensor}` do not fit {wanted} and are {used}."
+        for spec, target in targets.items()
+        for tensor, (wanted, used) in target["fallbacks"].items()
+    ]
+    if len(notes) > 8:
+        notes = [*notes[:8], f"- and {len(notes) - 8} more tensors, listed in manifest.json."]
+    return "\n".join(lines + (["", *notes] if notes else []))
+
+
+def _parity(reports: Sequence[TargetReport]) -> str:
+    if not reports:
+        return ""
+    lines = [
+        "## Measured parity",
+        "",
+        "`dequantised` compares with the reference implementation on the weights as this format "
+        "stores them (it finds bugs), `original` with the float checkpoint (it measures what "
+        "quantisation costs). KL in nats per position. `exact` keeps activations in float where "
+        "the engine by itself would quantise them.",
+        "",
+        "| target | compared with | arithmetic | mode | KL mean | top-1 | perplexity ratio | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_parity_line(row) for report in reports for row in report.rows]
+    first = reports[0]
+    lines += [
+        "",
+        f"Perplexity over {first.heldout_tokens} tokens of {first.heldout_source}. "
+        "`emo-export validate` on this folder repeats these figures.",
+    ]
+    return "\n".join(lines)
+
+
+def _parity_line(row: Row) -> str:
+    ratio = f"{row.perplexity_ratio:.4f}" if row.against == ORIGINAL else ""
+    m = row.measured
+    return (
+        f"| {row.target} | {row.against} | {row.arithmetic} | {row.mode} | {m.kl_mean:.1e} | "
+        f"{m.top1:.1%} | {ratio} | {'pass' if row.passed else 'FAIL'} |"
+    )
+
+
+def _running(name: str, targets: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["## Running", "", "```sh"]
+    for spec, target in targets.items():
+        extra = "llama" if spec.startswith("gguf") else "ort"
+        lines.append(f'pip install "emo-export[{extra}]"')
+        lines.append(f"emo-export run {name}/{target['path']} -p 'Once upon a time'")
+    lines += [
+        "```",
+        "",
+        "The GGUF has llama.cpp's architecture `deepseek`, whose graph computes EMO exactly; any "
+        "llama.cpp opens it. The ONNX folder needs ONNX Runtime 1.31 or newer."
+        if len({spec.split(":")[0] for spec in targets}) > 1
+        else "",
+    ]
+    return "\n".join(lines).rstrip()

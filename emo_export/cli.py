@@ -1,0 +1,231 @@
+"""The command line: thin commands; whatever is heavy is imported inside them.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 parity or verification failed,
+2 wrong usage or input, 3 missing dependency, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from emo_export import __version__
+from emo_export.errors import EmoExportError, ParityError
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _out() -> Console:
+    # A pipe has no width; a table must not be folded to 80 columns there.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+
+
+@click.group(context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="emo-export")
+def cli() -> None:
+    """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option(
+    "--to",
+    "specs",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="gguf:{f32,f16,bf16,q8_0,q4_0} or onnx:{f32,int8,int4}; may be repeated.",
+)
+@click.option(
+    "--heldout",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help='Text for perplexity: .txt, .jsonl with "text", or a folder of them. '
+    "Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
+)
+@click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
+@click.option("--context", type=click.IntRange(2), help="Positions to export.  [default: config's]")
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float.",
+)
+@click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
+@click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
+@click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+def export(
+    checkpoint: str,
+    output: Path,
+    specs: tuple[str, ...],
+    heldout: tuple[Path, ...],
+    heldout_tokens: int,
+    context: int | None,
+    accuracy_level: str,
+    torch_device: str,
+    overwrite: bool,
+    no_validate: bool,
+    as_json: bool,
+) -> None:
+    """Convert CHECKPOINT (a folder or a Hugging Face id) into every target, in one pass.
+
+    Example:
+        emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
+    """
+    from emo_export.cli_export import run_export
+
+    run_export(
+        checkpoint,
+        output,
+        specs,
+        heldout=heldout,
+        heldout_tokens=heldout_tokens,
+        context=context,
+        accuracy_level=int(accuracy_level),
+        device=torch_device,
+        overwrite=overwrite,
+        with_validation=not no_validate,
+        as_json=as_json,
+        out=_out(),
+    )
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--reference", metavar="CHECKPOINT", help="Compute the reference anew from this.")
+@click.option("--threads", type=click.IntRange(1), help="[default: physical cores]")
+@click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+def validate(
+    path: Path, reference: str | None, threads: int | None, torch_device: str, as_json: bool
+) -> None:
+    """Run an exported folder with its engines and compare with the reference.
+
+    PATH is a folder that export made, or one .gguf file or ONNX folder (with --reference).
+    Exit 0 within tolerance, 1 outside.
+
+    Example:
+        emo-export validate out
+    """
+    from emo_export.cli_export import run_validate
+
+    run_validate(path, reference, threads, torch_device, as_json, _out())
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from stdin.")
+@click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0))
+@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--target", metavar="SPEC", help="Which target of a folder.  [default: the first]")
+@click.option("--threads", type=click.IntRange(1), help="[default: physical cores]")
+def run(
+    path: Path,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    target: str | None,
+    threads: int | None,
+) -> None:
+    """Stream the text that follows a prompt, from a .gguf, an ONNX folder or an exported folder.
+
+    Example:
+        emo-export run out --target onnx:int4 -p "def main(" -n 64
+    """
+    from emo_export.cli_run import run_text
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    run_text(path, text, max_tokens, temperature, top_p, seed, target, threads)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(path: str, as_json: bool) -> None:
+    """Tell what a checkpoint, a .gguf, an ONNX folder or an exported folder is.
+
+    Example:
+        emo-export inspect examples/emo-nano
+    """
+    from emo_export.cli_run import run_inspect
+
+    run_inspect(path, as_json, _out())
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+def verify(folder: Path, as_json: bool) -> None:
+    """Check every file of an exported folder against the manifest's digests.
+
+    Example:
+        emo-export verify out
+    """
+    from emo_export.manifest import verify as find_problems
+
+    problems = find_problems(folder)
+    if as_json:
+        click.echo(
+            json.dumps({"folder": str(folder), "passed": not problems, "problems": problems})
+        )
+    elif not problems:
+        click.echo(f"{folder}: every file is as the manifest says")
+    if problems:
+        raise ParityError("\n".join(problems))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show the versions, kernels and paths that will be used, and what is missing for what.
+
+    Example:
+        emo-export doctor
+    """
+    from emo_export.cli_run import run_doctor
+
+    run_doctor(as_json, _out())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End on SIGTERM as on Ctrl-C, so that half-written files are removed."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(prog_name="emo-export", standalone_mode=False)
+    except EmoExportError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was left half-written", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe went away; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

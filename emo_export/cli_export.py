@@ -1,0 +1,239 @@
+"""The work of `export` and `validate`: what they print, and in which order they call the core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from emo_export.artifact import spec_of
+from emo_export.cli_targets import need, scheme_of, target_maker, validate_all
+from emo_export.errors import EmoExportError, ParityError
+from emo_export.manifest import NAME as MANIFEST
+from emo_export.manifest import Manifest
+
+if TYPE_CHECKING:
+    from emo_export.checkpoint import Checkpoint
+    from emo_export.export import Steps, Target
+    from emo_export.parity import Golden
+    from emo_export.validate import TargetReport
+
+CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def open_checkpoint(source: str) -> Checkpoint:
+    """A local folder or a Hugging Face id, opened and accounted for."""
+    from emo_export.checkpoint import Checkpoint, locate
+
+    checkpoint = Checkpoint.open(locate(source, progress=Console(stderr=True).is_terminal))
+    if checkpoint.config.max_position_embeddings < 0:
+        _say(
+            f"{source}: max_position_embeddings is -1 (unknown); assuming "
+            f"{checkpoint.config.context_length()} positions unless --context says otherwise"
+        )
+    return checkpoint
+
+
+def heldout_files(given: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
+    """The files named, the files of the folders named, or those of the checkpoint's heldout/."""
+    found: list[Path] = []
+    places = list(given)
+    if not places and (checkpoint.path / "heldout").is_dir():
+        places = [checkpoint.path / "heldout"]
+    for place in places:
+        if place.is_file():
+            found.append(place)
+            continue
+        inside = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".txt"))
+        if not inside:
+            raise EmoExportError(f"{place}: holds no .jsonl or .txt file")
+        found += inside
+    return found
+
+
+@contextmanager
+def progress_steps() -> Iterator[Steps]:
+    """A progress bar on stderr where that is a terminal, plain lines elsewhere."""
+    from emo_export.export import Steps
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None, visible=False)
+
+        def on_start(targets: Sequence[Target], source_bytes: int) -> None:
+            for target in targets:
+                _say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB -> {target.path}")
+                _warn_fallbacks(target)
+            _say(f"reading {source_bytes / 1e6:.1f} MB once")
+            bar.update(task, total=source_bytes, visible=True)
+
+        def on_stage(text: str) -> None:
+            bar.update(task, visible=False)
+            _say(text)
+
+        yield Steps(on_start, lambda count: bar.advance(task, count), on_stage)
+
+
+def _warn_fallbacks(target: Target) -> None:
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for tensor, change in target.scheme.fallbacks.items():
+        kinds.setdefault(change, []).append(tensor)
+    for (wanted, used), tensors in kinds.items():
+        _say(
+            f"warning: {target.spec}: rows of {len(tensors)} tensors (first: {tensors[0]}) "
+            f"do not fit {wanted} and are written as {used}"
+        )
+
+
+def run_export(
+    source: str,
+    output: Path,
+    specs: Sequence[str],
+    *,
+    heldout: Sequence[Path],
+    heldout_tokens: int,
+    context: int | None,
+    accuracy_level: int,
+    device: str,
+    overwrite: bool,
+    with_validation: bool,
+    as_json: bool,
+    out: Console,
+) -> None:
+    """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
+    need(CONVERT, "convert", "export")
+    from emo_export.export import export
+    from emo_export.golden import choose_probes
+
+    checkpoint = open_checkpoint(source)
+    make = target_maker(specs, checkpoint, context, accuracy_level)
+    _check_device(device)
+    if with_validation:
+        _need_engines(specs)
+    if not (checkpoint.path / "tokenizer.json").is_file():
+        _say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
+    probes = choose_probes(checkpoint, heldout_files(heldout, checkpoint), heldout_tokens)
+    with progress_steps() as steps:
+
+        def judge(
+            folder: Path, entries: Mapping[str, Mapping[str, Any]], golden: Golden
+        ) -> Sequence[TargetReport]:
+            return validate_all(folder, entries, golden, steps.on_stage)
+
+        result = export(
+            checkpoint,
+            output,
+            make,
+            probes,
+            steps,
+            validate=judge if with_validation else None,
+            device=device,
+            overwrite=overwrite,
+        )
+    total = sum(entry.bytes for entry in result.manifest.files)
+    _say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
+    if with_validation:
+        show(result.reports, as_json, out)
+    elif as_json:
+        click.echo(json.dumps({"passed": None, "targets": []}))
+
+
+def _need_engines(specs: Sequence[str]) -> None:
+    if any(spec.startswith("gguf") for spec in specs):
+        need(["xllamacpp"], "llama", "validating GGUF (or pass --no-validate)")
+    if any(spec.startswith("onnx") for spec in specs):
+        need(["onnxruntime"], "ort", "validating ONNX (or pass --no-validate)")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise EmoExportError(f"--torch-device {device}: expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EmoExportError("--torch-device cuda: torch sees no CUDA device here; use cpu")
+
+
+def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
+    """Print a table or JSON. Raises ParityError when a target is out of tolerance."""
+    from emo_export.report import remarks, table
+
+    passed = all(report.passed for report in reports)
+    if as_json:
+        content = {"passed": passed, "targets": [report.as_dict() for report in reports]}
+        click.echo(json.dumps(content, indent=2))
+    else:
+        out.print(table(reports))
+        for line in remarks(reports):
+            out.print(line, markup=False)
+    if not passed:
+        failed = ", ".join(report.target for report in reports if not report.passed)
+        raise ParityError(f"parity failed for {failed}; the table says which limit was exceeded")
+
+
+def run_validate(
+    path: Path,
+    reference: str | None,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+    out: Console,
+) -> None:
+    """Validate a folder that export made, or one artifact against a checkpoint."""
+    from emo_export.parity import Golden
+
+    whole = path.is_dir() and (path / MANIFEST).is_file()
+    if whole:
+        targets: Mapping[str, Mapping[str, Any]] = Manifest.load(path).targets
+        folder = path
+    else:
+        spec = spec_of(path)
+        targets, folder = {spec: {"path": path.name}}, path.parent
+    if reference is not None:
+        stored = Golden.load(path / "golden.npz") if whole else None
+        golden = _fresh_golden(reference, targets, stored, device)
+    elif whole:
+        golden = Golden.load(path / "golden.npz")
+    else:
+        raise EmoExportError(
+            f"{path}: has no golden.npz beside it; name the original with --reference CHECKPOINT"
+        )
+    show(validate_all(folder, targets, golden, _say, threads), as_json, out)
+
+
+def _fresh_golden(
+    source: str,
+    targets: Mapping[str, Mapping[str, Any]],
+    stored: Golden | None,
+    device: str,
+) -> Golden:
+    """The reference computed now, on the token ids of the stored golden where there is one."""
+    need(CONVERT, "convert", "--reference")
+    from emo_export.export import make_golden
+    from emo_export.golden import Probes, choose_probes
+
+    checkpoint = open_checkpoint(source)
+    _check_device(device)
+    if stored is None:
+        probes = choose_probes(checkpoint, heldout_files((), checkpoint), 4096)
+    else:
+        probes = Probes.of(stored)
+    schemes = {spec: scheme_of(spec, checkpoint) for spec in targets}
+    with progress_steps() as steps:
+        return make_golden(checkpoint, schemes, probes, steps, device)

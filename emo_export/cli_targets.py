@@ -1,0 +1,192 @@
+"""What the command line joins: specs to writers, and exported files to engines.
+
+Only the command line may know converters and runtimes both; heavy imports stay inside functions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.interfaces import Runtime, Tokenizer
+
+if TYPE_CHECKING:
+    from emo_export.checkpoint import Checkpoint
+    from emo_export.export import Target
+    from emo_export.parity import Golden
+    from emo_export.scheme import QuantScheme
+    from emo_export.validate import TargetReport
+
+TWIN_LIMIT = 8 << 30
+"""A float32 twin of a GGUF above this size is not made for the exact comparison."""
+
+
+def need(modules: Sequence[str], extra: str, what: str) -> None:
+    """Raise MissingDependencyError unless every module can be found."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f'{what} needs {", ".join(missing)}; pip install "emo-export[{extra}]"'
+        )
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """`gguf:q4_0` -> ("gguf", "q4_0"). Raises EmoExportError for what is not a target."""
+    kind, _, rest = spec.partition(":")
+    type_name, at, graph = rest.partition("@")
+    if kind not in ("gguf", "onnx") or not type_name:
+        raise EmoExportError(f"--to {spec}: expected gguf:TYPE or onnx:TYPE, as in gguf:q4_0")
+    if at and (kind, graph) != ("onnx", "qmoe"):
+        raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has @qmoe")
+    return kind, type_name.lower()
+
+
+def scheme_of(spec: str, checkpoint: Checkpoint) -> QuantScheme:
+    """The formats of a target for this checkpoint; refuses by name what it can't express."""
+    kind, type_name = parse_spec(spec)
+    if kind == "gguf":
+        from emo_export.converters.to_gguf import gguf_scheme
+
+        return gguf_scheme(type_name, checkpoint.config)
+    from emo_export.converters.to_onnx import onnx_scheme
+
+    return onnx_scheme(type_name, checkpoint.config)
+
+
+def target_maker(
+    specs: Sequence[str], checkpoint: Checkpoint, context: int | None, accuracy_level: int
+) -> Callable[[Path], list[Target]]:
+    """Check every target now; return what makes their writers once there is a folder."""
+    from emo_export.converters.gguf_tokenizer import read_tokenizer
+    from emo_export.converters.to_gguf import GgufWriter
+    from emo_export.converters.to_onnx import OnnxWriter
+    from emo_export.export import Target
+
+    config = checkpoint.config
+    names = [":".join(parse_spec(spec)) for spec in specs]
+    if len(set(names)) != len(names):
+        raise EmoExportError(f"--to names a target twice: {', '.join(specs)}")
+    schemes = {name: scheme_of(name, checkpoint) for name in names}
+    length = config.context_length(context)
+    tokenizer = None
+    if any(name.startswith("gguf:") for name in names):
+        tokenizer = read_tokenizer(checkpoint.path, config)
+
+    def make(folder: Path) -> list[Target]:
+        targets = []
+        for name, scheme in schemes.items():
+            kind, type_name = parse_spec(name)
+            writer: GgufWriter | OnnxWriter
+            if kind == "gguf":
+                place = f"model-{type_name.upper()}.gguf"
+                writer = GgufWriter(
+                    folder / place,
+                    config,
+                    scheme,
+                    tokenizer=tokenizer,
+                    model_name=checkpoint.path.resolve().name,
+                    context=length,
+                )
+            else:
+                place = f"onnx-{type_name}"
+                writer = OnnxWriter(
+                    folder / place,
+                    checkpoint.path,
+                    config,
+                    scheme,
+                    context=length,
+                    accuracy_level=accuracy_level,
+                )
+            targets.append(Target(name, place, writer, scheme))
+        return targets
+
+    return make
+
+
+def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Runtime:
+    """The engine for a .gguf file or an ONNX folder."""
+    if path.is_dir():
+        from emo_export.runtimes.ort import OnnxModel
+
+        return OnnxModel(path, threads=threads)
+    from emo_export.runtimes.llama_cpp import LlamaCpp
+
+    return LlamaCpp(path, threads=threads, parity=parity)
+
+
+def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:
+    """The tokenizer that belongs to an opened model."""
+    from emo_export.runtimes.llama_cpp import LlamaCpp
+
+    if isinstance(runtime, LlamaCpp):
+        return runtime.tokenizer()
+    from emo_export.runtimes.hf_tokenizer import HfTokenizer
+
+    return HfTokenizer(path)
+
+
+@contextmanager
+def exact_opener(
+    path: Path, threads: int | None
+) -> Iterator[tuple[Callable[[], Runtime] | None, str]]:
+    """How to run a target with float activations, or None and why not."""
+    if path.is_dir():
+        if importlib.util.find_spec("onnx") is None:
+            yield None, 'float activations not compared: that needs "emo-export[convert]"'
+            return
+        from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
+        from emo_export.runtimes.ort import OnnxModel
+
+        graph = exact_graph(path / "model.onnx")
+        yield (
+            (
+                lambda: OnnxModel(
+                    path, threads=threads, session_options=SESSION_OPTIONS, graph=graph
+                )
+            ),
+            "",
+        )
+        return
+    if importlib.util.find_spec("gguf") is None:
+        yield None, 'float activations not compared: that needs "emo-export[convert]"'
+        return
+    # q4_0 is the smallest type written here: its float32 twin is at most 7.2 times as large.
+    if path.stat().st_size * 7.2 > TWIN_LIMIT:
+        yield None, f"float activations not compared: the twin would exceed {TWIN_LIMIT >> 30} GiB"
+        return
+    from emo_export.converters.gguf_twin import write_float_twin
+
+    with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
+        twin = Path(folder) / "twin.gguf"
+        write_float_twin(path, twin)
+        yield (lambda: open_runtime(twin, threads, parity=True)), ""
+
+
+def validate_all(
+    folder: Path,
+    targets: Mapping[str, Mapping[str, Any]],
+    golden: Golden,
+    on_stage: Callable[[str], None],
+    threads: int | None = None,
+) -> list[TargetReport]:
+    """Judge every target of a folder with its engine."""
+    from emo_export.validate import EXACT, tolerances, validate_target
+
+    reports = []
+    for spec, entry in targets.items():
+        path = folder / str(entry["path"])
+        on_stage(f"validating {spec}")
+        shipped = partial(open_runtime, path, threads, parity=True)
+        if EXACT not in tolerances(spec):
+            reports.append(validate_target(spec, golden, shipped))
+            continue
+        with exact_opener(path, threads) as (exact, note):
+            notes = (note,) if note else ()
+            reports.append(validate_target(spec, golden, shipped, exact, notes))
+    return reports

@@ -1,0 +1,191 @@
+"""The main job: one pass over a checkpoint into every target, with golden logits and manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emo_export import __version__
+from emo_export.card import model_card
+from emo_export.checkpoint import Checkpoint
+from emo_export.golden import GREEDY, Probes, VariantSink, greedy_prompt
+from emo_export.interfaces import Writer
+from emo_export.manifest import Manifest, check_space, digest, staging, write_manifest
+from emo_export.parity import ORIGINAL, Golden
+from emo_export.pipeline import Probe, stream
+from emo_export.reference import float_source, greedy
+from emo_export.scheme import QuantScheme
+from emo_export.validate import TargetReport
+
+TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output: its spec, its place in the folder, what writes it and with which formats."""
+
+    spec: str
+    path: str
+    writer: Writer
+    scheme: QuantScheme
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all declared tensors."""
+        return sum(decl.nbytes for decl in self.writer.declarations())
+
+    @property
+    def is_lossless(self) -> bool:
+        """Every matrix keeps float32, so the dequantised reference is the original's."""
+        return all(kind.name == "f32" for kind in self.scheme.formats.values())
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the caller hears of while the work goes on."""
+
+    on_start: Callable[[Sequence[Target], int], None]
+    on_bytes: Callable[[int], None]
+    on_stage: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `export` made: the manifest and the parity of each target (empty: not validated)."""
+
+    manifest: Manifest
+    reports: tuple[TargetReport, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """No comparison was out of tolerance."""
+        return all(report.passed for report in self.reports)
+
+
+Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[TargetReport]]
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    make_targets: Callable[[Path], Sequence[Target]],
+    probes: Probes,
+    steps: Steps,
+    *,
+    validate: Validate | None,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> Result:
+    """Export to every target; `out` appears only when everything in it is whole.
+
+    Parity outside the tolerance doesn't hide the result: it is in the folder's parity.json and
+    card, and in the returned reports. Raises EmoExportError with nothing left behind.
+    """
+    with staging(out, overwrite) as folder:
+        targets = make_targets(folder)
+        steps.on_start(targets, checkpoint.nbytes)
+        check_space(out, sum(target.nbytes for target in targets))
+        golden = _write_targets(checkpoint, targets, probes, steps, device)
+        golden.save(folder / "golden.npz")
+        entries = {target.spec: _entry(target) for target in targets}
+        reports: Sequence[TargetReport] = ()
+        if validate is not None:
+            steps.on_stage("validating with the engines")
+            reports = validate(folder, entries, golden)
+            write_parity(folder / "parity.json", reports)
+        source = _source(checkpoint)
+        sizes = {spec: _size(folder / entry["path"]) for spec, entry in entries.items()}
+        card = model_card(checkpoint, out.name, entries, sizes, reports)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        manifest = write_manifest(folder, source, _tools(), entries)
+    return Result(manifest, tuple(reports))
+
+
+def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
+    """Write parity.json: every comparison with its figures, limits and verdict."""
+    content = {"passed": all(r.passed for r in reports), "targets": [r.as_dict() for r in reports]}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def make_golden(
+    checkpoint: Checkpoint,
+    schemes: Mapping[str, QuantScheme],
+    probes: Probes,
+    steps: Steps,
+    device: str,
+    writers: Sequence[Writer] = (),
+) -> Golden:
+    """One pass: the original and the dequantised variant of each scheme, while writers write."""
+    config = checkpoint.config
+    sinks = {ORIGINAL: VariantSink(config, probes)}
+    sinks |= {spec: VariantSink(config, probes) for spec in schemes}
+    runs = [Probe(sink.run(device), schemes.get(spec)) for spec, sink in sinks.items()]
+    stream(checkpoint, writers, runs, steps.on_bytes)
+    steps.on_stage("greedy text of the reference")
+    prompt = greedy_prompt(probes, config)
+    return Golden(
+        input_ids=probes.input_ids,
+        heldout_ids=probes.heldout_ids,
+        heldout_source=probes.heldout_source,
+        greedy_prompt=prompt,
+        greedy=greedy(config, float_source(checkpoint), prompt, GREEDY, device),
+        variants={spec: sink.variant() for spec, sink in sinks.items()},
+    )
+
+
+def _write_targets(
+    checkpoint: Checkpoint, targets: Sequence[Target], probes: Probes, steps: Steps, device: str
+) -> Golden:
+    writers = [target.writer for target in targets]
+    schemes = {t.spec: t.scheme for t in targets if not t.is_lossless}
+    try:
+        for writer in writers:
+            writer.open()
+        golden = make_golden(checkpoint, schemes, probes, steps, device, writers)
+        steps.on_stage("flushing to disk")
+        for writer in writers:
+            writer.close()
+    except BaseException:
+        for writer in writers:
+            writer.abort()
+        raise
+    return golden
+
+
+def _entry(target: Target) -> dict[str, Any]:
+    """What the manifest says of a target."""
+    return {
+        "path": target.path,
+        "recipe": {part.value: name for part, name in target.scheme.recipe.items()},
+        "fallbacks": {name: list(types) for name, types in target.scheme.fallbacks.items()},
+    }
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where the weights came from, with enough to recognise them again."""
+    return {
+        "name": checkpoint.path.name,
+        "config_sha256": digest(checkpoint.path / "config.json"),
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+        "pruning": checkpoint.pruning,
+    }
+
+
+def _tools() -> dict[str, str]:
+    found = {"emo-export": __version__}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
