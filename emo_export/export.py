@@ -160,7 +160,7 @@ def _entry(target: Target) -> dict[str, Any]:
     """What the manifest says of a target."""
     return {
         "path": target.path,
-        "recipe": {part.value: name for part, name in target.scheme.recipe.items()},
+        "recipe": {part.value: name for part, name in target.scheme.used_recipe.items()},
         "fallbacks": {name: list(types) for name, types in target.scheme.fallbacks.items()},
     }
 

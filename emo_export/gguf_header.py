@@ -155,7 +155,7 @@ class _Reader:
         return GgufFile(version, keys, placed, alignment, data, self._size)
 
     def _version(self) -> int:
-        version = self._number("I", "version")
+        version: int = self._number("I", "version")
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         if swapped in (1, *VERSIONS):
             self._refuse("is big-endian; only little-endian GGUF is read")

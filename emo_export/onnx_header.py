@@ -8,254 +8,190 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from emo_export.errors import EmoExportError
 
 MAX_FILE = 1 << 31  # protobuf's limit
-MAX_FIELDS = 4_000_000  # of all messages; a graph with one `If` per expert has some 100 000
-MAX_DEPTH = 8  # of graphs within graphs
+MAX_FIELDS = 2_000_000  # of all messages; a graph with one `If` per expert has some 100 000
+MAX_DEPTH, MAX_RANK = 8, 16  # of graphs within graphs; of a tensor
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-EXTERNAL = 1  # TensorProto.DataLocation
-# TensorProto.DataType -> (name, bits of an element)
-ELEMENTS: Mapping[int, tuple[str, int]] = {
-    number: (name, int(bits))
-    for number, (name, bits) in enumerate(
-        (
-            entry.split()
-            for entry in "FLOAT 32,UINT8 8,INT8 8,UINT16 16,INT16 16,INT32 32,INT64 64,STRING 0,"
-            "BOOL 8,FLOAT16 16,DOUBLE 64,UINT32 32,UINT64 64,COMPLEX64 64,COMPLEX128 128,"
-            "BFLOAT16 16,FLOAT8E4M3FN 8,FLOAT8E4M3FNUZ 8,FLOAT8E5M2 8,FLOAT8E5M2FNUZ 8,UINT4 4,"
-            "INT4 4,FLOAT4E2M1 4,FLOAT8E8M0 8,UINT2 2,INT2 2".split(",")
-        ),
-        start=1,
-    )
-}
-
-
-@dataclass(frozen=True)
-class External:
-    """Where an initializer's bytes lie; a `length` of None means up to the tensor's size."""
-
-    location: str
-    offset: int
-    length: int | None
+# TensorProto.DataType from 1 on: name and bits of an element
+_ELEMENTS = (
+    "FLOAT 32,UINT8 8,INT8 8,UINT16 16,INT16 16,INT32 32,INT64 64,STRING 0,BOOL 8,FLOAT16 16,"
+    "DOUBLE 64,UINT32 32,UINT64 64,COMPLEX64 64,COMPLEX128 128,BFLOAT16 16,FLOAT8E4M3FN 8,"
+    "FLOAT8E4M3FNUZ 8,FLOAT8E5M2 8,FLOAT8E5M2FNUZ 8,UINT4 4,INT4 4,FLOAT4E2M1 4,FLOAT8E8M0 8,"
+    "UINT2 2,INT2 2"
+).split(",")
+ELEMENTS = {i: (text.split()[0], int(text.split()[1])) for i, text in enumerate(_ELEMENTS, 1)}
+Span = tuple[int, int]  # where the bytes of a field begin and end
+Value = int | Span
 
 
 @dataclass(frozen=True)
 class OnnxTensor:
-    """One initializer; `nbytes` is what its shape and element type come to."""
+    """One initializer; `location` is the file it lies in, empty when that is the model itself."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     nbytes: int
-    external: External | None
+    location: str
+    offset: int
+    length: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class OnnxFile:
     """What model.onnx says; `ops` counts nodes by `domain.OpType`, those of inner graphs too."""
 
     ir_version: int
-    opsets: Mapping[str, int]
     producer: str
-    metadata: Mapping[str, str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    initializers: tuple[OnnxTensor, ...]
-    ops: Mapping[str, int]
+    opsets: dict[str, int]
+    metadata: dict[str, str]
+    inputs: list[str]
+    outputs: list[str]
+    initializers: list[OnnxTensor]
+    ops: Counter[str]
     size: int
-
-
-@dataclass
-class _Graph:
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    initializers: list[OnnxTensor] = field(default_factory=list)
-    ops: Counter[str] = field(default_factory=Counter)
 
 
 def read_onnx(path: Path) -> OnnxFile:
     """Read model.onnx. Raises EmoExportError naming the file and what is malformed in it."""
-    if not path.is_file():
-        raise EmoExportError(f"{path}: is not a file")
+    size = path.stat().st_size if path.is_file() else 0
+    if not 0 < size < MAX_FILE:
+        raise EmoExportError(f"{path}: is no file of 1 to {MAX_FILE - 1} bytes")
     try:
-        size = path.stat().st_size
-        if not 0 < size < MAX_FILE:
-            raise EmoExportError(f"{path}: has {size} bytes, a model.onnx has 1 to {MAX_FILE - 1}")
-        with path.open("rb") as handle:
-            with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as raw:
-                return _Reader(path, raw, size).model()
-    except OSError as error:
-        raise EmoExportError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-class _Span(tuple[int, int]):
-    """Begin and end of a length-delimited field."""
+        with path.open("rb") as f, mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ) as raw:
+            return _Reader(path, raw).model(size)
+    except (OSError, ValueError) as error:  # ValueError: it shrank, or is not UTF-8
+        raise EmoExportError(f"{path}: cannot be read ({error})") from error
 
 
 class _Reader:
-    """Walks over messages; a field is (number, an int or the span of its bytes)."""
+    """Walks over messages; a field is its number and either an int or the span of its bytes."""
 
-    def __init__(self, path: Path, raw: mmap.mmap, size: int) -> None:
-        self._path, self._raw, self._size = path, raw, size
-        self._left = MAX_FIELDS
+    def __init__(self, path: Path, raw: mmap.mmap) -> None:
+        self._path, self._raw, self._left = path, raw, MAX_FIELDS
 
-    def model(self) -> OnnxFile:
-        version, producer = 0, ""
-        opsets: dict[str, int] = {}
-        metadata: dict[str, str] = {}
-        graphs: list[_Span] = []
-        for number, value in self._fields(_Span((0, self._size))):
-            if number == 1:
-                version = self._int(value)
-            elif number == 2:
-                producer = self._text(value)
-            elif number == 7:
-                graphs.append(self._span(value))
-            elif number == 8:
-                domain, opset = self._entry(value, 1, 2)
-                opsets[self._text(domain)] = self._int(opset)
-            elif number == 14:
-                key, text = self._entry(value, 1, 2)
-                metadata[self._text(key)] = self._text(text)
-        if not version or len(graphs) != 1 or not opsets:
-            self._refuse("has no ONNX model in it (IR version, one graph and opsets)")
-        graph = _Graph()
-        self._graph(graphs[0], graph, 0)
-        ends = tuple(graph.inputs), tuple(graph.outputs)
-        tensors, ops = tuple(graph.initializers), dict(sorted(graph.ops.items()))
-        return OnnxFile(version, opsets, producer, metadata, *ends, tensors, ops, self._size)
+    def model(self, size: int) -> OnnxFile:
+        fields = list(self._fields((0, size)))
+        found = dict(fields)
+        version, producer = self._int(found.get(1, 0)), self._text(found.get(2, (0, 0)))
+        pairs = [self._pair(value) for number, value in fields if number == 8]
+        opsets = {self._text(domain): self._int(opset) for domain, opset in pairs}
+        meta = self._strings(fields, 14)
+        model = OnnxFile(version, producer, opsets, meta, [], [], [], Counter(), size)
+        if not version or not opsets or [number for number, _ in fields].count(7) != 1:
+            self._refuse("holds no ONNX model (an IR version, opsets and one graph)")
+        self._graph(found[7], model, 0)
+        return model
 
     def _refuse(self, what: str) -> NoReturn:
         raise EmoExportError(f"{self._path}: {what}; is it a whole model.onnx?")
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
+    def _varint(self, at: int, end: int) -> Span:
+        """The number that begins at `at`, and where it ends."""
         value = 0
         for shift in range(0, 70, 7):
-            if at >= end:
-                break
-            byte = self._raw[at]
-            at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value & (1 << 64) - 1, at
-        self._refuse(f"a number at byte {at} has no end")
+            if at < end:
+                byte = self._raw[at]
+                at += 1
+                value |= (byte & 127) << shift
+                if byte < 128:
+                    return value & (1 << 64) - 1, at
+        self._refuse(f"the number before byte {at} has no end")
 
-    def _fields(self, span: _Span) -> Iterator[tuple[int, int | _Span]]:
-        at, end = span
+    def _fields(self, span: Value) -> Iterator[tuple[int, Value]]:
+        at, end = self._span(span)
         while at < end:
             self._left -= 1
-            if self._left < 0:
-                self._refuse(f"has more than {MAX_FIELDS} fields")
             key, at = self._varint(at, end)
-            number, wire = key >> 3, key & 7
-            value: int | _Span
-            if wire == VARINT:
+            wire, value, size = key & 7, 0, 8 if key & 7 == FIXED64 else 4
+            if wire in (VARINT, BYTES):
                 value, at = self._varint(at, end)
-            elif wire in (BYTES, FIXED32, FIXED64):
-                size = 8 if wire == FIXED64 else 4
-                if wire == BYTES:
-                    size, at = self._varint(at, end)
-                if size > end - at:
-                    self._refuse(f"a field of {size} bytes at byte {at} runs past byte {end}")
-                value, at = _Span((at, at + size)), at + size
-            else:
-                self._refuse(f"byte {at} has wire type {wire}, which ONNX does not use")
-            if number == 0:
-                self._refuse(f"there is a field of number 0 before byte {at}")
-            yield number, value
+                size = value if wire == BYTES else 0
+            if wire not in (VARINT, BYTES, FIXED32, FIXED64) or key < 8 or self._left < 0:
+                self._refuse(f"the field before byte {at} is not one of an ONNX model")
+            if size > end - at:
+                self._refuse(f"a field of {size} bytes at byte {at} runs past byte {end}")
+            yield key >> 3, value if wire == VARINT else (at, at + size)
+            at += size
 
-    def _int(self, value: int | _Span) -> int:
-        if isinstance(value, _Span):
+    def _int(self, value: Value) -> int:
+        if isinstance(value, tuple):
             self._refuse(f"there are bytes at byte {value[0]} where a number belongs")
         return value
 
-    def _span(self, value: int | _Span) -> _Span:
-        if not isinstance(value, _Span):
+    def _span(self, value: Value) -> Span:
+        if isinstance(value, int):
             self._refuse(f"there is a number ({value}) where bytes belong")
         return value
 
-    def _text(self, value: int | _Span) -> str:
-        begin, end = self._span(value)
-        try:
-            return self._raw[begin:end].decode("utf-8")
-        except UnicodeDecodeError:
-            self._refuse(f"the text at byte {begin} is not UTF-8")
+    def _text(self, value: Value) -> str:
+        return self._raw[slice(*self._span(value))].decode("utf-8")
 
-    def _entry(self, value: int | _Span, *numbers: int) -> list[int | _Span]:
-        """The last value of each of some fields of a message; text that is absent is empty."""
-        found = dict(self._fields(self._span(value)))
-        return [found.get(number, _Span((0, 0))) for number in numbers]
+    def _pair(self, value: Value) -> tuple[Value, Value]:
+        """Fields 1 and 2 of a message; one that is absent is empty."""
+        found = dict(self._fields(value))
+        return found.get(1, (0, 0)), found.get(2, (0, 0))
 
-    def _graph(self, span: _Span, out: _Graph, depth: int) -> None:
+    def _strings(self, fields: list[tuple[int, Value]], wanted: int) -> dict[str, str]:
+        pairs = [self._pair(value) for number, value in fields if number == wanted]
+        return {self._text(key): self._text(text) for key, text in pairs}
+
+    def _graph(self, span: Value, model: OnnxFile, depth: int) -> None:
         if depth > MAX_DEPTH:
             self._refuse(f"has graphs nested deeper than {MAX_DEPTH}")
         for number, value in self._fields(span):
             if number == 1:
-                self._node(self._span(value), out, depth)
+                self._node(value, model, depth)
             elif number == 5:
-                out.initializers.append(self._tensor(self._span(value)))
+                model.initializers.append(self._tensor(value))
             elif number in (11, 12) and depth == 0:
-                names = out.inputs if number == 11 else out.outputs
-                names.append(self._text(self._entry(value, 1)[0]))
+                ends = model.inputs if number == 11 else model.outputs
+                ends.append(self._text(self._pair(value)[0]))
 
-    def _node(self, span: _Span, out: _Graph, depth: int) -> None:
-        kind, domain = "", ""
+    def _node(self, span: Value, model: OnnxFile, depth: int) -> None:
+        kind = domain = ""
         for number, value in self._fields(span):
             if number == 4:
                 kind = self._text(value)
             elif number == 7:
-                domain = self._text(value)
-            elif number == 5:
-                for inner, graph in self._fields(self._span(value)):
+                domain = self._text(value) + "."
+            elif number == 5:  # an attribute, which may hold graphs
+                for inner, graph in self._fields(value):
                     if inner in (6, 11):
-                        self._graph(self._span(graph), out, depth + 1)
-        out.ops[f"{domain}.{kind}" if domain else kind] += 1
+                        self._graph(graph, model, depth + 1)
+        model.ops[domain.removeprefix(".") + kind] += 1
 
-    def _tensor(self, span: _Span) -> OnnxTensor:
-        name, kind, is_external = "", 0, False
-        shape: list[int] = []
-        pairs: dict[str, str] = {}
-        for number, value in self._fields(span):
-            if number == 1:
-                shape += self._dims(value)
-            elif number == 2:
-                kind = self._int(value)
-            elif number == 8:
-                name = self._text(value)
-            elif number == 13:
-                key, text = self._entry(value, 1, 2)
-                pairs[self._text(key)] = self._text(text)
-            elif number == 14:
-                is_external = self._int(value) == EXTERNAL
-        if kind not in ELEMENTS or any(size >= 1 << 63 for size in shape):
-            self._refuse(f"initializer {name!r} has shape {shape} and element type {kind}")
-        type_name, bits = ELEMENTS[kind]
-        nbytes = -(-math.prod(shape) * bits // 8)
-        place = self._external(name, pairs) if is_external else None
-        return OnnxTensor(name, tuple(shape), type_name, nbytes, place)
+    def _tensor(self, span: Value) -> OnnxTensor:
+        fields = list(self._fields(span))
+        found = dict(fields)
+        name, kind = self._text(found.get(8, (0, 0))), self._int(found.get(2, 0))
+        shape = [size for number, value in fields if number == 1 for size in self._dims(value)]
+        if kind not in ELEMENTS or len(shape) > MAX_RANK or max(shape, default=0) >= 1 << 63:
+            self._refuse(f"initializer {name!r} has shape {shape[:MAX_RANK]} and type {kind}")
+        nbytes = -(-math.prod(shape) * ELEMENTS[kind][1] // 8)
+        keys = {"location": "", "offset": "0", "length": str(nbytes)}
+        if found.get(14) == 1:  # TensorProto.EXTERNAL
+            keys |= self._strings(fields, 13)
+            places = keys["offset"], keys["length"]
+            if not all(re.fullmatch("[0-9]{1,400}", n) for n in places) or not keys["location"]:
+                self._refuse(f"initializer {name!r} has external data at {keys!r:.200}")
+        place = keys["location"], int(keys["offset"]), int(keys["length"])
+        return OnnxTensor(name, tuple(shape), ELEMENTS[kind][0], nbytes, *place)
 
-    def _dims(self, value: int | _Span) -> list[int]:
-        if not isinstance(value, _Span):
-            return [value]
-        sizes, (at, end) = [], value
+    def _dims(self, value: Value) -> Iterator[int]:
+        if isinstance(value, int):
+            yield value
+            return
+        at, end = value
         while at < end:
             size, at = self._varint(at, end)
-            sizes.append(size)
-        return sizes
-
-    def _external(self, name: str, pairs: Mapping[str, str]) -> External:
-        numbers = {key: pairs[key] for key in ("offset", "length") if key in pairs}
-        for key, text in numbers.items():
-            if not (text.isascii() and text.isdecimal() and len(text) < 20):
-                self._refuse(f"initializer {name!r} has external {key} {text!r}")
-        if not pairs.get("location"):
-            self._refuse(f"initializer {name!r} is external but names no file")
-        length = int(numbers["length"]) if "length" in numbers else None
-        return External(pairs["location"], int(numbers.get("offset", "0")), length)
+            yield size

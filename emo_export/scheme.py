@@ -89,7 +89,7 @@ class QuantScheme:
     """
 
     type_name: str
-    recipe: Mapping[Part, str]
+    used_recipe: Mapping[Part, str]  # of the parts that the model has
     formats: Mapping[Slot, Format]
     fallbacks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -131,7 +131,8 @@ def resolve(
         if chosen != wanted:
             fallbacks[slot.name] = (wanted, chosen)
         formats[slot] = known[chosen]
-    return QuantScheme(type_name, recipe, formats, fallbacks)
+    used = {part: name for part, name in recipe.items() if part in widths}
+    return QuantScheme(type_name, used, formats, fallbacks)
 
 
 def _fitting(wanted: str, known: Mapping[str, Format], cols: set[int]) -> str | None:

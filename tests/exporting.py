@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from emo_export.checkpoint import Checkpoint
 from emo_export.converters.gguf_tokenizer import read_tokenizer
@@ -26,6 +27,10 @@ from tests.oracle import oracle_logits
 from tests.synth import CONFIGS, make_checkpoint
 
 Array = npt.NDArray[Any]
+
+# On matrices this small, threads wait for each other at spin locks: ten times slower when other
+# work shares the cores.
+torch.set_num_threads(1)
 
 TIGHT = 1e-10  # mean KL of float32 against the oracle; 5e-13 was measured
 

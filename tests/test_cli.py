@@ -1,0 +1,315 @@
+"""What a user of the command line meets: exit codes, one-sentence errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emo_export.cli import main
+from emo_export.manifest import Manifest
+from tests.paths import GOLDEN, NANO
+from tests.synth import make_checkpoint
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def emo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["emo-export", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return Done(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """emo-nano as a q4_0 GGUF and an int4 ONNX folder, made by the command itself."""
+    out = tmp_path_factory.mktemp("nano") / "out"
+    command = [sys.executable, "-m", "emo_export.cli", "export", str(NANO), "-o", str(out)]
+    command += ["--to", "gguf:q4_0", "--to", "onnx:int4", "--heldout-tokens", "1024", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    assert {t["target"] for t in report["targets"]} == {"gguf:q4_0", "onnx:int4"}
+    return out
+
+
+def test_export_leaves_a_whole_folder(exported: Path, emo: Callable[..., Done]) -> None:
+    names = {p.name for p in exported.iterdir()}
+    assert names == {
+        "README.md",
+        "golden.npz",
+        "manifest.json",
+        "model-Q4_0.gguf",
+        "onnx-int4",
+        "parity.json",
+    }
+    assert [p for p in exported.parent.iterdir() if p != exported] == []
+    assert json.loads((exported / "parity.json").read_text())["passed"] is True
+    assert emo("verify", exported).code == 0
+    card = (exported / "README.md").read_text()
+    assert "gguf:q4_0" in card and "FAIL" not in card
+
+
+def test_exact_rows_meet_the_acceptance(exported: Path) -> None:
+    rows = [
+        r for t in json.loads((exported / "parity.json").read_text())["targets"] for r in t["rows"]
+    ]
+    exact = [r for r in rows if r["arithmetic"] == "exact"]
+    assert len(exact) == 4
+    assert all(r["measured"]["kl_mean"] <= 1e-5 for r in exact)
+    shipped = [r for r in rows if r["arithmetic"] == "shipped" and r["against"] == "dequantised"]
+    assert all(r["measured"]["kl_mean"] <= 5e-3 for r in shipped)
+    original = [r for r in rows if r["against"] == "original"]
+    assert all(r["perplexity_ratio"] <= 1.06 for r in original)
+
+
+def test_validate_again_and_with_the_reference(exported: Path, emo: Callable[..., Done]) -> None:
+    stored = emo("validate", exported, "--json")
+    assert stored.code == 0
+    fresh = emo("validate", exported, "--reference", NANO, "--json")
+    assert fresh.code == 0
+    pairs = zip(json.loads(stored.out)["targets"], json.loads(fresh.out)["targets"], strict=True)
+    for a, b in pairs:
+        for x, y in zip(a["rows"], b["rows"], strict=True):
+            assert x["measured"]["kl_mean"] == pytest.approx(y["measured"]["kl_mean"], rel=0.02)
+
+
+def test_validate_prints_a_table(exported: Path, emo: Callable[..., Done]) -> None:
+    done = emo("validate", exported)
+    assert done.code == 0
+    for word in ("KL mean", "top-1", "ppl ratio", "gguf:q4_0", "onnx:int4", "greedy", "near ties"):
+        assert word in done.out
+
+
+def test_validate_one_artifact_needs_a_reference(exported: Path, emo: Callable[..., Done]) -> None:
+    alone = emo("validate", exported / "model-Q4_0.gguf")
+    assert alone.code == 2 and "--reference" in alone.err
+    assert emo("validate", exported / "onnx-int4", "--reference", NANO).code == 0
+
+
+def test_tampered_weights_fail_verify_and_validate(
+    exported: Path, tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    data = copy / "onnx-int4" / "model.onnx.data"
+    with data.open("r+b") as file:
+        file.seek(data.stat().st_size // 2)
+        file.write(bytes(200_000))
+    wrong = emo("verify", copy)
+    assert wrong.code == 1 and "model.onnx.data" in wrong.err
+    failed = emo("validate", copy, "--json")
+    assert failed.code == 1
+    passed = {t["target"]: t["passed"] for t in json.loads(failed.out)["targets"]}
+    assert passed == {"gguf:q4_0": True, "onnx:int4": False}
+
+
+@pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
+def test_run_is_deterministic_and_seeded(
+    exported: Path, target: str, emo: Callable[..., Done]
+) -> None:
+    def text(seed: int) -> str:
+        done = emo("run", exported, "--target", target, "-p", "In the", "-n", 24, "--seed", seed)
+        assert done.code == 0
+        return done.out
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_greedy_run_is_the_references_text(exported: Path) -> None:
+    """Both engines continue the golden prompt with the golden tokens, through text and back."""
+    from tokenizers import Tokenizer
+
+    golden = np.load(exported / "golden.npz")
+    tokenizer = Tokenizer.from_file(str(NANO / "tokenizer.json"))
+    prompt = tokenizer.decode(golden["greedy_prompt"].tolist(), skip_special_tokens=False)
+    expected = tokenizer.decode(golden["greedy"].tolist())
+    for target in ("gguf:q4_0", "onnx:int4"):
+        command = [sys.executable, "-m", "emo_export.cli", "run", str(exported), "-p", "-"]
+        command += ["--target", target, "-n", "24", "--temperature", "0"]
+        done = subprocess.run(command, input=prompt, capture_output=True, text=True, check=True)
+        assert done.stdout == expected + "\n"
+
+
+def test_run_of_a_folder_without_models(tmp_path: Path, emo: Callable[..., Done]) -> None:
+    done = emo("run", tmp_path, "-p", "x")
+    assert done.code == 2 and "no folder" in done.err
+
+
+@pytest.mark.parametrize("name", ["base", "pruned", "densefirst", "sharded"])
+def test_goldens_are_exact(name: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
+    out = tmp_path / "out"
+    done = emo("export", GOLDEN / name, "-o", out, "--to", "gguf:f32", "--to", "onnx:f32", "--json")
+    assert done.code == 0
+    for target in json.loads(done.out)["targets"]:
+        assert len(target["rows"]) == 3
+        for row in target["rows"]:
+            assert row["measured"]["kl_mean"] <= 1e-6 and row["measured"]["top1"] == 1.0
+
+
+def _break_missing(folder: Path) -> str:
+    return _rewrite(folder, lambda t: t.pop("model.layers.1.self_attn.v_proj.weight"))
+
+
+def _break_extra(folder: Path) -> str:
+    def add(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.layers.0.mlp.experts.99.up_proj.weight"] = np.zeros((4, 4), np.float32)
+
+    _rewrite(folder, add)
+    return "model.layers.0.mlp.experts.99.up_proj.weight"
+
+
+def _break_shape(folder: Path) -> str:
+    def cut(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].copy()
+
+    _rewrite(folder, cut)
+    return "model.norm.weight"
+
+
+def _break_nan(folder: Path) -> str:
+    def poison(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.layers.1.mlp.experts.3.down_proj.weight"][5, 7] = np.nan
+
+    _rewrite(folder, poison)
+    return "model.layers.1.mlp.experts.3.down_proj.weight"
+
+
+def _break_truncated(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 100)
+    return "model.safetensors"
+
+
+def _break_index(folder: Path) -> str:
+    shutil.rmtree(folder)
+    make_checkpoint(folder, shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    return "model-00002-of-00003.safetensors"
+
+
+def _break_config(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    config["sliding_gate"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    return "sliding_gate"
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> str:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    before = set(tensors)
+    change(tensors)
+    save_file(tensors, path)
+    return next(iter(before - set(tensors)), "")
+
+
+BROKEN = {
+    "missing tensor": _break_missing,
+    "extra tensor": _break_extra,
+    "wrong shape": _break_shape,
+    "NaN": _break_nan,
+    "truncated shard": _break_truncated,
+    "index names an absent shard": _break_index,
+    "unknown config key": _break_config,
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_checkpoints(how: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
+    folder = make_checkpoint(tmp_path / "broken")
+    named = BROKEN[how](folder)
+    out = tmp_path / "results" / "out"
+    done = emo("export", folder, "-o", out, "--to", "gguf:q8_0", "--to", "onnx:int4")
+    assert done.code == 2
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and named in errors[0] and str(folder) in errors[0]
+    assert not out.exists()
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--to", "gguf:q9_9"), "gguf:q9_9"),
+        (("--to", "tflite:int8"), "tflite:int8"),
+        (("--to", "onnx:int4@magic"), "magic"),
+        (("--to", "gguf:q4_0", "--to", "gguf:Q4_0"), "twice"),
+        (("--to", "gguf:f32", "--context", "100000"), "--context"),
+        (("--to", "gguf:f32", "--torch-device", "tpu"), "tpu"),
+    ],
+)
+def test_wrong_usage(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    done = emo("export", GOLDEN / "base", "-o", tmp_path / "out", *arguments)
+    assert done.code == 2 and said in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path, emo: Callable[..., Done]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    arguments = ("export", GOLDEN / "pruned", "-o", out, "--to", "gguf:q8_0", "--no-validate")
+    assert emo(*arguments).code == 2
+    assert emo(*arguments, "--overwrite").code == 2
+    assert (out / "thesis.txt").read_text() == "years of work"
+    shutil.rmtree(out)
+    assert emo(*arguments).code == 0
+    assert emo(*arguments).code == 2
+    assert emo(*arguments, "--overwrite").code == 0
+    assert list(Manifest.load(out).targets) == ["gguf:q8_0"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_inexpressible_is_refused_before_any_work(tmp_path: Path, emo: Callable[..., Done]) -> None:
+    folder = make_checkpoint(tmp_path / "two", num_shared_experts=2, num_experts_per_tok=4)
+    done = emo("export", folder, "-o", tmp_path / "out", "--to", "gguf:f32")
+    assert done.code == 2
+    assert "num_shared_experts" in done.err and "onnx" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "emo_export.cli", "export", str(NANO), "-o", str(out)]
+    process = subprocess.Popen(
+        [*command, "--to", "onnx:int4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(60) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_every_command_shows_an_example(emo: Callable[..., Done]) -> None:
+    for command in ("export", "validate", "run", "inspect", "verify", "doctor"):
+        done = emo(command, "--help")
+        assert done.code == 0 and f"emo-export {command}" in done.out
