@@ -14,9 +14,9 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
-from emo_export.checkpoint import read_json
 from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
+from emo_export.json_file import read_json
 
 # The split regex of tiktoken's cl100k, as the two spellings found in tokenizer.json files;
 # llama.cpp knows it as "dbrx".

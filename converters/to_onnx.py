@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from emo_export.checkpoint import read_json
 from emo_export.config import EmoConfig
 from emo_export.converters.nbits_formats import NBITS_FORMATS, IntBlocks
 from emo_export.converters.onnx_data import LOCATION, ExternalData
@@ -27,6 +26,7 @@ from emo_export.converters.onnx_graph import Graph, Linear
 from emo_export.converters.placed_file import PlacedFile
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
+from emo_export.json_file import read_json
 from emo_export.names import VECTORS, Role, Slot, shape_of
 from emo_export.rope import cos_sin, rope_type
 from emo_export.scheme import ONNX_RECIPES, Part, QuantScheme, part_of, resolve

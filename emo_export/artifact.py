@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
+from emo_export.json_file import read_json
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
 
@@ -43,10 +43,7 @@ def spec_of(path: Path) -> str:
         needs = path / "emo_export.json"
         if not needs.is_file():
             raise EmoExportError(f"{path}: has no emo_export.json; was it made by export?")
-        try:
-            return f"onnx:{json.loads(needs.read_text(encoding='utf-8'))['type']}"
-        except (ValueError, KeyError, TypeError) as error:
-            raise EmoExportError(f"{needs}: does not say which type this is ({error})") from error
+        return f"onnx:{read_json(needs).get('type')}"
     from emo_export.gguf_header import read_gguf
 
     keys = read_gguf(path).keys

@@ -33,7 +33,8 @@ def _say(text: str) -> None:
 
 def open_checkpoint(source: str) -> Checkpoint:
     """A local folder or a Hugging Face id, opened and accounted for."""
-    from emo_export.checkpoint import Checkpoint, locate
+    from emo_export.checkpoint import Checkpoint
+    from emo_export.hub import locate
 
     checkpoint = Checkpoint.open(locate(source, progress=Console(stderr=True).is_terminal))
     if checkpoint.config.max_position_embeddings < 0:

@@ -5,14 +5,14 @@ Source: allenai/EMO `configuration_emo.py` and the checks that `modeling_emo.py`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from emo_export.config_keys import IGNORED_KEYS, NEUTRAL_ONLY, OPTIONAL_KEYS, REQUIRED_KEYS
+from emo_export.config_reader import MAX_EXPERTS, MAX_LAYERS, ConfigReader, read_rope
 from emo_export.errors import EmoExportError
+from emo_export.json_file import read_json
 
 DEFAULT_CONTEXT = 4096
 """Positions assumed when the config says -1 and no `--context` is given (the released models')."""
@@ -42,7 +42,8 @@ class LayerShape:
     @property
     def routed(self) -> tuple[int, ...]:
         """Experts that a token may choose."""
-        return tuple(e for e in range(self.num_experts) if e not in set(self.forced))
+        forced = set(self.forced)
+        return tuple(e for e in range(self.num_experts) if e not in forced)
 
     @property
     def num_routed_per_tok(self) -> int:
@@ -81,15 +82,7 @@ class EmoConfig:
     @classmethod
     def from_json(cls, path: Path) -> EmoConfig:
         """Read a config.json. Raises EmoExportError naming the file, the key and the remedy."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EmoExportError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise EmoExportError(f"{path}: is not JSON ({error})") from error
-        if not isinstance(raw, dict):
-            raise EmoExportError(f"{path}: holds {type(raw).__name__}, expected a JSON object")
-        return cls.from_dict(raw, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> EmoConfig:
@@ -97,9 +90,9 @@ class EmoConfig:
 
         Raises EmoExportError for a key that is unknown, missing, of the wrong type or inconsistent.
         """
-        reader = _Reader(raw, where)
+        reader = ConfigReader(raw, where)
         reader.check_keys()
-        theta, scaling = _rope(reader)
+        theta, scaling = read_rope(reader)
         heads = reader.integer("num_attention_heads", 1)
         hidden = reader.integer("hidden_size", 1)
         if "head_dim" not in raw and hidden % heads:
@@ -108,7 +101,7 @@ class EmoConfig:
             vocab_size=reader.integer("vocab_size", 1),
             hidden_size=hidden,
             intermediate_size=reader.integer("intermediate_size", 1),
-            num_hidden_layers=reader.integer("num_hidden_layers", 1),
+            num_hidden_layers=reader.integer("num_hidden_layers", 1, high=MAX_LAYERS),
             num_attention_heads=heads,
             num_key_value_heads=reader.integer("num_key_value_heads", 1, default=heads),
             head_dim=reader.integer("head_dim", 2, default=hidden // heads),
@@ -119,7 +112,7 @@ class EmoConfig:
             attention_bias=reader.boolean("attention_bias"),
             tie_word_embeddings=reader.boolean("tie_word_embeddings"),
             norm_topk_prob=reader.boolean("norm_topk_prob"),
-            num_experts=reader.integer("num_experts", 0),
+            num_experts=reader.integer("num_experts", 0, high=MAX_EXPERTS),
             num_experts_per_tok=reader.integer("num_experts_per_tok", 1),
             num_shared_experts=reader.integer("num_shared_experts", 0),
             dense_intermediate_size=reader.optional_integer("dense_intermediate_size"),
@@ -135,6 +128,8 @@ class EmoConfig:
     def context_length(self, override: int | None = None) -> int:
         """Positions to export: the override, else the config's, else DEFAULT_CONTEXT for -1."""
         known = self.max_position_embeddings
+        if override is not None and override < 1:
+            raise EmoExportError(f"--context {override}: expected at least 1 position")
         if override is None:
             return known if known > 0 else DEFAULT_CONTEXT
         if known > 0 and override > known:
@@ -145,137 +140,40 @@ class EmoConfig:
         return override
 
 
-class _Reader:
-    """Typed access to a parsed config.json; every error names the file and the key."""
-
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self.raw = raw
-        self.where = where
-
-    def refuse(self, what: str) -> NoReturn:
-        raise EmoExportError(f"{self.where}: {what}")
-
-    def check_keys(self) -> None:
-        raw = self.raw
-        missing = [key for key in REQUIRED_KEYS if raw.get(key) is None]
-        if missing:
-            self.refuse(f"required key {', '.join(missing)} is missing; it has no safe default")
-        if raw["model_type"] != "emo":
-            self.refuse(f"model_type is {raw['model_type']!r}; this tool exports 'emo'")
-        if raw.get("hidden_act", "silu") != "silu":
-            self.refuse(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-        known = IGNORED_KEYS | OPTIONAL_KEYS | set(REQUIRED_KEYS) | set(NEUTRAL_ONLY)
-        unknown = sorted(set(raw) - known)
-        if unknown:
-            self.refuse(
-                f"unknown config key {', '.join(unknown)}: it might change what the model computes;"
-                " remove it if it does not, or ask for support"
-            )
-        for key, neutral in NEUTRAL_ONLY.items():
-            if key in raw and raw[key] not in neutral:
-                self.refuse(f"{key} = {raw[key]!r} is not supported (only {neutral[0]!r})")
-
-    def integer(self, key: str, low: int, default: int | None = None) -> int:
-        value = self.raw.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            self.refuse(f"{key} is {value!r}, expected an integer of at least {low}")
-        return value
-
-    def optional_integer(self, key: str) -> int | None:
-        return None if self.raw.get(key) is None else self.integer(key, 0)
-
-    def positive(self, key: str) -> float:
-        value = self.raw.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            self.refuse(f"{key} is {value!r}, expected a positive number")
-        return float(value)
-
-    def boolean(self, key: str) -> bool:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, bool):
-            self.refuse(f"{key} is {value!r}, expected true or false")
-        return bool(value)
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self.raw.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            self.refuse(f"{key} is {value!r}, expected a token id or a list of them")
-        return tuple(ids)
-
-    def int_list(self, key: str, length: int) -> list[int] | None:
-        value = self.raw.get(key)
-        if value is None:
-            return None
-        if (
-            not isinstance(value, list)
-            or len(value) != length
-            or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
-        ):
-            self.refuse(f"{key} is {value!r}, expected {length} integers, one for each layer")
-        return list(value)
-
-
-def _rope(reader: _Reader) -> tuple[float, Mapping[str, Any] | None]:
-    """rope_theta and rope_scaling, also from the `rope_parameters` that transformers 5 writes."""
-    raw = reader.raw
-    theta, scaling = raw.get("rope_theta"), raw.get("rope_scaling")
-    parameters = raw.get("rope_parameters")
-    if parameters is not None:
-        if not isinstance(parameters, dict):
-            reader.refuse(f"rope_parameters is {parameters!r}, expected an object")
-        rest = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        inner = parameters.get("rope_theta", theta)
-        if theta is not None and inner != theta:
-            reader.refuse(f"rope_theta is {theta} but rope_parameters says {inner}")
-        if scaling is not None and scaling != rest:
-            reader.refuse("rope_scaling and rope_parameters disagree")
-        theta, scaling = inner, rest
-    if theta is None:
-        reader.refuse("required key rope_theta is missing; it has no safe default")
-    if not isinstance(theta, int | float) or isinstance(theta, bool) or not theta > 0:
-        reader.refuse(f"rope_theta is {theta!r}, expected a positive number")
-    if scaling is not None and not isinstance(scaling, dict):
-        reader.refuse(f"rope_scaling is {scaling!r}, expected an object")
-    if scaling and scaling.get("rope_type", scaling.get("type", "default")) == "default":
-        scaling = None
-    return float(theta), scaling or None
-
-
-def _layers(reader: _Reader) -> tuple[LayerShape, ...]:
+def _layers(reader: ConfigReader) -> tuple[LayerShape, ...]:
     """The counts of each layer, resolved as EmoModel.__init__ resolves them."""
     raw = reader.raw
-    count = reader.integer("num_hidden_layers", 1)
+    count = reader.integer("num_hidden_layers", 1, high=MAX_LAYERS)
     per_tok = reader.integer("num_experts_per_tok", 1)
     shared_all = reader.integer("num_shared_experts", 0)
     experts = reader.int_list("num_experts_per_layer", count)
     shared = reader.int_list("num_shared_experts_per_layer", count)
     if experts is None:
         # The published code reads the per-layer shared counts only beside per-layer expert counts.
-        experts, shared = [reader.integer("num_experts", 1)] * count, [shared_all] * count
+        experts = [reader.integer("num_experts", 1, high=MAX_EXPERTS)] * count
+        shared = [shared_all] * count
     elif shared is None:
         shared = [min(shared_all, n) for n in experts]
-    active = raw.get("always_active_experts_per_layer")
+    key = "always_active_experts_per_layer"
+    active = raw.get(key)
     if active is None:
-        active = [raw.get("always_active_experts") or []] * count
+        key = "always_active_experts"
+        active = [raw.get("always_active_experts")] * count
     if not isinstance(active, list) or len(active) != count:
         reader.refuse(f"always_active_experts_per_layer must hold {count} lists, one a layer")
     layers = []
     for index, (n, s, always) in enumerate(zip(experts, shared, active, strict=True)):
-        layer = LayerShape(n, s, tuple(always or ()), per_tok)
+        # The published code never looks at the shared count of a dense layer.
+        layer = LayerShape(n, s if n else 0, reader.expert_ids(key, always), per_tok)
         if not layer.is_dense:
             _check_layer(layer, index, reader)
         layers.append(layer)
     return tuple(layers)
 
 
-def _check_layer(layer: LayerShape, index: int, reader: _Reader) -> None:
+def _check_layer(layer: LayerShape, index: int, reader: ConfigReader) -> None:
     always = layer.always_active_experts
-    if len(set(always)) != len(always) or not all(
-        isinstance(e, int) and 0 <= e < layer.num_experts for e in always
-    ):
+    if len(set(always)) != len(always) or max(always, default=-1) >= layer.num_experts:
         reader.refuse(
             f"always_active_experts {list(always)} of layer {index} must be distinct "
             f"and below its {layer.num_experts} experts"
@@ -295,19 +193,26 @@ def _check_layer(layer: LayerShape, index: int, reader: _Reader) -> None:
         )
 
 
-def _check(config: EmoConfig, reader: _Reader) -> None:
+def _check(config: EmoConfig, reader: ConfigReader) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         reader.refuse(
             f"num_attention_heads {config.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {config.num_key_value_heads}"
         )
-    if config.head_dim % 2:
-        reader.refuse(f"head_dim {config.head_dim} is odd: rotary position embedding needs pairs")
+    if config.head_dim % 2 or config.head_dim == 0:
+        reader.refuse(
+            f"head_dim {config.head_dim}: rotary position embedding needs an even number, 2 or more"
+        )
     if any(layer.is_dense for layer in config.layers) and not config.dense_intermediate_size:
         reader.refuse("a layer has no experts but dense_intermediate_size is unset")
     if config.max_position_embeddings == 0:
         reader.refuse("max_position_embeddings is 0, expected a positive number, or -1 for unknown")
-    for name, ids in (("eos", config.eos_token_ids), ("pad", (config.pad_token_id,))):
+    special = {
+        "bos": (config.bos_token_id,),
+        "eos": config.eos_token_ids,
+        "pad": (config.pad_token_id,),
+    }
+    for name, ids in special.items():
         for token in ids:
             if token is not None and token >= config.vocab_size:
                 reader.refuse(f"{name}_token_id {token} must be below {config.vocab_size}")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.config import EmoConfig
+from emo_export.config_reader import is_positive
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 
@@ -36,7 +37,7 @@ def rope_type(config: EmoConfig) -> str:
     if scaling is None:
         return "default"
     kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in PARAMETERS:
+    if not isinstance(kind, str) or kind not in PARAMETERS:
         raise EmoExportError(
             f"rope_scaling of type {kind!r} is not supported (default, {', '.join(PARAMETERS)} are)"
         )
@@ -45,9 +46,11 @@ def rope_type(config: EmoConfig) -> str:
         raise EmoExportError(f"rope_scaling has unknown key {', '.join(unknown)} for type {kind!r}")
     for key in PARAMETERS[kind] - ({"original_max_position_embeddings"} - _needed(kind)):
         value = scaling.get(key)
-        if not isinstance(value, int | float) or not value > 0:
+        if not is_positive(value):
             raise EmoExportError(f"rope_scaling {key} is {value!r}, expected a positive number")
-    return str(kind)
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise EmoExportError("rope_scaling high_freq_factor must exceed low_freq_factor")
+    return kind
 
 
 def _needed(kind: str) -> set[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from emo_export.errors import EmoExportError
+from emo_export.json_file import read_json
 
 REQUIREMENTS = "emo_export.json"  # {"onnxruntime_min": "1.31", "share_kv_buffer": true}
 CONFIG_KEYS = (
@@ -17,19 +16,6 @@ CONFIG_KEYS = (
     "head_dim",
     "max_position_embeddings",
 )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises EmoExportError when it is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EmoExportError(f"there is no file {path}") from error
-    except ValueError as error:
-        raise EmoExportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise EmoExportError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
 
 
 def read_config(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.runtimes.folder import read_json
+from emo_export.json_file import read_json
 
 INSTALL = 'pip install "emo-export[ort]"'
 

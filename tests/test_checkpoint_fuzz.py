@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from emo_export.checkpoint import SINGLE, read_header
+from emo_export.checkpoint import SINGLE
 from emo_export.errors import EmoExportError
+from emo_export.safetensors_file import read_header
 
 SMALL = {
     "model.norm.weight": torch.arange(6.0),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from emo_export.checkpoint import Checkpoint, locate
+from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
+from emo_export.hub import locate
 from tests.hub import SHA, Hub
 from tests.paths import GOLDEN, NANO, ROOT
 
@@ -31,7 +32,7 @@ UNNEEDED = {
 
 LOCATE = """
 import sys
-from emo_export.checkpoint import locate
+from emo_export.hub import locate
 from emo_export.errors import EmoExportError
 try:
     print(locate(sys.argv[1]))

@@ -1,0 +1,36 @@
+"""An Inspection as something that rich can print."""
+
+from __future__ import annotations
+
+import re
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from emo_export.inspect import Inspection
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """A title, a table of facts, then the warnings."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    before = ""
+    for section, name, value in inspection.rows:
+        shown = "" if section == before else section
+        before = section
+        table.add_row(_safe(_words(shown)), _safe(_words(name)), _safe(value))
+    warnings = [Text("warning: ", "yellow") + _safe(text) for text in inspection.warnings]
+    return Group(_safe(inspection.title), table, *warnings)
+
+
+def _words(name: str) -> str:
+    """A key in words; the name of a type (q4_0, Q4_K) stays as it is."""
+    return re.sub(r"(?<!\d)_|_(?!\d)", " ", name) if name.islower() else name
+
+
+def _safe(text: str) -> Text:
+    # Names come out of files: neither rich's markup nor a terminal's control codes may pass.
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text))

@@ -1,0 +1,154 @@
+"""One safetensors file: its header, and tensors that are read when they are asked for.
+
+The layout (8-byte little-endian header length, JSON header, data) is read with plain file reads
+instead of a memory map: a 54 GB checkpoint never counts as memory of the process.
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A shape, an element type and a place in a file; nothing is read until asked."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on disk of one row."""
+        return self.shape[-1] * ITEM_BYTES[self.dtype]
+
+    def rows(self, start: int, stop: int) -> F32:
+        """Rows start..stop as float32, (stop - start, C); a vector counts as one row.
+
+        Raises EmoExportError when the file ends early or a value is NaN or infinite.
+        """
+        total = self.shape[0] if len(self.shape) > 1 else 1
+        if not 0 <= start <= stop <= total:
+            raise EmoExportError(f"{self.name}: rows {start}..{stop} of {total} were asked for")
+        cols = self.shape[-1]
+        item = ITEM_BYTES[self.dtype]
+        count = (stop - start) * cols
+        kind: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+        try:
+            with self.file.open("rb") as handle:
+                handle.seek(self.offset + start * cols * item)
+                raw = np.fromfile(handle, dtype=kind[self.dtype], count=count)
+        except OSError as error:
+            raise EmoExportError(
+                f"{self.file}: tensor {self.name} cannot be read ({error.strerror})"
+            ) from error
+        if raw.size != count:
+            raise EmoExportError(f"{self.file}: ends inside tensor {self.name}; fetch it again")
+        values = _to_float32(raw, self.dtype).reshape(stop - start, cols)
+        # A sum is finite only if every value is; it costs no temporary array of the matrix's size.
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(values.sum(dtype=np.float64)))
+        if not finite:
+            raise EmoExportError(
+                f"{self.file}: tensor {self.name} holds a NaN or infinite value; "
+                "the checkpoint is damaged or its training diverged"
+            )
+        return values
+
+
+def _to_float32(raw: Any, dtype: str) -> F32:
+    if dtype == "BF16":
+        wide = raw.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)  # type: ignore[no-any-return]
+    return raw.astype(np.float32, copy=False)  # type: ignore[no-any-return]
+
+
+def read_header(file: Path) -> dict[str, LazyTensor]:
+    """The tensors of one safetensors file, from its header alone.
+
+    Raises EmoExportError for a header that is truncated, malformed, or does not fit the file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            prefix = handle.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
+                raise EmoExportError(
+                    f"{file}: is not a whole safetensors file (header of {length} bytes "
+                    f"in a file of {size}); fetch it again"
+                )
+            header = json.loads(handle.read(length))
+    except OSError as error:
+        raise EmoExportError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise EmoExportError(f"{file}: its safetensors header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise EmoExportError(f"{file}: its safetensors header is not an object")
+    header.pop("__metadata__", None)
+    base = 8 + length
+    tensors = {name: _entry(file, name, entry, base, size) for name, entry in header.items()}
+    _check_cover(file, tensors.values(), base, size)
+    return tensors
+
+
+def _check_cover(file: Path, tensors: Iterable[LazyTensor], base: int, size: int) -> None:
+    """The format's rule: tensors lie one after the other, with no overlap, hole or rest."""
+    end, after = base, "the header"
+    for tensor in sorted(tensors, key=lambda t: t.offset):
+        if tensor.offset != end:
+            raise EmoExportError(
+                f"{file}: tensor {tensor.name} begins at byte {tensor.offset}, "
+                f"not at {end} where {after} ends; the header is damaged"
+            )
+        end, after = end + tensor.nbytes, f"tensor {tensor.name}"
+    if end != size:
+        raise EmoExportError(f"{file}: has {size - end} bytes after {after}; fetch it again")
+
+
+def _entry(file: Path, name: str, entry: Any, base: int, size: int) -> LazyTensor:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EmoExportError(f"{file}: header entry of tensor {name} is malformed") from error
+    if not all(type(n) is int for n in (*shape, begin, end)):
+        raise EmoExportError(f"{file}: header entry of tensor {name} holds other than integers")
+    if dtype not in ITEM_BYTES:
+        raise EmoExportError(
+            f"{file}: tensor {name} is stored as {dtype}; only {', '.join(ITEM_BYTES)} are read"
+        )
+    tensor = LazyTensor(name, shape, dtype, file, base + begin)
+    if min(shape, default=0) < 1 or not begin >= 0 or end - begin != tensor.nbytes:
+        raise EmoExportError(
+            f"{file}: tensor {name} of shape {list(shape)} and {dtype} "
+            f"does not fit its {end - begin} bytes"
+        )
+    if base + end > size:
+        raise EmoExportError(
+            f"{file}: is truncated: tensor {name} should end at byte {base + end} "
+            f"but the file has {size}; fetch it again"
+        )
+    return tensor
