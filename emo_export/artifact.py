@@ -55,3 +55,10 @@ def spec_of(path: Path) -> str:
     if kind not in FILE_TYPES:
         raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
     return f"gguf:{FILE_TYPES[kind]}"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())

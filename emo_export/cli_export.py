@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from emo_export.artifact import spec_of
-from emo_export.cli_targets import need, scheme_of, target_maker, validate_all
+from emo_export.cli_targets import SMALL_MODEL, need, scheme_of, target_maker, validate_all
 from emo_export.errors import EmoExportError, ParityError
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
@@ -124,7 +124,7 @@ def run_export(
 
     checkpoint = open_checkpoint(source)
     make = target_maker(specs, checkpoint, context, accuracy_level)
-    _check_device(device)
+    _prepare_torch(device, checkpoint)
     if with_validation:
         _need_engines(specs)
     if not (checkpoint.path / "tokenizer.json").is_file():
@@ -162,8 +162,12 @@ def _need_engines(specs: Sequence[str]) -> None:
         need(["onnxruntime"], "ort", "validating ONNX (or pass --no-validate)")
 
 
-def _check_device(device: str) -> None:
+def _prepare_torch(device: str, checkpoint: Checkpoint) -> None:
+    """Check the device; keep a small model on one thread, where several mostly wait."""
     import torch
+
+    if checkpoint.nbytes < SMALL_MODEL:
+        torch.set_num_threads(1)
 
     if device not in ("cpu", "cuda"):
         raise EmoExportError(f"--torch-device {device}: expected cpu or cuda")
@@ -230,7 +234,7 @@ def _fresh_golden(
     from emo_export.golden import Probes, choose_probes
 
     checkpoint = open_checkpoint(source)
-    _check_device(device)
+    _prepare_torch(device, checkpoint)
     if stored is None:
         probes = choose_probes(checkpoint, heldout_files((), checkpoint), 4096)
     else:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.interfaces import Runtime, Tokenizer
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from emo_export.parity import Golden
     from emo_export.scheme import QuantScheme
     from emo_export.validate import TargetReport
+
+SMALL_MODEL = 96 << 20
+"""Below this many bytes one thread is as fast as several, and does not suffer when the machine is
+busy: llama.cpp's threads wait for each other in a spin after every operator."""
 
 TWIN_LIMIT = 8 << 30
 """A float32 twin of a GGUF above this size is not made for the exact comparison."""
@@ -110,7 +115,9 @@ def target_maker(
 
 
 def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Runtime:
-    """The engine for a .gguf file or an ONNX folder."""
+    """The engine for a .gguf file or an ONNX folder; a small model gets one thread."""
+    if threads is None and size_of(path) < SMALL_MODEL:
+        threads = 1
     if path.is_dir():
         from emo_export.runtimes.ort import OnnxModel
 

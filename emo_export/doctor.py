@@ -5,6 +5,8 @@ Nothing here fails because something else is broken: a library that can't be loa
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import platform
 import re
@@ -12,33 +14,33 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 DISTRIBUTION = "emo-export"
-BASE = ""  # what every install has, as an "extra"
-NEEDED_FOR: Mapping[str, str] = {
-    BASE: "everything",
-    "ort": "run, validate and bench of ONNX",
-    "llama": "run, validate and bench of GGUF",
-    "convert": "export, prune, validate --reference",
+BASE = ""  # what every install has, as if it were an extra
+USES: Mapping[str, str] = {
+    BASE: "every command",
+    "ort": "run and validate ONNX",
+    "llama": "run and validate GGUF",
+    "convert": "export, validate --reference",
 }
-EXTRA_OF = {"huggingface_hub": "fetching checkpoints from the hub"}
-PROBE_SECONDS = 60
-PROBE_ONNXRUNTIME = (
-    "import onnxruntime; print(onnxruntime.__version__, *onnxruntime.get_available_providers())"
-)
-SIMD: Mapping[str, tuple[str, ...]] = {
+HUB = "huggingface_hub"
+HUB_USE = "fetching checkpoints by their Hugging Face id"
+ENGINES = {"ort": "onnxruntime loads", "llama": "llama.cpp loads"}
+PROBE = "import onnxruntime as o; print(o.__version__, *o.get_available_providers())"
+PROBE_SECONDS = 120
+SIMD: Mapping[str, Sequence[str]] = {
     "x86": ("avx2", "avx512_vnni", "avx_vnni"),
     "arm": ("asimddp", "i8mm", "sve"),
 }
-"""CPU flags that choose the kernels of quantised matrices; without the first they are slow."""
-MIN_MEMORY = 1_000_000_000
-MIN_DISK = 5_000_000_000
+"""CPU flags that choose the kernels of quantised matrices; the first makes 8-bit ones fast."""
+CPU_KEYS = ("processor", "model name", "Model", "flags", "Features", "physical id", "core id")
+MIN_MEMORY, MIN_DISK = 1_000_000_000, 2_000_000_000
 
-Versions = tuple[tuple[int, ...], int]
+OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, "<": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -52,152 +54,229 @@ class Check:
     remedy: str = ""
 
 
-def examine(
-    llama_info: Callable[[], str] | None = None, root: Path = Path("/")
-) -> list[Check]:
+def examine(llama_info: Callable[[], str] | None = None, root: Path = Path("/")) -> list[Check]:
     """Check everything. `llama_info` loads llama.cpp and returns its system info line.
 
-    `root` is where proc/ and sys/ lie.
+    `root` is where proc/ and sys/ lie; what this system does not tell is reported as unknown.
     """
-    libraries = list(_libraries())
-    onnxruntime = _onnxruntime()
-    llama = _llama(llama_info)
-    checks = [_python(), *libraries, onnxruntime, llama]
-    return [*checks, *_cpu(root), _memory(root), *_disks(), _hub(), *_commands(checks)]
+    wanted = requirements()
+    checks = [_python(), *_libraries(wanted), _onnxruntime()]
+    if llama_info is not None:
+        checks.append(_llama(llama_info))
+    checks += [*_cpu(root), _memory(root), *_disks(), _hub()]
+    return checks + list(_commands(wanted, {check.name for check in checks if not check.ok}))
 
 
-def _python() -> Check:
-    found = platform.python_version()
-    wanted = _metadata("Requires-Python") or ">=3.11"
-    remedy = f"install Python {wanted}"
-    return Check("python", found, satisfies(found, wanted), NEEDED_FOR[BASE], remedy)
+def satisfies(version: str, wanted: str) -> bool:
+    """Whether a version lies within bounds like `>=1.2,<2`; only its leading numbers count."""
+    for bound in filter(None, wanted.replace(" ", "").split(",")):
+        match = re.fullmatch(r"(>=|<=|==|<)([\d.]+)", bound)
+        if match is None or not OPERATORS[match[1]](_numbers(version), _numbers(match[2])):
+            return False
+    return True
 
 
-def _metadata(key: str) -> str | None:
-    try:
-        return metadata.metadata(DISTRIBUTION).get(key)
-    except metadata.PackageNotFoundError:
-        return None
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
-def requirements() -> dict[str, tuple[str, list[str]]]:
-    """Library -> (version range, extras that ask for it), from the installed metadata.
+def requirements() -> dict[str, dict[str, str]]:
+    """Extra -> library -> version bounds, from the installed metadata (BASE: without extra).
 
-    Empty when emo-export is not installed as a distribution.
+    Empty when emo-export is not installed as a package.
     """
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
-    direct: dict[str, list[tuple[str, str]]] = {}
+    direct: dict[str, dict[str, str]] = {extra: {} for extra in USES}
     for line in lines:
         spec, _, marker = line.partition(";")
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        direct.setdefault(extra[1] if extra else BASE, []).append(_split(spec))
-    found: dict[str, tuple[str, list[str]]] = {}
-    for extra_name in NEEDED_FOR:
-        for name, versions in _expanded(extra_name, direct):
-            known = found.setdefault(name, (versions, []))
-            known[1].append(extra_name)
-    return found
+        name = re.match(r"[\w.-]+(\[.*\])?", spec.strip())
+        if name:
+            bounds = spec.strip()[name.end() :].strip(" ()")
+            direct.setdefault(extra[1] if extra else BASE, {})[name[0]] = bounds
+    return {extra: dict(_expanded(extra, direct)) for extra in USES}
 
 
-def _split(spec: str) -> tuple[str, str]:
-    """`name[extra]>=1,<2` -> (name[extra], >=1,<2)."""
-    match = re.match(r"\s*([\w.-]+(?:\[[^\]]*\])?)\s*\(?([^)]*)\)?", spec)
-    return (match[1], match[2].strip()) if match else (spec.strip(), "")
-
-
-def _expanded(extra: str, direct: Mapping[str, list[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
-    """The libraries of an extra, those of emo-export's other extras that it names included."""
-    for name, versions in direct.get(extra, ()):
+def _expanded(extra: str, direct: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    """The libraries of an extra, with those of our other extras that it names."""
+    for name, bounds in direct[extra].items():
         own = re.fullmatch(re.escape(DISTRIBUTION) + r"\[(.*)\]", name)
-        for inner in own[1].split(",") if own else ():
-            yield from _expanded(inner.strip(), direct)
-        if not own:
-            yield name, versions
+        if own is None:
+            yield name, bounds
+        else:
+            for inner in own[1].split(","):
+                yield from _expanded(inner.strip(), direct)
 
 
-def satisfies(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range of >=, <=, <, >, == and != bounds (PEP 440, simply).
-
-    A local label (+cpu) does not count; a pre-release is older than its release.
-    """
-    checks: Mapping[str, Callable[[Versions, Versions], bool]] = {
-        ">=": lambda a, b: a >= b,
-        "<=": lambda a, b: a <= b,
-        "==": lambda a, b: a == b,
-        "!=": lambda a, b: a != b,
-        ">": lambda a, b: a > b,
-        # PEP 440: <1.32 leaves out 1.32rc1 as well.
-        "<": lambda a, b: a < b and not (a[0] == b[0] and b[1] == 0),
-    }
-    for bound in filter(None, (part.strip() for part in wanted.split(","))):
-        match = re.fullmatch(r"(>=|<=|==|!=|<|>)\s*([\w.+-]+)", bound)
-        if match is None or not checks[match[1]](_numbers(version), _numbers(match[2])):
-            return False
-    return True
+def _python() -> Check:
+    found, wanted = platform.python_version(), ">=3.11"
+    with contextlib.suppress(metadata.PackageNotFoundError, KeyError):
+        wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"] or wanted
+    ok = satisfies(found, wanted)
+    return Check("python", found, ok, USES[BASE], "" if ok else f"install Python {wanted}")
 
 
-def _numbers(version: str) -> Versions:
-    """1.31.0rc1 -> ((1, 31), -1): numbers without trailing zeros, and -1 for a pre-release."""
-    match = re.match(r"v?(\d+(?:\.\d+)*)(.*)", version.partition("+")[0])
-    if match is None:
-        return (), -1
-    numbers = tuple(int(part) for part in match[1].split("."))
-    while numbers and numbers[-1] == 0:
-        numbers = numbers[:-1]
-    rest = match[2].lstrip(".-_")
-    return numbers, 0 if not rest else 1 if rest.startswith("post") else -1
-
-
-def _libraries() -> Iterator[Check]:
-    wanted = requirements()
+def _libraries(wanted: Mapping[str, Mapping[str, str]]) -> Iterator[Check]:
     if not wanted:
-        remedy = f"pip install {DISTRIBUTION}, or pip install -e . in its source"
-        yield Check(DISTRIBUTION, "not installed as a package", False, NEEDED_FOR[BASE], remedy)
-    for name, (versions, extras) in wanted.items():
-        use = EXTRA_OF.get(name) or "; ".join(NEEDED_FOR[extra] for extra in extras)
-        package = f"{DISTRIBUTION}[{extras[0]}]" if extras[0] else DISTRIBUTION
+        remedy = f"pip install {DISTRIBUTION}"
+        yield Check(DISTRIBUTION, "is not installed as a package", False, USES[BASE], remedy)
+    names = dict.fromkeys(name for libraries in wanted.values() for name in libraries)
+    for name in names:
+        extras = [extra for extra, libraries in wanted.items() if name in libraries]
+        use = HUB_USE if name == HUB else "; ".join(USES[extra] for extra in extras)
+        bounds = wanted[extras[0]][name]
         try:
-            found = metadata.version(name)
+            found = str(metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(name, "not installed", False, use, f'pip install "{package}"')
+            yield Check(name, "not installed", False, use, _install(extras[0]))
             continue
-        ok = satisfies(found, versions)
-        note = found if ok else f"{found}, needed {versions}"
-        yield Check(name, note, ok, use, "" if ok else f'pip install "{name}{versions}"')
+        if satisfies(found, bounds):
+            yield Check(name, found, True, use)
+        else:
+            remedy = f'pip install "{name}{bounds}"'
+            yield Check(name, f"{found}, needed is {bounds}", False, use, remedy)
+
+
+def _install(extra: str) -> str:
+    return f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}"
 
 
 def _onnxruntime() -> Check:
-    """Load it in a process of its own: a wheel with the wrong instructions ends its process."""
-    name, use = "onnxruntime loads", NEEDED_FOR["ort"]
-    remedy = 'pip install --force-reinstall "emo-export[ort]"'
+    """Loaded in a process of its own: a wheel with instructions that this CPU lacks ends it."""
+    name, use, remedy = ENGINES["ort"], USES["ort"], _install("ort")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", PROBE_ONNXRUNTIME]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-P", "-c", PROBE],
             capture_output=True,
             text=True,
             timeout=PROBE_SECONDS,
             env=environment,
-            check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return Check(name, f"could not be tried ({error})", False, use, remedy)
+        return Check(name, f"could not be tried: {error}", False, use, remedy)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        return Check(name, f"no: {last}", False, use, remedy)
-    return Check(name, done.stdout.strip(), "CPUExecutionProvider" in done.stdout, use, remedy)
+        said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+        return Check(name, f"no: {said[-1]}", False, use, remedy)
+    ok = "CPUExecutionProvider" in done.stdout
+    return Check(name, done.stdout.strip(), ok, use, "" if ok else remedy)
 
 
-def _llama(info: Callable[[], str] | None) -> Check:
-    name, use = "llama.cpp loads", NEEDED_FOR["llama"]
-    remedy = 'pip install --force-reinstall "emo-export[llama]"'
-    if info is None:
-        return Check(name, "not tried", False, use, remedy)
+def _llama(info: Callable[[], str]) -> Check:
+    name, use = ENGINES["llama"], USES["llama"]
     try:
         return Check(name, " ".join(info().split()), True, use)
     except Exception as error:  # whatever a broken library raises is the finding
-        return Check(name, f"no: {error}", False, use, remedy)
+        said = " ".join(str(error).split()) or type(error).__name__
+        return Check(name, f"no: {said}", False, use, _install("llama"))
+
+
+def _cpu(root: Path) -> Iterator[Check]:
+    processors = _cpuinfo(root)
+    seen = {key: value for fields in processors for key, value in fields.items()}
+    model = seen.get("model name") or seen.get("Model") or platform.processor()
+    usable = (
+        {str(cpu) for cpu in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else ()
+    )
+    mine = [p for p in processors if not usable or p["processor"] in usable]
+    cores = {(p.get("physical id"), p.get("core id", p["processor"])) for p in mine}
+    count = len(cores) or os.cpu_count() or 1
+    found = f"{model or platform.machine()}, {count} physical core{'s' * (count > 1)}"
+    yield Check("cpu", found, True, "speed")
+    flags = (seen.get("flags") or seen.get("Features") or "").split()
+    if not flags:
+        yield Check("simd", "unknown on this system", True, "speed")
+        return
+    known = SIMD["x86" if "flags" in seen else "arm"]
+    found = ", ".join(flag for flag in known if flag in flags) or "none that helps"
+    ok = known[0] in flags
+    remedy = "" if ok else f"no {known[0]}: take onnx:int4 or gguf:q4_0, 8-bit kernels are slow"
+    yield Check("simd", found, ok, "speed", remedy)
+
+
+def _cpuinfo(root: Path) -> list[dict[str, str]]:
+    """The processors of /proc/cpuinfo; lines about a whole board (`Model`) go to the last."""
+    processors: list[dict[str, str]] = []
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "processor":
+            processors.append({})
+        if processors and key in CPU_KEYS:
+            processors[-1][key] = value
+    return processors
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _memory(root: Path) -> Check:
+    lines = (line.split() for line in _read(root / "proc/meminfo").splitlines())
+    sizes = {parts[0]: int(parts[1]) * 1024 for parts in lines if len(parts) > 2}
+    total, available = sizes.get("MemTotal:"), sizes.get("MemAvailable:")
+    if total is None or available is None:
+        return Check("memory", "unknown on this system", True, "the model and its cache")
+    found = f"{total / 1e9:.1f} GB, {available / 1e9:.1f} GB available"
+    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
+    if limit.isdecimal() and int(limit) < total:
+        found += f", limited to {int(limit) / 1e9:.1f} GB by a cgroup"
+        available = min(available, int(limit))
+    ok = available >= MIN_MEMORY
+    remedy = "" if ok else "end other programs, or take a smaller model"
+    return Check("memory", found, ok, "the model and its cache", remedy)
+
+
+def _disks() -> Iterator[Check]:
+    places = {"disk here": "."}
+    with contextlib.suppress(OSError):  # gettempdir writes a file, which a full disk refuses
+        places["disk for temporary files"] = tempfile.gettempdir()
+    for name, place in places.items():
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            yield Check(
+                name, f"unknown: {error.strerror}", False, USES["convert"], "work elsewhere"
+            )
+            continue
+        ok = free >= MIN_DISK
+        remedy = "" if ok else "free some space, or work elsewhere"
+        found = f"{free / 1e9:.1f} GB free in {Path(place).absolute()}"
+        yield Check(name, found, ok, USES["convert"], remedy)
+
+
+def _hub() -> Check:
+    """Where huggingface_hub keeps what it fetches: the first of these variables that is set."""
+    setting = os.environ.get
+    home = setting("HF_HOME") or f"{setting('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    cache = Path(setting("HF_HUB_CACHE") or f"{home}/hub")
+    with contextlib.suppress(RuntimeError):  # no home folder is known
+        cache = cache.expanduser()
+    state = "" if cache.is_dir() else " (not there yet; the first download makes it)"
+    return Check("hub cache", f"{cache}{state}", True, HUB_USE)
+
+
+def _commands(wanted: Mapping[str, Mapping[str, str]], broken: Iterable[str]) -> Iterator[Check]:
+    """Which commands are ready, from what was found above."""
+    for extra, libraries in wanted.items():
+        if extra == BASE:
+            continue
+        needed = [*wanted[BASE], *libraries, *filter(None, [ENGINES.get(extra)])]
+        yield _ready(USES[extra], [n for n in needed if n != HUB and n in broken], extra)
+    if wanted:
+        yield _ready(HUB_USE, [HUB] if HUB in broken else [], "convert")
+
+
+def _ready(use: str, lacking: Sequence[str], extra: str) -> Check:
+    if not lacking:
+        return Check(f"ready: {use}", "yes", True, use)
+    return Check(f"ready: {use}", f"no: {', '.join(lacking)}", False, use, _install(extra))

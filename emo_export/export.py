@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export import __version__
+from emo_export.artifact import size_of
 from emo_export.card import model_card
 from emo_export.checkpoint import Checkpoint
 from emo_export.golden import GREEDY, Probes, VariantSink, greedy_prompt
@@ -98,7 +99,7 @@ def export(
             reports = validate(folder, entries, golden)
             write_parity(folder / "parity.json", reports)
         source = _source(checkpoint)
-        sizes = {spec: _size(folder / entry["path"]) for spec, entry in entries.items()}
+        sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
         card = model_card(checkpoint, out.name, entries, sizes, reports)
         (folder / "README.md").write_text(card, encoding="utf-8")
         manifest = write_manifest(folder, source, _tools(), entries)
@@ -163,12 +164,6 @@ def _entry(target: Target) -> dict[str, Any]:
         "recipe": {part.value: name for part, name in target.scheme.used_recipe.items()},
         "fallbacks": {name: list(types) for name, types in target.scheme.fallbacks.items()},
     }
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def gguf_facts(path: Path, warnings: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A key's value for JSON; arrays, of which no key used here has one, are described."""
+    """A value for JSON: what is neither a number, a text nor a yes or no becomes a text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     return f"array of {value.length} {value.type}" if isinstance(value, GgufArray) else str(value)
@@ -162,23 +162,23 @@ def onnx_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
     tokenizer = has_tokenizer(folder, warnings)
     return {
         "graph": {
-            "kind": graph or _guess(file),
-            "type": needs.get("type"),
-            "accuracy_level": needs.get("accuracy_level"),
+            "kind": _plain(graph or _guess(file)),
+            "type": _plain(needs.get("type")),
+            "accuracy_level": _plain(needs.get("accuracy_level")),
             "ir_version": file.ir_version,
             "opsets": {domain or "ai.onnx": version for domain, version in file.opsets.items()},
             "producer": file.producer,
             "operators": dict(file.ops.most_common()),
         },
-        "shape": {name: config[name] for name in ONNX_SHAPE if name in config}
-        | {"context": config.get("max_position_embeddings")},
+        "shape": {name: _plain(config[name]) for name in ONNX_SHAPE if name in config}
+        | {"context": _plain(config.get("max_position_embeddings"))},
         "bytes": {MODEL: file.size} | _external(folder, file.initializers, warnings),
         "bytes_by_part": _sums(_distinct(file.initializers)),
         "tokenizer": {"present": tokenizer},
         "needs": {
-            "onnxruntime": needs.get("onnxruntime_min"),
+            "onnxruntime": _plain(needs.get("onnxruntime_min")),
             "install": 'pip install "emo-export[ort]"',
-            "share_kv_buffer": needs.get("share_kv_buffer"),
+            "share_kv_buffer": _plain(needs.get("share_kv_buffer")),
         },
     }
 

@@ -80,7 +80,7 @@ class _Reader:
         self._path, self._raw, self._left = path, raw, MAX_FIELDS
 
     def model(self, size: int) -> OnnxFile:
-        fields = list(self._fields((0, size)))
+        fields = [f for f in self._fields((0, size)) if f[0] in (1, 2, 7, 8, 14)]
         found = dict(fields)
         version, producer = self._int(found.get(1, 0)), self._text(found.get(2, (0, 0)))
         pairs = [self._pair(value) for number, value in fields if number == 8]
@@ -171,7 +171,7 @@ class _Reader:
         model.ops[domain.removeprefix(".") + kind] += 1
 
     def _tensor(self, span: Value) -> OnnxTensor:
-        fields = list(self._fields(span))
+        fields = [f for f in self._fields(span) if f[0] in (1, 2, 8, 13, 14)]
         found = dict(fields)
         name, kind = self._text(found.get(8, (0, 0))), self._int(found.get(2, 0))
         shape = [size for number, value in fields if number == 1 for size in self._dims(value)]

@@ -134,6 +134,29 @@ def test_the_trained_model(type_name: str) -> None:
         assert (found.argmax(-1) == want.argmax(-1)).mean() >= 0.95
 
 
+def levels(model: onnx.ModelProto) -> list[int]:
+    """Every accuracy_level of a graph; sets them to -1."""
+    found = []
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                found.append(attribute.i)
+                attribute.i = -1
+    return found
+
+
+@pytest.mark.parametrize("level", [4, 0])
+def test_the_accuracy_level_is_the_one_asked_for(level: int, tmp_path: Path) -> None:
+    made = export_to(tmp_path, case("mha").folder, onnx=["int4"], accuracy_level=level)["onnx:int4"]
+    shipped = onnx.load(made / "model.onnx", load_external_data=False)
+    at_zero = onnx.load_from_string(exact_graph(made / "model.onnx"))
+    # Per layer qkv, output, QMoE and the shared expert's two; the head.
+    assert levels(shipped) == [level] * 11 and levels(at_zero) == [0] * 11
+    assert shipped == at_zero  # in all but the levels, which are -1 now
+    needs = json.loads((made / "emo_export.json").read_text("utf-8"))
+    assert needs["accuracy_level"] == level
+
+
 @pytest.mark.parametrize("type_name", ["int8", "int4"])
 def test_widths_that_only_a_block_of_16_fits(type_name: str, tmp_path: Path) -> None:
     shape = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 16}
