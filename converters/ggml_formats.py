@@ -14,7 +14,15 @@ from gguf.quants import dequantize, quantize
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Packed
 
+# The largest magnitude that a type stores: of f16 itself, of its f16 scale times the largest
+# integer, and of bf16. Beyond it the file would hold infinities.
 F16_MAX = 65504.0
+LARGEST: Mapping[str, float] = {
+    "f16": F16_MAX,
+    "bf16": 3.3895e38,
+    "q8_0": F16_MAX * 127,
+    "q4_0": F16_MAX * 8,
+}
 
 
 class GgmlFormat:
@@ -30,11 +38,14 @@ class GgmlFormat:
         return rows * cols // self.block * self._block_bytes
 
     def quantize(self, rows: F32) -> Packed:
-        """Rows (N, C) float32 -> {"rows": (N, bytes)}. Raises EmoExportError on f16 overflow."""
+        """Rows (N, C) float32 -> {"rows": (N, bytes)}. Raises EmoExportError on overflow."""
         if self.kind == gguf.GGMLQuantizationType.F32:
             return {"rows": np.ascontiguousarray(rows).view(np.uint8)}
-        if self.kind == gguf.GGMLQuantizationType.F16 and np.abs(rows).max() > F16_MAX:
-            raise EmoExportError("a value exceeds 65504, the largest of f16; use bf16 or f32")
+        largest = LARGEST[self.name]
+        if max(rows.max(), -rows.min()) > largest:
+            raise EmoExportError(
+                f"a value exceeds {largest:.5g}, the largest that {self.name} can store; use f32"
+            )
         packed = quantize(np.ascontiguousarray(rows), self.kind)
         return {"rows": packed.view(np.uint8).reshape(rows.shape[0], -1)}
 

@@ -6,13 +6,14 @@ Source: llama.cpp `llama-vocab.cpp` (pre-tokenizers by name), gguf-py `constants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
@@ -73,7 +74,10 @@ def read_tokenizer(folder: Path, config: EmoConfig) -> GgufTokenizer | None:
     content = read_json(path)
     model = content.get("model") or {}
     pre = _check_kind(path, content, model)
+    if not model.get("merges"):
+        raise EmoExportError(f"{path}: a BPE without merges; llama.cpp does not load one")
     tokens, types = _tokens(path, content, model, config.vocab_size)
+    _check_added(path, content)
     eos = _eos(folder, config)
     return GgufTokenizer(
         tokens=tokens,
@@ -131,7 +135,28 @@ def _tokens(
             raise EmoExportError(f"{path}: added token {text!r} strips text, which GGUF can't say")
         tokens[token] = text
         types[token] = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
+    _check_unique(path, tokens)
     return tuple(tokens), tuple(types)
+
+
+def _check_unique(path: Path, tokens: Sequence[str]) -> None:
+    """llama.cpp aborts on two ids with one text."""
+    seen: dict[str, int] = {}
+    for token, text in enumerate(tokens):
+        if seen.setdefault(text, token) != token:
+            raise EmoExportError(f"{path}: ids {seen[text]} and {token} both are {text!r}")
+
+
+def _check_added(path: Path, content: Mapping[str, Any]) -> None:
+    """The tokenizers library renumbers added tokens that leave a gap; GGUF could not follow."""
+    tokenizer = Tokenizer.from_file(str(path))
+    for added in content.get("added_tokens", ()):
+        found = tokenizer.token_to_id(added["content"])
+        if found != added["id"]:
+            raise EmoExportError(
+                f"{path}: added token {added['content']!r} has id {added['id']} in the file but "
+                f"{found} in the tokenizers library; number added tokens without gaps"
+            )
 
 
 def _eos(folder: Path, config: EmoConfig) -> int:
@@ -140,6 +165,8 @@ def _eos(folder: Path, config: EmoConfig) -> int:
     path = folder / "generation_config.json"
     value = read_json(path).get("eos_token_id") if path.is_file() else None
     value = value[0] if isinstance(value, list) and value else value
+    if isinstance(value, int) and not 0 <= value < config.vocab_size:
+        raise EmoExportError(f"{path}: eos_token_id {value} is not below {config.vocab_size}")
     if not isinstance(value, int):
         raise EmoExportError(
             f"{folder}: neither config.json nor generation_config.json has eos_token_id; "

@@ -40,7 +40,8 @@ class IntBlocks:
 
     Packed as {"weight": (N, C * bits / 8) uint8, "scales": (N, C / block) float32}. What is stored
     is q + 2**(bits-1); at 4 bits the low nibble is the even column. The scale is signed so that
-    the value of largest magnitude maps to -2**(bits-1) and nothing is clipped.
+    the value of largest magnitude maps to -2**(bits-1); one of almost that size and the other sign
+    is clipped by at most one step.
     """
 
     def __init__(self, bits: int, block: int) -> None:
@@ -57,7 +58,7 @@ class IntBlocks:
         """Rows (N, C) float32 -> packed values and scales; C must be a multiple of the block."""
         blocks = rows.reshape(rows.shape[0], -1, self.block)
         low, high = blocks.min(axis=-1), blocks.max(axis=-1)
-        extreme = np.where(-low > high, low, high)
+        extreme = np.where(-low >= high, low, high)
         scales = (extreme / np.float32(-self._half)).astype(np.float32)
         # A block of zeros, or one so small that its scale underflows, divides by 1 instead.
         divisor = np.where(scales == 0, np.float32(1), scales)

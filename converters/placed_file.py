@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +76,8 @@ class PlacedFile:
 
     def abort(self) -> None:
         """Let go of the file without checking it."""
-        self._file.close()
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
 
 
 @contextmanager

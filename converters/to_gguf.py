@@ -172,8 +172,9 @@ class GgufWriter:
 
     def close(self) -> Sequence[Path]:
         """Check that every row was written; flush."""
-        if self._file is not None:
-            self._file.close()
+        if self._file is None:
+            raise EmoExportError("the GGUF writer is not open")
+        self._file.close()
         return [self.path]
 
     def abort(self) -> None:

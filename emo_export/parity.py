@@ -7,6 +7,8 @@ quantisation costs). Letters: n sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +24,19 @@ ORIGINAL = "original"
 PAD = -1
 
 F64 = npt.NDArray[np.float64]
+
+# What numpy, zipfile and zlib raise for a file that is damaged or something else.
+_DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +110,8 @@ class Golden:
                 arrays["greedy"],
                 {ORIGINAL: variants[ORIGINAL], **variants},
             )
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a golden.npz of emo-export ({error})") from error
-        except Exception as error:
-            if type(error).__name__ in ("BadZipFile", "error"):  # zipfile and zlib, when damaged
-                raise EmoExportError(f"{path}: is damaged ({error})") from error
-            raise
 
 
 @dataclass(frozen=True)

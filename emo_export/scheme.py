@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NoReturn
 
 from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
@@ -124,15 +125,24 @@ def resolve(
             cols = widths[part]
         chosen = _fitting(wanted, known, cols)
         if chosen is None:
-            raise EmoExportError(
-                f"{slot.name}: rows of {max(cols)} fit no block of {wanted} or of the next "
-                "better types; export this model as f32"
-            )
+            _refuse(wanted, known, config, part)
         if chosen != wanted:
             fallbacks[slot.name] = (wanted, chosen)
         formats[slot] = known[chosen]
     used = {part: name for part, name in recipe.items() if part in widths}
     return QuantScheme(type_name, used, formats, fallbacks)
+
+
+def _refuse(wanted: str, known: Mapping[str, Format], config: EmoConfig, part: Part) -> NoReturn:
+    """Name a tensor of the part whose rows fit neither the type nor the next better ones."""
+    for slot in slots(config):
+        cols = shape_of(slot, config)[-1]
+        if part_of(slot, config) == part and _fitting(wanted, known, {cols}) is None:
+            raise EmoExportError(
+                f"{slot.name}: rows of {cols} fit no block of {wanted} or of the next better "
+                "types; export this model as f32"
+            )
+    raise EmoExportError(f"no block of {wanted} fits all {part} matrices; export this model as f32")
 
 
 def _fitting(wanted: str, known: Mapping[str, Format], cols: set[int]) -> str | None:

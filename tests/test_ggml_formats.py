@@ -122,7 +122,7 @@ def test_float16_overflow_is_refused() -> None:
     rows[1, 5] = -65504
     assert kind.dequantize(kind.quantize(rows))[1, 5] == -65504
     rows[1, 5] = -65505
-    with pytest.raises(EmoExportError, match=r"65504.*bf16"):
+    with pytest.raises(EmoExportError, match=r"65504.*f32"):
         kind.quantize(rows)
 
 
