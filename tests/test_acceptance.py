@@ -52,7 +52,7 @@ def reports(made: Path) -> dict[str, Any]:
         "export",
         str(NANO),
         "-o",
-        str(out),
+        str(made),
         "--json",
     ]
     command += ["--heldout-tokens", "60000"]
