@@ -51,7 +51,7 @@ def cli() -> None:
     "Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
 )
 @click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
-@click.option("--context", type=click.IntRange(2), help="Positions to export.  [default: config's]")
+@click.option("--context", type=click.IntRange(2, 1 << 20), help="Positions.  [default: config's]")
 @click.option(
     "--accuracy-level",
     type=click.Choice(["0", "4"]),
@@ -201,13 +201,14 @@ def doctor(as_json: bool) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """End on SIGTERM as on Ctrl-C, so that half-written files are removed."""
+    """End on SIGTERM and SIGHUP as on Ctrl-C, so that half-written files are removed."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(prog_name="emo-export", standalone_mode=False)
     except EmoExportError as error:

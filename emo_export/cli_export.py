@@ -129,7 +129,7 @@ def run_export(
         _need_engines(specs)
     if not (checkpoint.path / "tokenizer.json").is_file():
         _say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
-    probes = choose_probes(checkpoint, heldout_files(heldout, checkpoint), heldout_tokens)
+    probes = choose_probes(checkpoint, heldout_files(heldout, checkpoint), heldout_tokens, context)
     with progress_steps() as steps:
 
         def judge(

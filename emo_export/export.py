@@ -13,7 +13,7 @@ from emo_export import __version__
 from emo_export.artifact import size_of
 from emo_export.card import model_card
 from emo_export.checkpoint import Checkpoint
-from emo_export.golden import GREEDY, Probes, VariantSink, greedy_prompt
+from emo_export.golden import Probes, VariantSink
 from emo_export.interfaces import Writer
 from emo_export.manifest import Manifest, check_space, digest, staging, write_manifest
 from emo_export.parity import ORIGINAL, Golden
@@ -127,13 +127,13 @@ def make_golden(
     runs = [Probe(sink.run(device), schemes.get(spec)) for spec, sink in sinks.items()]
     stream(checkpoint, writers, runs, steps.on_bytes)
     steps.on_stage("greedy text of the reference")
-    prompt = greedy_prompt(probes, config)
+    prompt, steps_after = probes.greedy_prompt, probes.greedy_steps
     return Golden(
         input_ids=probes.input_ids,
         heldout_ids=probes.heldout_ids,
         heldout_source=probes.heldout_source,
         greedy_prompt=prompt,
-        greedy=greedy(config, float_source(checkpoint), prompt, GREEDY, device),
+        greedy=greedy(config, float_source(checkpoint), prompt, steps_after, device),
         variants={spec: sink.variant() for spec, sink in sinks.items()},
     )
 

@@ -46,17 +46,29 @@ class Probes:
     input_ids: Ids
     heldout: tuple[Ids, ...]
     heldout_source: str
+    context: int
 
     @classmethod
     def of(cls, golden: Golden) -> Probes:
         """The token ids of a golden.npz, to compute its reference anew."""
         heldout = tuple(row[row != PAD] for row in golden.heldout_ids)
-        return cls(golden.input_ids, heldout, golden.heldout_source)
+        context = len(golden.greedy_prompt) + len(golden.greedy)
+        return cls(golden.input_ids, heldout, golden.heldout_source, context)
 
     @property
     def sequences(self) -> list[Ids]:
         """All of them, in the order in which a run takes them."""
         return [*self.input_ids, *self.heldout]
+
+    @property
+    def greedy_prompt(self) -> Ids:
+        """The beginning of the first sequence, short enough to leave room for an answer."""
+        return self.input_ids[0, : min(PROMPT, max(1, self.context // 2))]
+
+    @property
+    def greedy_steps(self) -> int:
+        """How many tokens follow it."""
+        return min(GREEDY, self.context - len(self.greedy_prompt))
 
     @property
     def heldout_ids(self) -> Ids:
@@ -68,14 +80,17 @@ class Probes:
         return padded
 
 
-def choose_probes(checkpoint: Checkpoint, heldout: Sequence[Path], tokens: int) -> Probes:
+def choose_probes(
+    checkpoint: Checkpoint, heldout: Sequence[Path], tokens: int, context: int | None = None
+) -> Probes:
     """Pick token ids: from held-out files, else a built-in text, else (no tokenizer) at random.
 
-    `tokens` bounds the held-out tokens, shared evenly among files. Raises EmoExportError for a file
+    `tokens` bounds the held-out tokens, shared evenly among files; `context` the length of a
+    sequence (default: the config's). Raises EmoExportError for a file
     that holds no text.
     """
     config = checkpoint.config
-    context = config.context_length()
+    context = config.context_length(context)
     tokenizer = _tokenizer(checkpoint.path)
     if tokenizer is None:
         rng = np.random.default_rng(SEED)
@@ -93,12 +108,8 @@ def choose_probes(checkpoint: Checkpoint, heldout: Sequence[Path], tokens: int) 
     # Spread over the files, which are ordered by kind of text.
     picks = np.linspace(0, len(long_enough) - 1, min(count, len(long_enough))).round().astype(int)
     kept = np.stack([long_enough[i][:width] for i in picks])
-    return Probes(kept.astype(np.int64), tuple(t.astype(np.int64) for t in texts), source)
-
-
-def greedy_prompt(probes: Probes, config: EmoConfig) -> Ids:
-    """The beginning of the first sequence, short enough to leave room for an answer."""
-    return probes.input_ids[0, : min(PROMPT, max(1, config.context_length() // 2))]
+    rest = tuple(t.astype(np.int64) for t in texts)
+    return Probes(kept.astype(np.int64), rest, source, context)
 
 
 def _tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # tokenizers has no types

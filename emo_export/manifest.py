@@ -115,7 +115,8 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     """
     if final.exists() and not overwrite:
         raise EmoExportError(f"{final}: exists already; choose another -o, or add --overwrite")
-    if final.exists() and not (final / NAME).is_file() and any(final.iterdir()):
+    foreign = final.is_dir() and not (final / NAME).is_file() and any(final.iterdir())
+    if foreign or (final.exists() and not final.is_dir()):
         raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
     try:
@@ -125,17 +126,27 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
     try:
         yield temporary
-        _publish(temporary, final)
+        _publish(temporary, final, overwrite)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     old = final.parent / f".{final.name}.old-{os.getpid()}"
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if overwrite and final.exists():
+            final.rename(old)
+        temporary.rename(final)
+    except BaseException as error:
+        # Interrupted between the two renames, or another export took the name meanwhile.
+        if old.exists() and not final.exists():
+            old.rename(final)
+        if isinstance(error, OSError):
+            raise EmoExportError(f"{final}: cannot be put in place ({error.strerror})") from error
+        raise
+    finally:
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_space(folder: Path, needed: int) -> None:
