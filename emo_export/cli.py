@@ -81,22 +81,19 @@ def export(
     Example:
         emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
     """
-    from emo_export.cli_export import run_export
+    from emo_export.cli_export import ExportOptions, run_export
 
-    run_export(
-        checkpoint,
-        output,
-        specs,
+    options = ExportOptions(
         heldout=heldout,
         heldout_tokens=heldout_tokens,
         context=context,
         accuracy_level=int(accuracy_level),
         device=torch_device,
         overwrite=overwrite,
-        with_validation=not no_validate,
+        validate=not no_validate,
         as_json=as_json,
-        out=_out(),
     )
+    run_export(checkpoint, output, specs, options, _out())
 
 
 @cli.command()

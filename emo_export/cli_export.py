@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,20 +103,22 @@ def _warn_fallbacks(target: Target) -> None:
         )
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `export`, as its help describes them."""
+
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    context: int | None = None
+    accuracy_level: int = 4
+    device: str = "cpu"
+    overwrite: bool = False
+    validate: bool = True
+    as_json: bool = False
+
+
 def run_export(
-    source: str,
-    output: Path,
-    specs: Sequence[str],
-    *,
-    heldout: Sequence[Path],
-    heldout_tokens: int,
-    context: int | None,
-    accuracy_level: int,
-    device: str,
-    overwrite: bool,
-    with_validation: bool,
-    as_json: bool,
-    out: Console,
+    source: str, output: Path, specs: Sequence[str], options: ExportOptions, out: Console
 ) -> None:
     """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
     need(CONVERT, "convert", "export")
@@ -123,13 +126,14 @@ def run_export(
     from emo_export.golden import choose_probes
 
     checkpoint = open_checkpoint(source)
-    make = target_maker(specs, checkpoint, context, accuracy_level)
-    _prepare_torch(device, checkpoint)
-    if with_validation:
+    make = target_maker(specs, checkpoint, options.context, options.accuracy_level)
+    _prepare_torch(options.device, checkpoint)
+    if options.validate:
         _need_engines(specs)
     if not (checkpoint.path / "tokenizer.json").is_file():
         _say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
-    probes = choose_probes(checkpoint, heldout_files(heldout, checkpoint), heldout_tokens, context)
+    heldout = heldout_files(options.heldout, checkpoint)
+    probes = choose_probes(checkpoint, heldout, options.heldout_tokens, options.context)
     with progress_steps() as steps:
 
         def judge(
@@ -143,15 +147,15 @@ def run_export(
             make,
             probes,
             steps,
-            validate=judge if with_validation else None,
-            device=device,
-            overwrite=overwrite,
+            validate=judge if options.validate else None,
+            device=options.device,
+            overwrite=options.overwrite,
         )
     total = sum(entry.bytes for entry in result.manifest.files)
     _say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
-    if with_validation:
-        show(result.reports, as_json, out)
-    elif as_json:
+    if options.validate:
+        show(result.reports, options.as_json, out)
+    elif options.as_json:
         click.echo(json.dumps({"passed": None, "targets": []}))
 
 

@@ -21,7 +21,7 @@ def render(inspection: Inspection) -> RenderableType:
     for section, name, value in inspection.rows:
         shown = "" if section == before else section
         before = section
-        table.add_row(_safe(_words(shown)), _safe(_words(name)), _safe(value))
+        table.add_row(_safe(_words(shown)), _safe(name), _safe(value))
     warnings = [Text("warning: ", "yellow") + _safe(text) for text in inspection.warnings]
     return Group(_safe(inspection.title), table, *warnings)
 

@@ -11,26 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emo_export.cli_export import run_export
+from emo_export.cli_export import ExportOptions, run_export
 from tests.bench.memory import AnonymousPeak, status_bytes
 from tests.paths import GOLDEN
 
 
 def export(source: Path, out: Path, specs: list[str]) -> None:
-    run_export(
-        str(source),
-        out,
-        specs,
-        heldout=(),
-        heldout_tokens=4096,
-        context=None,
-        accuracy_level=4,
-        device="cpu",
-        overwrite=False,
-        with_validation=False,
-        as_json=False,
-        out=Console(stderr=True),
-    )
+    run_export(str(source), out, specs, ExportOptions(validate=False), Console(stderr=True))
 
 
 def main() -> None:
