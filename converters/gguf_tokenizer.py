@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
 from emo_export.json_file import read_json
+from emo_export.stop_tokens import stop_tokens
 
 # The split regex of tiktoken's cl100k, as the two spellings found in tokenizer.json files;
 # llama.cpp knows it as "dbrx".
@@ -41,7 +42,7 @@ class GgufTokenizer:
     merges: tuple[str, ...]
     pre: str
     bos: int
-    eos: int
+    stops: tuple[int, ...]
     pad: int | None
     chat_template: str | None
 
@@ -54,7 +55,9 @@ class GgufTokenizer:
         writer.add_token_merges(self.merges)
         # Without these keys llama.cpp takes id 11 for both.
         writer.add_bos_token_id(self.bos)
-        writer.add_eos_token_id(self.eos)
+        add = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+        for write, token in zip(add, self.stops, strict=False):
+            write(token)
         if self.pad is not None:
             writer.add_pad_token_id(self.pad)
         writer.add_add_bos_token(False)
@@ -78,14 +81,14 @@ def read_tokenizer(folder: Path, config: EmoConfig) -> GgufTokenizer | None:
         raise EmoExportError(f"{path}: a BPE without merges; llama.cpp does not load one")
     tokens, types = _tokens(path, content, model, config.vocab_size)
     _check_added(path, content)
-    eos = _eos(folder, config)
+    stops = _stops(folder, config)
     return GgufTokenizer(
         tokens=tokens,
         types=types,
         merges=tuple(m if isinstance(m, str) else " ".join(m) for m in model.get("merges", ())),
         pre=pre,
-        bos=config.bos_token_id if config.bos_token_id is not None else eos,
-        eos=eos,
+        bos=config.bos_token_id if config.bos_token_id is not None else stops[0],
+        stops=stops,
         pad=config.pad_token_id,
         chat_template=_chat_template(folder),
     )
@@ -159,20 +162,17 @@ def _check_added(path: Path, content: Mapping[str, Any]) -> None:
             )
 
 
-def _eos(folder: Path, config: EmoConfig) -> int:
-    if config.eos_token_ids:
-        return config.eos_token_ids[0]
-    path = folder / "generation_config.json"
-    value = read_json(path).get("eos_token_id") if path.is_file() else None
-    value = value[0] if isinstance(value, list) and value else value
-    if isinstance(value, int) and not 0 <= value < config.vocab_size:
-        raise EmoExportError(f"{path}: eos_token_id {value} is not below {config.vocab_size}")
-    if not isinstance(value, int):
+def _stops(folder: Path, config: EmoConfig) -> tuple[int, ...]:
+    """One to three ids: GGUF has keys for end of text, of turn and of message."""
+    ids = stop_tokens(folder, config)
+    if not ids:
         raise EmoExportError(
             f"{folder}: neither config.json nor generation_config.json has eos_token_id; "
             "add it, or llama.cpp would stop at token 11"
         )
-    return value
+    if len(ids) > 3:
+        raise EmoExportError(f"{folder}: {len(ids)} eos tokens {ids}; GGUF has keys for three")
+    return ids
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -30,11 +30,12 @@ from emo_export.json_file import read_json
 from emo_export.names import VECTORS, Role, Slot, shape_of
 from emo_export.rope import cos_sin, rope_type
 from emo_export.scheme import ONNX_RECIPES, Part, QuantScheme, part_of, resolve
+from emo_export.stop_tokens import GENERATION, stop_tokens
 
 ONNXRUNTIME_MIN = "1.31"
 """QMoE with router_weights and accuracy_level has its CPU kernel from this version on."""
 
-COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+COPIED = ("tokenizer.json", "tokenizer_config.json")
 
 
 def onnx_scheme(type_name: str, config: EmoConfig) -> QuantScheme:
@@ -75,6 +76,7 @@ class OnnxWriter:
         self.folder = folder
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._context, self._level = context, accuracy_level
+        self._stops = list(stop_tokens(checkpoint, config))
         self._data = ExternalData()
         self._places: dict[Slot, Place] = {}
         self._embed, self._head = self._declare_ends()
@@ -283,6 +285,12 @@ class OnnxWriter:
         }
         _write_json(self.folder / "config.json", raw)
         _write_json(self.folder / "emo_export.json", needs)
+        given = self._checkpoint / GENERATION
+        generation = read_json(given) if given.is_file() else {}
+        if self._stops:
+            one = len(self._stops) == 1
+            generation["eos_token_id"] = self._stops[0] if one else self._stops
+        _write_json(self.folder / GENERATION, generation)
         for name in COPIED:
             if (self._checkpoint / name).is_file():
                 shutil.copyfile(self._checkpoint / name, self.folder / name)

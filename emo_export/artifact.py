@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.json_file import read_json
@@ -13,25 +15,35 @@ FILE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 7: "q8_0", 32: "bf16"}
 """`general.file_type` of the types written here (gguf-py LlamaFileType)."""
 
 
-def choose_artifact(path: Path, target: str | None) -> Path:
-    """The .gguf file or ONNX folder to run: the path itself, or a target of an exported folder.
+def chosen_targets(
+    path: Path, only: Sequence[str] = ()
+) -> tuple[Path, Mapping[str, Mapping[str, Any]]]:
+    """The folder and the targets (spec -> entry with `path`) that a path means.
 
-    Raises EmoExportError when the path is neither, or has no such target.
+    An exported folder means all its targets, or those of `only`; a .gguf file or ONNX folder means
+    itself, with its entry in the manifest beside it where there is one. Raises EmoExportError when
+    the path is neither, or has no such target.
     """
+    if not path.exists():
+        raise EmoExportError(f"{path}: there is no such file or folder")
     if path.is_dir() and (path / MANIFEST).is_file():
         targets = Manifest.load(path).targets
-        spec = target or next(iter(targets), "")
-        if spec not in targets:
-            known = ", ".join(targets)
-            raise EmoExportError(f"{path}: has no target {spec}; it has {known}")
-        return path / str(targets[spec]["path"])
-    if target is not None:
-        raise EmoExportError(f"{path}: is a single model, so --target {target} says nothing")
-    if path.is_file() or (path / "model.onnx").is_file():
-        return path
-    raise EmoExportError(
-        f"{path}: is no .gguf file, no folder with model.onnx and no folder that export made"
-    )
+        for spec in only:
+            if spec not in targets:
+                raise EmoExportError(f"{path}: has no target {spec}; it has {', '.join(targets)}")
+        return path, {spec: targets[spec] for spec in only or targets}
+    if only:
+        raise EmoExportError(f"{path}: is a single model; --target chooses from an exported folder")
+    if not path.is_file() and not (path / "model.onnx").is_file():
+        raise EmoExportError(
+            f"{path}: is no .gguf file, no folder with model.onnx and no folder that export made"
+        )
+    folder = path.absolute().parent
+    if (folder / MANIFEST).is_file():
+        for spec, entry in Manifest.load(folder).targets.items():
+            if (folder / str(entry["path"])).resolve() == path.resolve():
+                return folder, {spec: entry}
+    return folder, {spec_of(path): {"path": path.name}}
 
 
 def spec_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def model_card(
         _files(targets, sizes),
         _recipes(targets),
         _parity(reports),
-        _running(name, targets),
+        _running(targets),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -114,6 +115,11 @@ def _parity(reports: Sequence[TargetReport]) -> str:
     lines += [_parity_line(row) for report in reports for row in report.rows]
     first = reports[0]
     lines += [
+        f"\n**{report.target}:** {note}."
+        for report in reports
+        for note in (*report.notes, *report.tokenizer_failures)
+    ]
+    lines += [
         "",
         f"Perplexity over {first.heldout_tokens} tokens of {first.heldout_source}. "
         "`emo-export validate` on this folder repeats these figures.",
@@ -130,18 +136,27 @@ def _parity_line(row: Row) -> str:
     )
 
 
-def _running(name: str, targets: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["## Running", "", "```sh"]
+def _running(targets: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["## Running", "", "From this folder:", "", "```sh"]
     for spec, target in targets.items():
+        path = shlex.quote(str(target["path"]))
         extra = "llama" if spec.startswith("gguf") else "ort"
-        lines.append(f'pip install "emo-export[{extra}]"')
-        lines.append(f"emo-export run {name}/{target['path']} -p 'Once upon a time'")
-    lines += [
-        "```",
-        "",
-        "The GGUF has llama.cpp's architecture `deepseek`, whose graph computes EMO exactly; any "
-        "llama.cpp opens it. The ONNX folder needs ONNX Runtime 1.31 or newer."
-        if len({spec.split(":")[0] for spec in targets}) > 1
-        else "",
-    ]
-    return "\n".join(lines).rstrip()
+        lines.append(f"emo-export run {path} -p 'The' -n 64        # needs emo-export[{extra}]")
+        if spec.startswith("gguf"):
+            lines.append(f"llama-cli -m {path} -p 'The' -n 64 -no-cnv  # llama.cpp's own")
+    lines += ["```"]
+    if any(spec.startswith("gguf") for spec in targets):
+        lines += [
+            "",
+            "The GGUF has llama.cpp's architecture `deepseek`, whose graph computes EMO exactly: "
+            "stock llama.cpp opens it.",
+        ]
+    if any(spec.startswith("onnx") for spec in targets):
+        lines += [
+            "",
+            "The ONNX folder needs ONNX Runtime 1.31 or newer. Its graph takes `input_ids` and "
+            "`attention_mask` (int64) and `past_key_values.N.key|value` (float32, past length 0 at "
+            "first), and returns `logits` and `present.N.key|value`.",
+        ]
+    lines += ["", "`golden.npz` is only needed to validate; a device that just runs needs no copy."]
+    return "\n".join(lines)

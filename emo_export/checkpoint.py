@@ -69,7 +69,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         config = EmoConfig.from_json(config_path)
         tensors = _open_tensors(path)
         _account(config, tensors, path)
-        return cls(path, config, tensors)
+        checkpoint = cls(path, config, tensors)
+        _ = checkpoint.pruning  # a damaged file is refused now, not after hours of work
+        return checkpoint
 
 
 def _open_tensors(path: Path) -> dict[str, LazyTensor]:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -18,15 +19,46 @@ from rich.console import Console
 from emo_export import __version__
 from emo_export.errors import EmoExportError, ParityError
 
+THREADS = "[default: physical cores; 1 for a small model]"
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class _Out(Console):
+    """Stdout as rich prints it; a reader that went away is not rich's business."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _out() -> Console:
-    # A pipe has no width; a table must not be folded to 80 columns there.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+    # A pipe has no width, and what goes into one must not be folded.
+    return _Out(width=None if sys.stdout.isatty() else 400, highlight=False)
 
 
-@click.group(context_settings=CONTEXT_SETTINGS)
+class _Commands(click.Group):
+    """Turns a failing stdout into an exit code before click makes 1 of it, which means parity."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+            ctx.exit(141)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            _drop_stdout()
+            raise EmoExportError(f"output cannot be written ({error.strerror})") from error
+        return result
+
+
+def _drop_stdout() -> None:
+    """What is still buffered has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, prog_name="emo-export")
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
@@ -76,7 +108,9 @@ def export(
     no_validate: bool,
     as_json: bool,
 ) -> None:
-    """Convert CHECKPOINT (a folder or a Hugging Face id) into every target, in one pass.
+    """Convert a checkpoint to every target in one pass.
+
+    CHECKPOINT is a folder or a Hugging Face id (owner/name, owner/name@revision).
 
     Example:
         emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
@@ -97,36 +131,43 @@ def export(
 
 
 @cli.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
 @click.option("--reference", metavar="CHECKPOINT", help="Compute the reference anew from this.")
-@click.option("--threads", type=click.IntRange(1), help="[default: physical cores]")
+@click.option("--threads", type=click.IntRange(1), help=THREADS)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
 def validate(
-    path: Path, reference: str | None, threads: int | None, torch_device: str, as_json: bool
+    path: Path,
+    only: tuple[str, ...],
+    reference: str | None,
+    threads: int | None,
+    torch_device: str,
+    as_json: bool,
 ) -> None:
-    """Run an exported folder with its engines and compare with the reference.
+    """Compare what the engines compute with the reference.
 
-    PATH is a folder that export made, or one .gguf file or ONNX folder (with --reference).
-    Exit 0 within tolerance, 1 outside.
+    PATH is a folder that export made, a model inside one, or any .gguf file or ONNX folder of ours
+    (with --reference). Exit 0 within tolerance, 1 outside, 3 when an engine is missing.
 
+    \b
     Example:
         emo-export validate out
     """
     from emo_export.cli_export import run_validate
 
-    run_validate(path, reference, threads, torch_device, as_json, _out())
+    run_validate(path, only, reference, threads, torch_device, as_json, _out())
 
 
 @cli.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from stdin.")
 @click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0))
 @click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-p", default=0.95, show_default=True)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--target", metavar="SPEC", help="Which target of a folder.  [default: the first]")
-@click.option("--threads", type=click.IntRange(1), help="[default: physical cores]")
+@click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
+@click.option("--threads", type=click.IntRange(1), help=THREADS)
 def run(
     path: Path,
     prompt: str,
@@ -137,22 +178,26 @@ def run(
     target: str | None,
     threads: int | None,
 ) -> None:
-    """Stream the text that follows a prompt, from a .gguf, an ONNX folder or an exported folder.
+    """Stream the text that follows a prompt.
 
+    PATH is a .gguf file, an ONNX folder or a folder that export made. Ends at the end-of-text
+    token, after --max-tokens, or where the context is full.
+
+    \b
     Example:
         emo-export run out --target onnx:int4 -p "def main(" -n 64
     """
-    from emo_export.cli_run import run_text
+    from emo_export.cli_run import Sampling, prompt_text, run_text
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    run_text(path, text, max_tokens, temperature, top_p, seed, target, threads)
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
+    run_text(path, prompt_text(prompt), target, threads, sampling)
 
 
 @cli.command()
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(path: str, as_json: bool) -> None:
-    """Tell what a checkpoint, a .gguf, an ONNX folder or an exported folder is.
+    """Tell what a checkpoint or an exported model is.
 
     Example:
         emo-export inspect examples/emo-nano
@@ -163,10 +208,10 @@ def inspect(path: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def verify(folder: Path, as_json: bool) -> None:
-    """Check every file of an exported folder against the manifest's digests.
+    """Check an exported folder against its manifest.
 
     Example:
         emo-export verify out
@@ -187,7 +232,7 @@ def verify(folder: Path, as_json: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(as_json: bool) -> None:
-    """Show the versions, kernels and paths that will be used, and what is missing for what.
+    """Show what this machine has, and lacks for what.
 
     Example:
         emo-export doctor
@@ -205,7 +250,8 @@ def _interrupt(number: int, frame: object) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
+            signal.signal(number, _interrupt)
     try:
         code = cli.main(prog_name="emo-export", standalone_mode=False)
     except EmoExportError as error:
@@ -216,12 +262,17 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was left half-written", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe went away; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        # Exit code 1 means failed parity; a bug must not look like it.
+        traceback.print_exc()
+        click.echo(f"error: this is a bug in emo-export, please report it: {error!r}", err=True)
+        sys.exit(70)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,11 +13,16 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from emo_export.artifact import spec_of
-from emo_export.cli_targets import SMALL_MODEL, need, scheme_of, target_maker, validate_all
-from emo_export.errors import EmoExportError, ParityError
-from emo_export.manifest import NAME as MANIFEST
-from emo_export.manifest import Manifest
+from emo_export.artifact import chosen_targets
+from emo_export.cli_targets import (
+    SMALL_MODEL,
+    missing_engine,
+    need,
+    scheme_of,
+    target_maker,
+    validate_all,
+)
+from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
 
 if TYPE_CHECKING:
     from emo_export.checkpoint import Checkpoint
@@ -53,7 +58,7 @@ def heldout_files(given: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
     if not places and (checkpoint.path / "heldout").is_dir():
         places = [checkpoint.path / "heldout"]
     for place in places:
-        if place.is_file():
+        if not place.is_dir():
             found.append(place)
             continue
         inside = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".txt"))
@@ -82,12 +87,14 @@ def progress_steps() -> Iterator[Steps]:
             for target in targets:
                 _say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB -> {target.path}")
                 _warn_fallbacks(target)
-            _say(f"reading {source_bytes / 1e6:.1f} MB once")
+            if not console.is_terminal:
+                _say(f"reading {source_bytes / 1e6:.1f} MB once")
             bar.update(task, total=source_bytes, visible=True)
 
         def on_stage(text: str) -> None:
+            # Through the bar's console, which moves a bar that is still shown out of the way.
             bar.update(task, visible=False)
-            _say(text)
+            bar.console.print(text, markup=False, highlight=False)
 
         yield Steps(on_start, lambda count: bar.advance(task, count), on_stage)
 
@@ -180,50 +187,57 @@ def _prepare_torch(device: str, checkpoint: Checkpoint) -> None:
 
 
 def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
-    """Print a table or JSON. Raises ParityError when a target is out of tolerance."""
-    from emo_export.report import remarks, table
+    """Print tables or JSON. Raises ParityError when a target is out of tolerance."""
+    from emo_export.report import LEGEND, tables, verdicts
 
     passed = all(report.passed for report in reports)
     if as_json:
         content = {"passed": passed, "targets": [report.as_dict() for report in reports]}
         click.echo(json.dumps(content, indent=2))
     else:
-        out.print(table(reports))
-        for line in remarks(reports):
+        for table in tables(reports):
+            out.print(table)
+        for line in (LEGEND, "", *verdicts(reports)):
             out.print(line, markup=False)
     if not passed:
         failed = ", ".join(report.target for report in reports if not report.passed)
-        raise ParityError(f"parity failed for {failed}; the table says which limit was exceeded")
+        raise ParityError(f"parity failed for {failed}; the lines above say which limit")
 
 
 def run_validate(
     path: Path,
+    only: Sequence[str],
     reference: str | None,
     threads: int | None,
     device: str,
     as_json: bool,
     out: Console,
 ) -> None:
-    """Validate a folder that export made, or one artifact against a checkpoint."""
+    """Validate an exported folder, some of its targets, or one artifact.
+
+    Raises MissingDependencyError after the targets that can run when another's engine is missing.
+    """
     from emo_export.parity import Golden
 
-    whole = path.is_dir() and (path / MANIFEST).is_file()
-    if whole:
-        targets: Mapping[str, Mapping[str, Any]] = Manifest.load(path).targets
-        folder = path
-    else:
-        spec = spec_of(path)
-        targets, folder = {spec: {"path": path.name}}, path.parent
-    if reference is not None:
-        stored = Golden.load(path / "golden.npz") if whole else None
+    folder, targets = chosen_targets(path, only)
+    stored = Golden.load(folder / "golden.npz") if (folder / "golden.npz").is_file() else None
+    missing = {spec: text for spec in targets if (text := missing_engine(spec))}
+    ready = {spec: entry for spec, entry in targets.items() if spec not in missing}
+    if reference is not None and ready:
         golden = _fresh_golden(reference, targets, stored, device)
-    elif whole:
-        golden = Golden.load(path / "golden.npz")
-    else:
+    elif stored is not None:
+        golden = stored
+    elif ready:
         raise EmoExportError(
-            f"{path}: has no golden.npz beside it; name the original with --reference CHECKPOINT"
+            f"{path}: there is no golden.npz in {folder}; name the original with "
+            "--reference CHECKPOINT"
         )
-    show(validate_all(folder, targets, golden, _say, threads), as_json, out)
+    if ready:
+        show(validate_all(folder, ready, golden, _say, threads), as_json, out)
+    if missing:
+        told = "; ".join(f"{spec}: {text}" for spec, text in missing.items())
+        advice = f" (or choose with --target {next(iter(ready))})" if ready else ""
+        raise MissingDependencyError(f"not validated: {told}{advice}")
 
 
 def _fresh_golden(

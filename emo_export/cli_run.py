@@ -5,33 +5,34 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from emo_export.artifact import choose_artifact
-from emo_export.cli_targets import open_runtime, tokenizer_of
+from emo_export.artifact import chosen_targets
+from emo_export.cli_targets import missing_engine, open_runtime, tokenizer_of
 from emo_export.errors import EmoExportError
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How `run` chooses tokens, as its help describes it."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
 def run_text(
-    path: Path,
-    prompt: str,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    target: str | None,
-    threads: int | None,
+    path: Path, prompt: str, target: str | None, threads: int | None, sampling: Sampling
 ) -> None:
     """Stream text to stdout as it comes."""
     from emo_export.runtimes.generate import generate
 
-    artifact = choose_artifact(path, target)
+    artifact = _first_that_runs(path, target)
     runtime = open_runtime(artifact, threads)
     try:
         tokenizer = tokenizer_of(artifact, runtime)
@@ -39,16 +40,39 @@ def run_text(
             runtime,
             tokenizer,
             tokenizer.encode(prompt),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
         ):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
+        sys.stdout.flush()
     finally:
         runtime.close()
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt, or all of stdin for `-` without one final newline.
+
+    Raises EmoExportError when it is not UTF-8.
+    """
+    try:
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        prompt.encode("utf-8")
+    except UnicodeError as error:
+        raise EmoExportError(f"the prompt is not UTF-8 ({error})") from error
+    return prompt
+
+
+def _first_that_runs(path: Path, target: str | None) -> Path:
+    """The target asked for, else the first whose engine is installed, else the first."""
+    folder, targets = chosen_targets(path, [target] if target else [])
+    ready = [spec for spec in targets if not missing_engine(spec)]
+    spec = (ready or list(targets))[0]
+    return folder / str(targets[spec]["path"])
 
 
 def run_inspect(path: str, as_json: bool, out: Console) -> None:
@@ -97,11 +121,7 @@ def run_doctor(as_json: bool, out: Console) -> None:
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
         return
-    table = Table(show_edge=False)
-    for heading in ("", "what", "found", "needed for", "remedy"):
-        table.add_column(heading, overflow="fold")
-    for check in checks:
-        mark = "ok" if check.ok else "no"
-        remedy = "" if check.ok else check.remedy
-        table.add_row(mark, *map(escape, (check.name, check.found, check.needed_for, remedy)))
-    out.print(table)
+    for check in sorted(checks, key=lambda check: not check.name.startswith("ready")):
+        out.print(f"{'ok' if check.ok else 'no':3} {check.name}: {check.found}", markup=False)
+        if not check.ok:
+            out.print(f"      for {check.needed_for}: {check.remedy}", markup=False)

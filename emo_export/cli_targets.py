@@ -6,6 +6,8 @@ Only the command line may know converters and runtimes both; heavy imports stay 
 from __future__ import annotations
 
 import importlib.util
+import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.install import install_command
 from emo_export.interfaces import Runtime, Tokenizer
 
 if TYPE_CHECKING:
@@ -28,28 +31,37 @@ SMALL_MODEL = 96 << 20
 """Below this many bytes one thread is as fast as several, and does not suffer when the machine is
 busy: llama.cpp's threads wait for each other in a spin after every operator."""
 
-TWIN_LIMIT = 8 << 30
-"""A float32 twin of a GGUF above this size is not made for the exact comparison."""
-
 
 def need(modules: Sequence[str], extra: str, what: str) -> None:
     """Raise MissingDependencyError unless every module can be found."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(
-            f'{what} needs {", ".join(missing)}; pip install "emo-export[{extra}]"'
-        )
+        raise MissingDependencyError(f"{what} needs {', '.join(missing)}; {install_command(extra)}")
+
+
+def missing_engine(spec: str) -> str:
+    """What the engine of a target lacks here, or an empty string."""
+    try:
+        if spec.startswith("gguf"):
+            need(["xllamacpp"], "llama", "llama.cpp")
+        else:
+            need(["onnxruntime", "tokenizers"], "ort", "ONNX Runtime")
+    except MissingDependencyError as error:
+        return str(error)
+    return ""
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
     """`gguf:q4_0` -> ("gguf", "q4_0"). Raises EmoExportError for what is not a target."""
-    kind, _, rest = spec.partition(":")
+    if "," in spec:
+        raise EmoExportError(f"--to {spec}: one target each; repeat --to for the next")
+    kind, _, rest = spec.lower().partition(":")
     type_name, at, graph = rest.partition("@")
     if kind not in ("gguf", "onnx") or not type_name:
         raise EmoExportError(f"--to {spec}: expected gguf:TYPE or onnx:TYPE, as in gguf:q4_0")
     if at and (kind, graph) != ("onnx", "qmoe"):
         raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has @qmoe")
-    return kind, type_name.lower()
+    return kind, type_name
 
 
 def scheme_of(spec: str, checkpoint: Checkpoint) -> QuantScheme:
@@ -122,7 +134,10 @@ def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Ru
         from emo_export.runtimes.ort import OnnxModel
 
         return OnnxModel(path, threads=threads)
+    from emo_export.gguf_header import read_gguf
     from emo_export.runtimes.llama_cpp import LlamaCpp
+
+    read_gguf(path)  # a crafted header hangs or kills other readers
 
     return LlamaCpp(path, threads=threads, parity=parity)
 
@@ -139,6 +154,15 @@ def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:
 
 
 @contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What onnx raises for a damaged file, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # protobuf's DecodeError shares no base class but Exception
+        raise EmoExportError(f"{path}: cannot be read as an ONNX model ({error})") from error
+
+
+@contextmanager
 def exact_opener(
     path: Path, threads: int | None
 ) -> Iterator[tuple[Callable[[], Runtime] | None, str]]:
@@ -150,7 +174,8 @@ def exact_opener(
         from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
         from emo_export.runtimes.ort import OnnxModel
 
-        graph = exact_graph(path / "model.onnx")
+        with _readable(path / "model.onnx"):
+            graph = exact_graph(path / "model.onnx")
         yield (
             (
                 lambda: OnnxModel(
@@ -163,12 +188,19 @@ def exact_opener(
     if importlib.util.find_spec("gguf") is None:
         yield None, 'float activations not compared: that needs "emo-export[convert]"'
         return
-    # q4_0 is the smallest type written here: its float32 twin is at most 7.2 times as large.
-    if path.stat().st_size * 7.2 > TWIN_LIMIT:
-        yield None, f"float activations not compared: the twin would exceed {TWIN_LIMIT >> 30} GiB"
-        return
     from emo_export.converters.gguf_twin import write_float_twin
+    from emo_export.gguf_header import read_gguf
 
+    twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
+    if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
+        yield (
+            None,
+            (
+                "float activations NOT COMPARED: the float32 twin needs "
+                f"{twin_bytes / 1e9:.1f} GB in {tempfile.gettempdir()}; set TMPDIR to a larger disk"
+            ),
+        )
+        return
     with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
         twin = Path(folder) / "twin.gguf"
         write_float_twin(path, twin)
@@ -191,9 +223,10 @@ def validate_all(
         on_stage(f"validating {spec}")
         shipped = partial(open_runtime, path, threads, parity=True)
         if EXACT not in tolerances(spec):
-            reports.append(validate_target(spec, golden, shipped))
+            reports.append(validate_target(spec, golden, shipped, partial(tokenizer_of, path)))
             continue
         with exact_opener(path, threads) as (exact, note):
             notes = (note,) if note else ()
-            reports.append(validate_target(spec, golden, shipped, exact, notes))
+            tokenizer = partial(tokenizer_of, path)
+            reports.append(validate_target(spec, golden, shipped, tokenizer, exact, notes))
     return reports

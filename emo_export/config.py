@@ -154,6 +154,8 @@ def _layers(reader: ConfigReader) -> tuple[LayerShape, ...]:
         shared = [shared_all] * count
     elif shared is None:
         shared = [min(shared_all, n) for n in experts]
+    if sum(experts) > MAX_EXPERTS:
+        reader.refuse(f"{sum(experts)} experts in all layers are above the limit of {MAX_EXPERTS}")
     key = "always_active_experts_per_layer"
     active = raw.get(key)
     if active is None:
@@ -205,6 +207,9 @@ def _check(config: EmoConfig, reader: ConfigReader) -> None:
         )
     if any(layer.is_dense for layer in config.layers) and not config.dense_intermediate_size:
         reader.refuse("a layer has no experts but dense_intermediate_size is unset")
+    kind = (config.rope_scaling or {}).get("rope_type", (config.rope_scaling or {}).get("type"))
+    if kind == "dynamic" and config.max_position_embeddings < 0:
+        reader.refuse("rope_scaling dynamic depends on max_position_embeddings, which is -1 here")
     if config.max_position_embeddings == 0:
         reader.refuse("max_position_embeddings is 0, expected a positive number, or -1 for unknown")
     special = {

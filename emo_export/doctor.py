@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTION = "emo-export"
+from emo_export.install import DISTRIBUTION, install_command
+
 BASE = ""  # what every install has, as if it were an extra
 USES: Mapping[str, str] = {
     BASE: "every command",
@@ -145,7 +146,7 @@ def _libraries(wanted: Mapping[str, Mapping[str, str]]) -> Iterator[Check]:
 
 
 def _install(extra: str) -> str:
-    return f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}"
+    return install_command(extra) if extra else f"pip install {DISTRIBUTION}"
 
 
 def _onnxruntime() -> Check:

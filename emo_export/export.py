@@ -95,7 +95,7 @@ def export(
         entries = {target.spec: _entry(target) for target in targets}
         reports: Sequence[TargetReport] = ()
         if validate is not None:
-            steps.on_stage("validating with the engines")
+            steps.on_stage("validating with the engines (an interrupt now discards the export)")
             reports = validate(folder, entries, golden)
             write_parity(folder / "parity.json", reports)
         source = _source(checkpoint)
@@ -132,6 +132,9 @@ def make_golden(
         input_ids=probes.input_ids,
         heldout_ids=probes.heldout_ids,
         heldout_source=probes.heldout_source,
+        text=probes.text,
+        text_ids=probes.text_ids,
+        stop_ids=probes.stop_ids,
         greedy_prompt=prompt,
         greedy=greedy(config, float_source(checkpoint), prompt, steps_after, device),
         variants={spec: sink.variant() for spec, sink in sinks.items()},

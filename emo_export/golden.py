@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
 from emo_export.parity import PAD, Golden, Variant
+from emo_export.stop_tokens import stop_tokens
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -38,6 +39,12 @@ SAMPLE = (
     "until late, and people walked home slowly, carrying bread and talking about nothing much.\n"
 )
 
+# What engines split differently when a tokenizer is converted wrongly.
+TRICKY = (
+    SAMPLE + "  two  spaces\t\ttabs\r\nDon't we'LL 1234567 3.14 naïve Ünïcödé 東京 привет 🙂👍🏽 "
+    "(a+b)==c; \n\n\n trailing   "
+)
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -47,13 +54,24 @@ class Probes:
     heldout: tuple[Ids, ...]
     heldout_source: str
     context: int
+    text: str = ""
+    text_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    stop_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def of(cls, golden: Golden) -> Probes:
         """The token ids of a golden.npz, to compute its reference anew."""
         heldout = tuple(row[row != PAD] for row in golden.heldout_ids)
         context = len(golden.greedy_prompt) + len(golden.greedy)
-        return cls(golden.input_ids, heldout, golden.heldout_source, context)
+        return cls(
+            golden.input_ids,
+            heldout,
+            golden.heldout_source,
+            context,
+            golden.text,
+            golden.text_ids,
+            golden.stop_ids,
+        )
 
     @property
     def sequences(self) -> list[Ids]:
@@ -91,7 +109,7 @@ def choose_probes(
     """
     config = checkpoint.config
     context = config.context_length(context)
-    tokenizer = _tokenizer(checkpoint.path)
+    tokenizer = _tokenizer(checkpoint.path, config.vocab_size)
     if tokenizer is None:
         rng = np.random.default_rng(SEED)
         texts = [rng.integers(0, config.vocab_size, min(HELDOUT, context)) for _ in range(4)]
@@ -102,23 +120,38 @@ def choose_probes(
     else:
         texts = list(_split(tokenizer(SAMPLE), min(HELDOUT, context)))
         source = BUILT_IN_TEXT
+    if not texts:
+        raise EmoExportError(f"{source}: too short to judge; give at least two tokens of text")
     width = min(SEQUENCE, context, max(len(t) for t in texts))
-    long_enough = [t for t in texts if len(t) >= width]
+    windows = [t[s : s + width] for t in texts for s in range(0, len(t) - width + 1, width)]
     count = max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * width * config.vocab_size)))
     # Spread over the files, which are ordered by kind of text.
-    picks = np.linspace(0, len(long_enough) - 1, min(count, len(long_enough))).round().astype(int)
-    kept = np.stack([long_enough[i][:width] for i in picks])
+    picks = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
+    kept = np.stack([windows[i] for i in picks])
     rest = tuple(t.astype(np.int64) for t in texts)
-    return Probes(kept.astype(np.int64), rest, source, context)
+    probes = Probes(kept.astype(np.int64), rest, source, context)
+    if tokenizer is None:
+        return probes
+    stops = np.array(stop_tokens(checkpoint.path, config), dtype=np.int64)
+    return replace(probes, text=TRICKY, text_ids=tokenizer(TRICKY), stop_ids=stops)
 
 
-def _tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # tokenizers has no types
+def _tokenizer(folder: Path, vocab_size: int):  # type: ignore[no-untyped-def]  # tokenizers has no types
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
+    largest = max(tokenizer.get_vocab(True).values(), default=-1)
+    if largest >= vocab_size:
+        raise EmoExportError(f"{path}: token id {largest} is not below vocab_size {vocab_size}")
+    # A file may carry the settings of a training run; the model itself reads all of a text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return lambda text: np.array(
         tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
     )
@@ -138,12 +171,13 @@ def read_documents(file: Path) -> list[str]:
         if file.suffix != ".jsonl":
             documents = [content]
         else:
-            documents = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            documents = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EmoExportError(
             f'{file}: is not readable text (.txt) or JSON lines with "text" (.jsonl): {error}'
         ) from error
     documents = [d for d in documents if isinstance(d, str) and d.strip()]
+    documents = [d.encode("utf-8", "replace").decode("utf-8") for d in documents]
     if not documents:
         raise EmoExportError(f"{file}: holds no text")
     return documents

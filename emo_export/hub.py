@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.install import install_command
 
 HUB_FILES = [
     "config.json",
@@ -32,8 +33,7 @@ def locate(source: str, progress: bool = False) -> Path:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise MissingDependencyError(
-            f"{source}: fetching from the hub needs huggingface_hub; "
-            'pip install "emo-export[convert]"'
+            f"{source}: fetching from the hub needs huggingface_hub; {install_command('convert')}"
         ) from error
     if not progress:
         disable_progress_bars()

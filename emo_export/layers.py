@@ -23,6 +23,9 @@ from emo_export.rope import cos_sin
 
 Tensor = torch.Tensor
 
+FEW_TOKENS = 64
+"""Up to so many tokens the embedding is read row by row."""
+
 
 @dataclass
 class KeyValues:
@@ -122,6 +125,13 @@ class ReferenceRun:
         if slot.expert < 0 or self._routing is None:
             return True
         return bool((self._routing.experts == slot.expert).any())
+
+    def rows_needed(self, slot: Slot) -> list[tuple[int, int]]:
+        """The rows of the embedding that a few tokens need; empty when all rows are."""
+        few = len(self._ids) <= FEW_TOKENS and not self.config.tie_word_embeddings
+        if slot.role != Role.EMBED or not few:
+            return []
+        return [(token, token + 1) for token in sorted(set(self._ids.tolist()))]
 
     @torch.no_grad()
     def feed(self, slot: Slot, start: int, weight: F32) -> None:

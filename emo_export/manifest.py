@@ -15,6 +15,7 @@ from typing import Any
 from emo_export.errors import EmoExportError
 
 NAME = "manifest.json"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
 VERSION = 1
 
 
@@ -51,11 +52,13 @@ class Manifest:
                 )
             files = tuple(FileEntry(**entry) for entry in raw["files"])
             manifest = cls(raw["source"], raw["tools"], raw["targets"], files)
+            if not manifest.targets:
+                raise ValueError("it names no target")
             for spec, target in manifest.targets.items():
                 _inside(folder, target["path"], f"target {spec}")
             for entry in files:
                 _inside(folder, entry.path, "a file")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a manifest of emo-export ({error})") from error
         return manifest
 
@@ -115,12 +118,12 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     """
     if final.exists() and not overwrite:
         raise EmoExportError(f"{final}: exists already; choose another -o, or add --overwrite")
-    foreign = final.is_dir() and not (final / NAME).is_file() and any(final.iterdir())
-    if foreign or (final.exists() and not final.is_dir()):
+    if final.exists() and not _is_ours(final):
         raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         temporary.mkdir()
     except OSError as error:
         raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
@@ -131,10 +134,58 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _is_ours(folder: Path) -> bool:
+    """An empty folder, or one whose manifest.json is of this tool."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        Manifest.load(folder)
+    except EmoExportError:
+        return False
+    return True
+
+
+def _sweep(final: Path) -> None:
+    """Remove what exports to this name left when they were killed; restore what one had moved."""
+    for kind in ("partial", "old"):
+        for left in final.parent.glob(f".{final.name}.{kind}-*"):
+            owner = left.name.rpartition("-")[2]
+            # In a container this very process may have the number of one that was killed.
+            if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
+                continue
+            if kind == "old" and not final.exists():
+                left.rename(final)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file and folder to the disk before the rename that announces them."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     try:
-        if overwrite and final.exists():
+        _flush(temporary)
+        if overwrite and final.exists() and _is_ours(final):
             final.rename(old)
         temporary.rename(final)
     except BaseException as error:

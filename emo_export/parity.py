@@ -57,13 +57,18 @@ class Variant:
 class Golden:
     """Token ids and what the reference says about them, for every variant of the weights.
 
-    `input_ids` (n, T); `heldout_ids` (m, L), padded with -1; `greedy` continues `greedy_prompt`
-    with the float original. `variants` has "original" and the name of every quantised target.
+    `input_ids` (n, T); `heldout_ids` (m, L), padded with -1; `text_ids` are the ids of `text`
+    (empty without a tokenizer) and `stop_ids` those that end one; `greedy` continues
+    `greedy_prompt` with the float original. `variants` has "original" and the name of every
+    quantised target.
     """
 
     input_ids: Ids
     heldout_ids: Ids
     heldout_source: str
+    text: str
+    text_ids: Ids
+    stop_ids: Ids
     greedy_prompt: Ids
     greedy: Ids
     variants: Mapping[str, Variant] = field(default_factory=dict)
@@ -72,12 +77,40 @@ class Golden:
         """The dequantised reference of a target; one that keeps all bits has the original's."""
         return self.variants.get(target, self.variants[ORIGINAL])
 
+    def check(self) -> None:
+        """Raise ValueError when shapes, types or values can't be of one golden."""
+        judged, heldout = self.input_ids.shape, self.heldout_ids.shape
+        whole = (
+            self.input_ids,
+            self.heldout_ids,
+            self.text_ids,
+            self.stop_ids,
+            self.greedy_prompt,
+            self.greedy,
+        )
+        if any(ids.dtype != np.int64 for ids in whole) or len(judged) != 2 or len(heldout) != 2:
+            raise ValueError("token ids of a wrong type or shape")
+        scored = self.heldout_ids[:, 1:] != PAD
+        if not scored.any() or not self.input_ids.size:
+            raise ValueError("no tokens to judge")
+        for name, variant in self.variants.items():
+            fits = variant.logits.ndim == 3 and variant.logits.shape[:2] == judged
+            if not fits or variant.margin.shape != judged or variant.heldout_nll.shape != heldout:
+                raise ValueError(f"shapes of {name} do not fit the token ids")
+            if not np.isfinite(variant.logits).all():
+                raise ValueError(f"logits of {name} are not finite")
+            if not np.isfinite(variant.heldout_nll[:, 1:][scored]).all():
+                raise ValueError(f"likelihoods of {name} are not finite")
+
     def save(self, path: Path) -> None:
         """Write golden.npz."""
         arrays: dict[str, Any] = {
             "input_ids": self.input_ids,
             "heldout_ids": self.heldout_ids,
             "heldout_source": np.array(self.heldout_source),
+            "text": np.frombuffer(self.text.encode(), np.uint8),
+            "text_ids": self.text_ids,
+            "stop_ids": self.stop_ids,
             "greedy_prompt": self.greedy_prompt,
             "greedy": self.greedy,
         }
@@ -102,14 +135,19 @@ class Golden:
                 )
                 for name in names
             }
-            return cls(
+            golden = cls(
                 arrays["input_ids"],
                 arrays["heldout_ids"],
                 str(arrays["heldout_source"]),
+                arrays["text"].tobytes().decode(),
+                arrays["text_ids"],
+                arrays["stop_ids"],
                 arrays["greedy_prompt"],
                 arrays["greedy"],
                 {ORIGINAL: variants[ORIGINAL], **variants},
             )
+            golden.check()
+            return golden
         except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a golden.npz of emo-export ({error})") from error
 
@@ -189,7 +227,12 @@ def run_nll(runtime: Runtime, ids: Ids) -> F32:
     for index, padded in enumerate(ids):
         sequence = padded[padded != PAD]
         runtime.reset()
-        scores = log_softmax(runtime.forward(sequence)[:-1])
+        logits = runtime.forward(sequence)
+        if not np.isfinite(logits).all():
+            # A mean that skips NaN would hide a text on which the engine breaks down.
+            out[index, 1 : len(sequence)] = np.inf
+            continue
+        scores = log_softmax(logits[:-1])
         out[index, 1 : len(sequence)] = -scores[np.arange(len(sequence) - 1), sequence[1:]]
     return out
 

@@ -58,7 +58,7 @@ def forward(config: EmoConfig, source: Source, run: ReferenceRun) -> None:
     """Feed a run with every weight that it wants."""
     for slot in slots(config):
         if run.wants(slot):
-            for start, stop in row_spans(slot, config):
+            for start, stop in run.rows_needed(slot) or row_spans(slot, config):
                 run.feed(slot, start, source(slot, start, stop))
 
 

@@ -52,7 +52,7 @@ ONNX_RECIPES: Mapping[str, Mapping[Part, str]] = {
 
 # When a row is not a multiple of a type's block: the next better types, in order.
 NEXT_BETTER: Mapping[str, Sequence[str]] = {
-    "q4_0": ("q8_0", "f16"),
+    "q4_0": ("f16",),
     "q8_0": ("f16",),
     "int4b32": ("int4b16",),
     "int8b32": ("int8b16",),

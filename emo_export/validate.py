@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import Runtime
+from emo_export.interfaces import Runtime, Tokenizer
 from emo_export.parity import (
     ORIGINAL,
     Golden,
@@ -23,6 +24,7 @@ from emo_export.parity import (
 )
 
 OpenRuntime = Callable[[], Runtime]
+OpenTokenizer = Callable[[Runtime], Tokenizer]
 SHIPPED, EXACT = "shipped", "exact"
 PREFILL, DECODE = "prefill", "decode"
 
@@ -68,15 +70,25 @@ class TargetReport:
     heldout_tokens: int
     heldout_source: str
     notes: tuple[str, ...] = ()
+    tokenizer_failures: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Every row within its limits."""
-        return all(row.passed for row in self.rows)
+        """Every row within its limits, and the tokenizer's ids the original's."""
+        return all(row.passed for row in self.rows) and not self.tokenizer_failures
 
     def as_dict(self) -> dict[str, Any]:
         """For parity.json and `--json`."""
-        return {**asdict(self), "passed": self.passed}
+        return {**_without_nan(asdict(self)), "passed": self.passed}
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tolerances(target: str) -> Mapping[str, Mapping[str, float]]:
@@ -91,6 +103,7 @@ def validate_target(
     target: str,
     golden: Golden,
     open_shipped: OpenRuntime,
+    open_tokenizer: OpenTokenizer,
     open_exact: OpenRuntime | None = None,
     notes: tuple[str, ...] = (),
 ) -> TargetReport:
@@ -107,6 +120,7 @@ def validate_target(
         rows.append(_original_row(target, golden, runtime, limits[ORIGINAL]))
         greedy = run_greedy(runtime, golden.greedy_prompt, len(golden.greedy))
         engine = dict(runtime.describe())
+        tokenizer_failures = _compare_tokenizer(golden, open_tokenizer, runtime)
     finally:
         runtime.close()
     if open_exact is not None and EXACT in limits:
@@ -124,7 +138,27 @@ def validate_target(
         heldout_tokens=int((golden.heldout_ids[:, 1:] >= 0).sum()),
         heldout_source=golden.heldout_source,
         notes=notes,
+        tokenizer_failures=tokenizer_failures,
     )
+
+
+def _compare_tokenizer(
+    golden: Golden, open_tokenizer: OpenTokenizer, runtime: Runtime
+) -> tuple[str, ...]:
+    """What the tokenizer in the artifact does otherwise than the checkpoint's."""
+    if not golden.text:
+        return ()
+    tokenizer = open_tokenizer(runtime)
+    failures = []
+    found, expected = tokenizer.encode(golden.text), golden.text_ids.tolist()
+    if found != expected:
+        pairs = enumerate(zip(found, expected, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(found), len(expected)))
+        failures.append(f"the tokenizer's ids differ from the original's from token {place + 1} on")
+    missing = set(golden.stop_ids.tolist()) - tokenizer.stop_ids
+    if missing:
+        failures.append(f"tokens {sorted(missing)} do not end a text")
+    return tuple(failures)
 
 
 def _check_fits(target: str, golden: Golden, runtime: Runtime) -> None:
@@ -160,8 +194,9 @@ def _original_row(target: str, golden: Golden, runtime: Runtime, limit: Mapping[
     found = perplexity(run_nll(runtime, golden.heldout_ids))
     ratio = found / perplexity(reference.heldout_nll)
     failures = list(_exceeded(figures, limit))
-    if not ratio <= limit["perplexity_ratio"]:
-        failures.append(f"perplexity ratio {ratio:.4f} > {limit['perplexity_ratio']}")
+    high = limit["perplexity_ratio"]
+    if not 1 / high <= ratio <= high:  # much better than the original is as wrong as much worse
+        failures.append(f"perplexity ratio {ratio:.4f} is not within {1 / high:.4f} to {high}")
     return Row(target, ORIGINAL, SHIPPED, PREFILL, figures, limit, found, ratio, tuple(failures))
 
 

@@ -15,6 +15,8 @@ from emo_export.runtimes.generate import generate
 
 def main() -> None:
     """Stream 64 tokens."""
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/generate.py MODEL PROMPT")
     path, prompt = Path(sys.argv[1]), sys.argv[2]
     runtime = open_runtime(path, threads=None)
     tokenizer = tokenizer_of(path, runtime)

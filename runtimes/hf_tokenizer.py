@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.install import install_command
 from emo_export.json_file import read_json
-
-INSTALL = 'pip install "emo-export[ort]"'
 
 
 class HfTokenizer:
@@ -25,6 +24,9 @@ class HfTokenizer:
         # The library raises plain Exception.
         except Exception as error:
             raise EmoExportError(f"{path} is not a tokenizer: {error}") from error
+        # A file may carry the settings of a training run; the model itself reads all of a text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         if not isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel):
             raise EmoExportError(f"{path} is not byte-level BPE, the only kind that EMO has")
         self._added = self._tokenizer.get_added_tokens_decoder()
@@ -72,7 +74,7 @@ def bytes_of_characters() -> dict[str, int]:
 
 def _read_stop_ids(path: Path) -> frozenset[int]:
     value = read_json(path).get("eos_token_id")
-    values = value if isinstance(value, list) else [value]
+    values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(item) is int for item in values):
         raise EmoExportError(f"{path}: eos_token_id is {value!r}, expected a token id or a list")
     return frozenset(values)
@@ -84,6 +86,6 @@ def _import_tokenizers() -> Any:
         import tokenizers.decoders
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"reading tokenizer.json needs the package tokenizers: {INSTALL}"
+            f"reading tokenizer.json needs the package tokenizers: {install_command('ort')}"
         ) from error
     return tokenizers

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.install import install_command
 
-INSTALL = 'pip install "emo-export[llama]"'
 LOG_LINES = 50
 LOG_DEBUG, LOG_ERROR, LOG_CONTINUES = 1, 4, 5  # enum ggml_log_level
 LogCallback = CFUNCTYPE(None, c_int32, c_char_p, ptr)
@@ -105,9 +105,23 @@ class Log:
     def __init__(self) -> None:
         self._lines: deque[tuple[int, str]] = deque(maxlen=LOG_LINES)
         self._level = LOG_DEBUG
+        self._interrupted = False
 
     def add(self, level: int, text: bytes | None, _data: Any = None) -> None:
         """The callback that llama.cpp calls; a continued line has the level of its beginning."""
+        try:
+            self._keep(level, text)
+        except KeyboardInterrupt:
+            # ctypes prints and drops what a callback raises, and Ctrl-C would be lost.
+            self._interrupted = True
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that arrived inside the callback."""
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+
+    def _keep(self, level: int, text: bytes | None) -> None:
         line = (text or b"").decode("utf-8", errors="replace")
         continues = level == LOG_CONTINUES
         self._level = self._level if continues else level
@@ -155,7 +169,8 @@ def load_library() -> Library:
             function.restype, function.argtypes = result, list(arguments)
     except (OSError, AttributeError) as error:
         raise EmoExportError(
-            f"xllamacpp {version} cannot be used as a llama.cpp library ({error}): {INSTALL}"
+            f"xllamacpp {version} cannot be used as a llama.cpp library ({error}): "
+            f"{install_command('llama')}"
         ) from error
     log = Log()
     callback = LogCallback(log.add)
@@ -175,7 +190,9 @@ def _extension_path() -> Path:
         for path in sorted(Path(folder).glob("xllamacpp*")):
             if path.suffix in (".so", ".pyd"):
                 return path
-    raise MissingDependencyError(f"running a GGUF file needs the package xllamacpp: {INSTALL}")
+    raise MissingDependencyError(
+        f"running a GGUF file needs the package xllamacpp: {install_command('llama')}"
+    )
 
 
 def find_context_fields(raw: bytes, version: str) -> ContextFields:
@@ -194,7 +211,7 @@ def find_context_fields(raw: bytes, version: str) -> ContextFields:
     if words[:4] != (512, 2048, 512, 1) or len(flash) != 1 or len(types) != 1 or types < flash:
         raise EmoExportError(
             f"the layout of llama.cpp's context settings in xllamacpp {version} is unknown to "
-            f"this version of emo-export; install one that it knows: {INSTALL}"
+            f"this version of emo-export; install one that it knows: {install_command('llama')}"
         )
     type_k = 4 * (types[0] + 2)
     return ContextFields(n_ctx=0, flash_attn=4 * (flash[0] + 3), type_k=type_k, type_v=type_k + 4)
@@ -211,6 +228,6 @@ def _check_batch(api: Any, version: str) -> None:
     if batch.n_tokens != 0 or batch.embd or not all(filled):
         raise EmoExportError(
             f"the layout of llama.cpp's batch in xllamacpp {version} is unknown to this version "
-            f"of emo-export; install one that it knows: {INSTALL}"
+            f"of emo-export; install one that it knows: {install_command('llama')}"
         )
     api.llama_batch_free(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -61,9 +62,8 @@ class LlamaCpp:
     def _load(self, path: Path) -> int:
         api = self._lib.api
         self._lib.log.clear()
-        model = api.llama_model_load_from_file(
-            str(path).encode("utf-8"), api.llama_model_default_params()
-        )
+        model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
+        self._lib.log.check()
         if not model:
             raise EmoExportError(f"llama.cpp cannot load {path}: {self._lib.log.reason()}")
         return int(model)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.install import install_command
 from emo_export.interfaces import F32, Ids
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.folder import Requirements, read_config, read_requirements
@@ -18,7 +19,6 @@ from emo_export.runtimes.threads import physical_cores
 
 __all__ = ["HfTokenizer", "OnnxModel"]
 
-INSTALL = 'pip install "emo-export[ort]"'
 MODEL = "model.onnx"
 LOG_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions as well
 DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -175,7 +175,7 @@ def _import_onnxruntime() -> Any:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"running an ONNX model needs the package onnxruntime: {INSTALL}"
+            f"running an ONNX model needs the package onnxruntime: {install_command('ort')}"
         ) from error
     return onnxruntime
 

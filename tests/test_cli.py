@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emo_export.cli import main
+from emo_export.cli_targets import open_runtime, tokenizer_of
 from emo_export.manifest import Manifest
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
@@ -100,14 +101,27 @@ def test_validate_again_and_with_the_reference(exported: Path, emo: Callable[...
 def test_validate_prints_a_table(exported: Path, emo: Callable[..., Done]) -> None:
     done = emo("validate", exported)
     assert done.code == 0
-    for word in ("KL mean", "top-1", "ppl ratio", "gguf:q4_0", "onnx:int4", "greedy", "near ties"):
+    for word in ("KL mean", "top-1", "ppl ×", "gguf:q4_0: pass", "onnx:int4: pass", "greedy"):
         assert word in done.out
+    tables = done.out[: done.out.index("against: ")]
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
-def test_validate_one_artifact_needs_a_reference(exported: Path, emo: Callable[..., Done]) -> None:
-    alone = emo("validate", exported / "model-Q4_0.gguf")
-    assert alone.code == 2 and "--reference" in alone.err
-    assert emo("validate", exported / "onnx-int4", "--reference", NANO).code == 0
+def test_validate_one_target(exported: Path, tmp_path: Path, emo: Callable[..., Done]) -> None:
+    def targets(done: Done) -> list[str]:
+        assert done.code == 0
+        return [report["target"] for report in json.loads(done.out)["targets"]]
+
+    assert targets(emo("validate", exported, "--target", "onnx:int4", "--json")) == ["onnx:int4"]
+    assert targets(emo("validate", exported / "model-Q4_0.gguf", "--json")) == ["gguf:q4_0"]
+    assert emo("validate", exported, "--target", "gguf:f32").code == 2
+    # Away from its folder, a model has no golden.npz and no manifest beside it.
+    alone = Path(shutil.copy(exported / "model-Q4_0.gguf", tmp_path / "alone.gguf"))
+    folder = shutil.copytree(exported / "onnx-int4", tmp_path / "folder")
+    refused = emo("validate", alone)
+    assert refused.code == 2 and "--reference" in refused.err
+    assert targets(emo("validate", alone, "--reference", NANO, "--json")) == ["gguf:q4_0"]
+    assert targets(emo("validate", folder, "--reference", NANO, "--json")) == ["onnx:int4"]
 
 
 def test_tampered_weights_fail_verify_and_validate(
@@ -124,6 +138,86 @@ def test_tampered_weights_fail_verify_and_validate(
     assert failed.code == 1
     passed = {t["target"]: t["passed"] for t in json.loads(failed.out)["targets"]}
     assert passed == {"gguf:q4_0": True, "onnx:int4": False}
+
+
+def test_a_changed_tokenizer_or_end_of_text_fails(
+    exported: Path, tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    path = copy / "onnx-int4" / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    merges = content["model"]["merges"]
+    merges[3], merges[4] = merges[4], merges[3]
+    content["model"]["merges"] = merges[:-200]
+    path.write_text(json.dumps(content), "utf-8")
+    failed = emo("validate", copy, "--target", "onnx:int4", "--json")
+    assert failed.code == 1
+    (report,) = json.loads(failed.out)["targets"]
+    assert "ids differ" in report["tokenizer_failures"][0]
+    assert all(not row["failures"] for row in report["rows"])
+    (copy / "onnx-int4" / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert "do not end a text" in emo("validate", copy, "--target", "onnx:int4").out
+
+
+def test_several_end_of_text_tokens_reach_every_target(
+    tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    folder = make_checkpoint(tmp_path / "stops", eos_token_id=[5, 7])
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7, 9]}')
+    out = tmp_path / "out"
+    done = emo("export", folder, "-o", out, "--to", "gguf:f32", "--to", "onnx:f32")
+    assert done.code == 0
+    for target, model in (("gguf:f32", "model-F32.gguf"), ("onnx:f32", "onnx-f32")):
+        runtime = open_runtime(out / model, threads=1)
+        assert {5, 7, 9} <= tokenizer_of(out / model, runtime).stop_ids, target
+        runtime.close()
+
+
+def test_truncation_in_tokenizer_json_is_not_obeyed(
+    tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    folder = make_checkpoint(tmp_path / "short")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["truncation"] = {
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }
+    path.write_text(json.dumps(content), "utf-8")
+    out = tmp_path / "out"
+    assert emo("export", folder, "-o", out, "--to", "gguf:f32", "--to", "onnx:f32").code == 0
+    assert np.load(out / "golden.npz")["input_ids"].shape == (6, 48)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"version": 1}', '{"name": "web app"}'])
+def test_a_foreign_manifest_is_left_alone(
+    content: str, tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text(content)
+    arguments = ("-o", app, "--to", "gguf:q8_0", "--overwrite", "--no-validate")
+    assert emo("export", GOLDEN / "base", *arguments).code == 2
+    assert (app / "manifest.json").read_text() == content
+
+
+def test_a_crafted_gguf_does_not_hang(tmp_path: Path, emo: Callable[..., Done]) -> None:
+    path = tmp_path / "crafted.gguf"
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2)
+    for command in (["validate", path, "--reference", NANO], ["run", path, "-p", "x"]):
+        assert emo(*command).code == 2
+
+
+@pytest.mark.parametrize("text", ["a", ""])
+def test_too_little_held_out_text(text: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text(text)
+    done = emo(
+        "export", GOLDEN / "base", "-o", tmp_path / "x", "--to", "gguf:f32", "--heldout", file
+    )
+    assert done.code == 2 and "short.txt" in done.err
 
 
 @pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
@@ -152,6 +246,30 @@ def test_greedy_run_is_the_references_text(exported: Path) -> None:
         command += ["--target", target, "-n", "24", "--temperature", "0"]
         done = subprocess.run(command, input=prompt, capture_output=True, text=True, check=True)
         assert done.stdout == expected + "\n"
+
+
+@pytest.mark.parametrize("prompt", ["-", "\udcff"])
+def test_a_prompt_that_is_not_text_is_refused(prompt: str, exported: Path) -> None:
+    command = [sys.executable, "-m", "emo_export.cli", "run", str(exported), "-p", prompt]
+    done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, check=False)
+    assert done.returncode == 2 and b"UTF-8" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "a", "-n", "400"], ["validate"], ["inspect"]])
+def test_a_pipe_that_closes_is_no_failed_parity(command: list[str], exported: Path) -> None:
+    line = [sys.executable, "-m", "emo_export.cli", command[0], str(exported), *command[1:]]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_full_stdout_is_one_sentence(exported: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "emo_export.cli", "inspect", str(exported)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: output cannot be written")
 
 
 def test_run_of_a_folder_without_models(tmp_path: Path, emo: Callable[..., Done]) -> None:

@@ -137,7 +137,7 @@ def test_missing_and_old_libraries(monkeypatch: pytest.MonkeyPatch, no_probe: No
     monkeypatch.setattr("importlib.metadata.version", version)
     checks = found(examine(lambda: "fine"))
     assert checks["torch"].found == "not installed"
-    assert checks["torch"].remedy == 'pip install "emo-export[convert]"'
+    assert checks["torch"].remedy.endswith('[convert]"')
     assert checks["onnxruntime"].found.startswith("1.30.0, needed is ")
     assert checks["ready: run and validate GGUF"].ok
     assert checks["ready: run and validate ONNX"].found == "no: onnxruntime"

@@ -234,8 +234,9 @@ def test_where_the_end_of_text_comes_from(tmp_path: Path) -> None:
     folder = changed(tmp_path, lambda content: None)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     for named, generation, want in (
-        (7, '{"eos_token_id": 8}', 7),
-        ([9, 7], '{"eos_token_id": 8}', 9),
+        (7, "{}", 7),
+        (7, '{"eos_token_id": 8}', 8),  # as transformers' generate
+        ([9, 7], '{"eos_token_id": [8, 9]}', 9),
         (None, '{"eos_token_id": 8}', 8),
         (None, '{"eos_token_id": [6, 8]}', 6),
     ):
@@ -243,7 +244,7 @@ def test_where_the_end_of_text_comes_from(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text, "utf-8")
         (folder / "generation_config.json").write_text(generation, "utf-8")
         tokenizer = read(folder)
-        assert tokenizer is not None and (tokenizer.eos, tokenizer.bos) == (want, want)
+        assert tokenizer is not None and (tokenizer.stops[0], tokenizer.bos) == (want, want)
     (folder / "generation_config.json").write_text("{}", "utf-8")
     with pytest.raises(EmoExportError, match=r"neither config\.json nor generation_config\.json"):
         read(folder)

@@ -180,9 +180,9 @@ def test_threads_below_one_are_refused(damaged: Path) -> None:
 def test_missing_packages_name_the_command(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "emo-export\[ort\]"'):
+    with pytest.raises(MissingDependencyError, match=r'pip install ".*\[ort\]"'):
         OnnxModel(damaged)
-    with pytest.raises(MissingDependencyError, match=r'pip install "emo-export\[ort\]"'):
+    with pytest.raises(MissingDependencyError, match=r'pip install ".*\[ort\]"'):
         HfTokenizer(NANO)
 
 
@@ -215,8 +215,7 @@ def test_several_stop_tokens_and_broken_files(tmp_path: Path) -> None:
     settings.write_text('{"eos_token_id": [491, 511]}', "utf-8")
     assert HfTokenizer(tmp_path).stop_ids == {491, 511}
     settings.write_text("{}", "utf-8")
-    with pytest.raises(EmoExportError, match="eos_token_id is None"):
-        HfTokenizer(tmp_path)
+    assert HfTokenizer(tmp_path).stop_ids == frozenset()
     settings.write_text('{"eos_token_id": 491}', "utf-8")
     fused = json.dumps(json.loads(text) | {"decoder": {"type": "Fuse"}})
     for content, message in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.golden import Probes, VariantSink
 from emo_export.interfaces import F32, Ids
-from emo_export.parity import Golden, Variant, measure
+from emo_export.parity import Golden, Variant, measure, perplexity, run_nll
 from emo_export.reference import float_source, forward
 from tests.exporting import Array, case
 from tests.oracle import oracle_logits, route
@@ -153,7 +154,8 @@ def small_golden() -> Golden:
 
     ids, held = rng.integers(0, 7, (1, 3)), np.array([[1, 2, 3, 4], [5, 6, parity.PAD, parity.PAD]])
     variants = {"original": variant(), "gguf:q4_0": variant()}
-    return Golden(ids, held, "übung.txt", ids[0, :2], np.array([4, 5]), variants)
+    text = ("naïve", np.array([7, 8]), np.array([3]))
+    return Golden(ids, held, "übung.txt", *text, ids[0, :2], np.array([4, 5]), variants)
 
 
 def test_golden_round_trip(tmp_path: Path) -> None:
@@ -180,7 +182,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     small_golden().save(path)
     data = path.read_bytes()
     flipped = bytearray(data)
-    flipped[len(data) // 3] ^= 0xFF
+    with zipfile.ZipFile(path) as archive:  # a byte of content: headers have slack
+        info = max(archive.infolist(), key=lambda info: info.compress_size)
+    flipped[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 0xFF
     noise = np.random.default_rng(0).bytes(3000)
     for content in (b"", data[:100], data[:-40], data[40:], bytes(flipped), noise, b"PK\x03\x04"):
         path.write_bytes(content)
@@ -219,7 +223,7 @@ def test_the_sink_keeps_what_the_oracle_says(
     rng = np.random.default_rng(6)
     held = tuple(rng.integers(0, 512, length) for length in (9, 2, 15))
     checkpoint = Checkpoint.open(made.folder)
-    probes = Probes(made.ids[:, :12], held, "test")
+    probes = Probes(made.ids[:, :12], held, "test", 128)
     sink = VariantSink(checkpoint.config, probes)
     forward(checkpoint.config, float_source(checkpoint), sink.run("cpu"))
     found = sink.variant()
@@ -249,3 +253,30 @@ def assert_margin(folder: Path, ids: Array, margin: Array) -> None:
             gap = min(logits[e] for e in chosen) - max(logits[e] for e in passed)
             want[token] = min(want[token], gap)
     np.testing.assert_allclose(margin.ravel(), want, atol=2e-5)
+
+
+class BrokenOn:
+    """An engine that answers evenly, and NaN as soon as it has seen one token."""
+
+    name, vocab_size, context_length = "broken", 8, 64
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def forward(self, ids: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(ids), 8), np.float32)
+        out[np.maximum.accumulate(ids == self._token)] = np.nan
+        return out
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+
+def test_a_text_on_which_the_engine_breaks_down_is_not_skipped() -> None:
+    ids = np.array([[1, 2, 3, -1], [4, 5, 6, 7]])
+    assert perplexity(run_nll(BrokenOn(0), ids)) == pytest.approx(8)
+    assert perplexity(run_nll(BrokenOn(5), ids)) == np.inf

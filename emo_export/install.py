@@ -1,0 +1,26 @@
+"""The pip command that would add an extra to this installation."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from urllib.parse import unquote, urlparse
+
+DISTRIBUTION = "emo-export"
+
+
+def install_command(extra: str) -> str:
+    """`pip install …[extra]`, from where this distribution was installed (PEP 610)."""
+    return f'pip install "{_origin()}[{extra}]"'
+
+
+def _origin() -> str:
+    try:
+        recorded = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return DISTRIBUTION
+    place = urlparse(json.loads(recorded)["url"]) if recorded else None
+    # A folder, not a wheel file: an archive at some other path may be gone by now.
+    if place is None or place.scheme != "file" or place.path.endswith((".whl", ".gz", ".zip")):
+        return DISTRIBUTION
+    return unquote(place.path)
