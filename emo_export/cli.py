@@ -242,14 +242,18 @@ def doctor(as_json: bool) -> None:
     run_doctor(as_json, _out())
 
 
+_received: list[int] = []
+
+
 def _interrupt(number: int, frame: object) -> None:
-    """End on SIGTERM and SIGHUP as on Ctrl-C, so that half-written files are removed."""
+    """End on any of the signals as on Ctrl-C, so that half-written files are removed."""
+    _received.append(number)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
             signal.signal(number, _interrupt)
     try:
@@ -269,6 +273,9 @@ def main() -> None:
         click.echo(f"error: {where}{error.strerror or error}", err=True)
         sys.exit(2)
     except Exception as error:
+        if _received:  # a library made another exception of the interrupt
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         # Exit code 1 means failed parity; a bug must not look like it.
         traceback.print_exc()
         click.echo(f"error: this is a bug in emo-export, please report it: {error!r}", err=True)

@@ -23,6 +23,8 @@ from emo_export.cli_targets import (
     validate_all,
 )
 from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
+from emo_export.manifest import NAME as MANIFEST
+from emo_export.manifest import verify
 
 if TYPE_CHECKING:
     from emo_export.checkpoint import Checkpoint
@@ -196,7 +198,7 @@ def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
         click.echo(json.dumps(content, indent=2))
     else:
         for table in tables(reports):
-            out.print(table)
+            out.print(table, "", sep="\n")
         for line in (LEGEND, "", *verdicts(reports)):
             out.print(line, markup=False)
     if not passed:
@@ -234,10 +236,24 @@ def run_validate(
         )
     if ready:
         show(validate_all(folder, ready, golden, _say, threads), as_json, out)
+        _check_digests(folder, ready)
     if missing:
         told = "; ".join(f"{spec}: {text}" for spec, text in missing.items())
         advice = f" (or choose with --target {next(iter(ready))})" if ready else ""
         raise MissingDependencyError(f"not validated: {told}{advice}")
+
+
+def _check_digests(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Token ids that happen not to use an expert can't show that it was damaged; digests can.
+
+    Raises ParityError when a judged file is not the one that export wrote.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    paths = [folder / str(entry["path"]) for entry in targets.values()] + [folder / "golden.npz"]
+    problems = [p for p in verify(folder) if any(p.startswith(str(path)) for path in paths)]
+    if problems:
+        raise ParityError("\n".join(problems))
 
 
 def _fresh_golden(

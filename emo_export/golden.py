@@ -203,6 +203,7 @@ class VariantSink:
         n, width = probes.input_ids.shape
         self._logits = np.empty((n, width, config.vocab_size), np.float32)
         self._margin = np.full(sum(map(len, probes.sequences)), np.inf, np.float32)
+        self._experts = np.zeros(2, np.int64)
         shape = probes.heldout_ids.shape
         self._peak = np.full(shape, -np.inf)
         self._sum = np.zeros(shape)
@@ -221,6 +222,8 @@ class VariantSink:
     def _take_router(self, layer: int, logits: F32) -> None:
         shape = self._config.layers[layer]
         k, routed = shape.num_routed_per_tok, logits[:, list(shape.routed)]
+        judged = routed[: self._logits.shape[0] * self._logits.shape[1]]
+        self._experts += [len(np.unique(np.argsort(-judged, axis=1)[:, :k])), routed.shape[1]]
         if 0 < k < routed.shape[1]:
             ranked = -np.partition(-routed, (k - 1, k), axis=1)
             self._margin = np.minimum(self._margin, ranked[:, k - 1] - ranked[:, k])
@@ -246,4 +249,4 @@ class VariantSink:
         with np.errstate(divide="ignore"):
             nll = self._peak + np.log(self._sum) - self._target
         margin: npt.NDArray[np.float32] = self._margin[: n * width].reshape(n, width)
-        return Variant(self._logits, margin, nll.astype(np.float32))
+        return Variant(self._logits, margin, nll.astype(np.float32), self._experts)

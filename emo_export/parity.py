@@ -46,11 +46,13 @@ class Variant:
     `logits` (n, T, V); `margin` (n, T): over the expert layers, the smallest gap between the router
     logits of the last expert chosen and the first one passed over (infinite without a choice);
     `heldout_nll` (m, L): negative log likelihood of each held-out token, NaN where there is none.
+    `experts` (2,): how many routed experts the judged tokens use, of how many in all layers.
     """
 
     logits: F32
     margin: F32
     heldout_nll: F32
+    experts: Ids
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Golden:
                     arrays[f"{name}/logits"],
                     arrays[f"{name}/margin"],
                     arrays[f"{name}/heldout_nll"],
+                    arrays[f"{name}/experts"],
                 )
                 for name in names
             }

@@ -75,6 +75,9 @@ def verdicts(reports: Sequence[TargetReport]) -> list[str]:
             for failure in row.failures
         ]
     first = reports[0]
+    lines.append(
+        f"the judged positions use {first.experts_used} of {first.experts_routed} routed experts"
+    )
     lines.append(f"perplexity over {first.heldout_tokens} tokens of {first.heldout_source}")
     return lines
 

@@ -58,12 +58,14 @@ class LazyTensor:
         try:
             with self.file.open("rb") as handle:
                 handle.seek(self.offset + start * cols * item)
-                raw = np.fromfile(handle, dtype=kind[self.dtype], count=count)
+                # Not np.fromfile: it turns a Ctrl-C that falls into it into a TypeError.
+                raw = np.empty(count, dtype=kind[self.dtype])
+                read = handle.readinto(raw.data.cast("B")) if count else 0
         except OSError as error:
             raise EmoExportError(
                 f"{self.file}: tensor {self.name} cannot be read ({error.strerror})"
             ) from error
-        if raw.size != count:
+        if read != raw.nbytes:
             raise EmoExportError(f"{self.file}: ends inside tensor {self.name}; fetch it again")
         values = _to_float32(raw, self.dtype).reshape(stop - start, cols)
         # A sum is finite only if every value is; it costs no temporary array of the matrix's size.

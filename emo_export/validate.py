@@ -59,7 +59,9 @@ class TargetReport:
     """All comparisons of one target, and the engine that made them.
 
     `greedy_difference` is the first step at which greedy text differs from the float original's
-    (None: never in `greedy_steps`). `notes` tells what was not compared and why.
+    (None: never in `greedy_steps`). The judged positions use `experts_used` of `experts_routed`
+    routed experts; the digests of the manifest speak for the others. `notes` tells what was not
+    compared and why.
     """
 
     target: str
@@ -67,6 +69,8 @@ class TargetReport:
     rows: tuple[Row, ...]
     greedy_steps: int
     greedy_difference: int | None
+    experts_used: int
+    experts_routed: int
     heldout_tokens: int
     heldout_source: str
     notes: tuple[str, ...] = ()
@@ -135,6 +139,8 @@ def validate_target(
         rows=tuple(rows),
         greedy_steps=len(golden.greedy),
         greedy_difference=first_difference(golden.greedy, greedy),
+        experts_used=int(golden.variants[ORIGINAL].experts[0]),
+        experts_routed=int(golden.variants[ORIGINAL].experts[1]),
         heldout_tokens=int((golden.heldout_ids[:, 1:] >= 0).sum()),
         heldout_source=golden.heldout_source,
         notes=notes,

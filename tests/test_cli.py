@@ -140,6 +140,22 @@ def test_tampered_weights_fail_verify_and_validate(
     assert passed == {"gguf:q4_0": True, "onnx:int4": False}
 
 
+def test_an_expert_that_no_judged_token_uses_is_still_checked(
+    exported: Path, tmp_path: Path, emo: Callable[..., Done]
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (report,) = json.loads(emo("validate", copy, "--target", "gguf:q4_0", "--json").out)["targets"]
+    assert 0 < report["experts_used"] <= report["experts_routed"] == 93
+    path = copy / "model-Q4_0.gguf"
+    with path.open("r+b") as file:  # one bit of the last tensor's last row
+        file.seek(-40, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-40, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    done = emo("validate", copy, "--target", "gguf:q4_0")
+    assert done.code == 1 and "SHA-256" in done.err
+
+
 def test_a_changed_tokenizer_or_end_of_text_fails(
     exported: Path, tmp_path: Path, emo: Callable[..., Done]
 ) -> None:

@@ -150,7 +150,8 @@ def small_golden() -> Golden:
 
     def variant() -> Variant:
         logits, margin, nll = rng.random((1, 3, 7)), rng.random((1, 3)), rng.random((2, 4))
-        return Variant(*(a.astype(np.float32) for a in (logits, margin, nll)))
+        arrays = (a.astype(np.float32) for a in (logits, margin, nll))
+        return Variant(*arrays, np.array([3, 4]))
 
     ids, held = rng.integers(0, 7, (1, 3)), np.array([[1, 2, 3, 4], [5, 6, parity.PAD, parity.PAD]])
     variants = {"original": variant(), "gguf:q4_0": variant()}
