@@ -74,6 +74,15 @@ def read_tokenizer(folder: Path, config: EmoConfig) -> GgufTokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
+    try:
+        return _parse(folder, path, config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EmoExportError(
+            f"{path}: is not of the form of a tokenizer.json ({error!r})"
+        ) from error
+
+
+def _parse(folder: Path, path: Path, config: EmoConfig) -> GgufTokenizer:
     content = read_json(path)
     model = content.get("model") or {}
     pre = _check_kind(path, content, model)
@@ -152,7 +161,10 @@ def _check_unique(path: Path, tokens: Sequence[str]) -> None:
 
 def _check_added(path: Path, content: Mapping[str, Any]) -> None:
     """The tokenizers library renumbers added tokens that leave a gap; GGUF could not follow."""
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
     for added in content.get("added_tokens", ()):
         found = tokenizer.token_to_id(added["content"])
         if found != added["id"]:

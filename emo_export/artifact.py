@@ -64,7 +64,7 @@ def spec_of(path: Path) -> str:
             f"{path}: architecture {keys.get('general.architecture')!r}; export writes 'deepseek'"
         )
     kind = keys.get("general.file_type")
-    if kind not in FILE_TYPES:
+    if not isinstance(kind, int) or kind not in FILE_TYPES:
         raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
     return f"gguf:{FILE_TYPES[kind]}"
 

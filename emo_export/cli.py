@@ -89,7 +89,8 @@ def cli() -> None:
     type=click.Choice(["0", "4"]),
     default="4",
     show_default=True,
-    help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float.",
+    help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float, except in the "
+    "routed experts of int8, which have no float kernel.",
 )
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")

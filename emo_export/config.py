@@ -207,6 +207,13 @@ def _check(config: EmoConfig, reader: ConfigReader) -> None:
         )
     if any(layer.is_dense for layer in config.layers) and not config.dense_intermediate_size:
         reader.refuse("a layer has no experts but dense_intermediate_size is unset")
+    for key, value, most in (
+        ("rope_theta", config.rope_theta, 1e12),
+        ("rms_norm_eps", config.rms_norm_eps, 1.0),
+        ("max_position_embeddings", config.max_position_embeddings, 1 << 24),
+    ):
+        if value > most:
+            reader.refuse(f"{key} is {value}, which is above {most:g}: damaged?")
     kind = (config.rope_scaling or {}).get("rope_type", (config.rope_scaling or {}).get("type"))
     if kind == "dynamic" and config.max_position_embeddings < 0:
         reader.refuse("rope_scaling dynamic depends on max_position_embeddings, which is -1 here")

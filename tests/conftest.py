@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 # for each other (a pass over emo-nano took 58 s instead of 2).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from emo_export.cli import main
+from tests.command import Done, Emo
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
 
@@ -38,3 +41,16 @@ def base_config() -> dict[str, Any]:
 def synth(tmp_path: Path) -> Path:
     """A small checkpoint of its own for one test, free to damage."""
     return make_checkpoint(tmp_path / "synth")
+
+
+@pytest.fixture
+def emo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Emo:
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["emo-export", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return Done(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call

@@ -5,43 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from emo_export.cli import main
 from emo_export.cli_targets import open_runtime, tokenizer_of
-from emo_export.manifest import Manifest
+from tests.command import Done, Emo
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def emo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["emo-export", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capfd.readouterr()
-        return Done(int(stop.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_export_leaves_a_whole_folder(exported: Path, emo: Callable[..., Done]) -> None:
+def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
     names = {p.name for p in exported.iterdir()}
     assert names == {
         "README.md",
@@ -87,7 +61,7 @@ def test_exact_rows_meet_the_acceptance(exported: Path) -> None:
     assert all(r["perplexity_ratio"] <= 1.06 for r in original)
 
 
-def test_validate_again_and_with_the_reference(exported: Path, emo: Callable[..., Done]) -> None:
+def test_validate_again_and_with_the_reference(exported: Path, emo: Emo) -> None:
     stored = emo("validate", exported, "--json")
     assert stored.code == 0
     fresh = emo("validate", exported, "--reference", NANO, "--json")
@@ -98,7 +72,7 @@ def test_validate_again_and_with_the_reference(exported: Path, emo: Callable[...
             assert x["measured"]["kl_mean"] == pytest.approx(y["measured"]["kl_mean"], rel=0.02)
 
 
-def test_validate_prints_a_table(exported: Path, emo: Callable[..., Done]) -> None:
+def test_validate_prints_a_table(exported: Path, emo: Emo) -> None:
     done = emo("validate", exported)
     assert done.code == 0
     for word in ("KL mean", "top-1", "ppl ×", "gguf:q4_0: pass", "onnx:int4: pass", "greedy"):
@@ -107,7 +81,7 @@ def test_validate_prints_a_table(exported: Path, emo: Callable[..., Done]) -> No
     assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
-def test_validate_one_target(exported: Path, tmp_path: Path, emo: Callable[..., Done]) -> None:
+def test_validate_one_target(exported: Path, tmp_path: Path, emo: Emo) -> None:
     def targets(done: Done) -> list[str]:
         assert done.code == 0
         return [report["target"] for report in json.loads(done.out)["targets"]]
@@ -125,7 +99,7 @@ def test_validate_one_target(exported: Path, tmp_path: Path, emo: Callable[..., 
 
 
 def test_tampered_weights_fail_verify_and_validate(
-    exported: Path, tmp_path: Path, emo: Callable[..., Done]
+    exported: Path, tmp_path: Path, emo: Emo
 ) -> None:
     copy = shutil.copytree(exported, tmp_path / "copy")
     data = copy / "onnx-int4" / "model.onnx.data"
@@ -141,7 +115,7 @@ def test_tampered_weights_fail_verify_and_validate(
 
 
 def test_an_expert_that_no_judged_token_uses_is_still_checked(
-    exported: Path, tmp_path: Path, emo: Callable[..., Done]
+    exported: Path, tmp_path: Path, emo: Emo
 ) -> None:
     copy = shutil.copytree(exported, tmp_path / "copy")
     (report,) = json.loads(emo("validate", copy, "--target", "gguf:q4_0", "--json").out)["targets"]
@@ -156,9 +130,7 @@ def test_an_expert_that_no_judged_token_uses_is_still_checked(
     assert done.code == 1 and "SHA-256" in done.err
 
 
-def test_a_changed_tokenizer_or_end_of_text_fails(
-    exported: Path, tmp_path: Path, emo: Callable[..., Done]
-) -> None:
+def test_a_changed_tokenizer_or_end_of_text_fails(exported: Path, tmp_path: Path, emo: Emo) -> None:
     copy = shutil.copytree(exported, tmp_path / "copy")
     path = copy / "onnx-int4" / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
@@ -175,9 +147,7 @@ def test_a_changed_tokenizer_or_end_of_text_fails(
     assert "do not end a text" in emo("validate", copy, "--target", "onnx:int4").out
 
 
-def test_several_end_of_text_tokens_reach_every_target(
-    tmp_path: Path, emo: Callable[..., Done]
-) -> None:
+def test_several_end_of_text_tokens_reach_every_target(tmp_path: Path, emo: Emo) -> None:
     folder = make_checkpoint(tmp_path / "stops", eos_token_id=[5, 7])
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7, 9]}')
     out = tmp_path / "out"
@@ -189,9 +159,7 @@ def test_several_end_of_text_tokens_reach_every_target(
         runtime.close()
 
 
-def test_truncation_in_tokenizer_json_is_not_obeyed(
-    tmp_path: Path, emo: Callable[..., Done]
-) -> None:
+def test_truncation_in_tokenizer_json_is_not_obeyed(tmp_path: Path, emo: Emo) -> None:
     folder = make_checkpoint(tmp_path / "short")
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
@@ -208,9 +176,7 @@ def test_truncation_in_tokenizer_json_is_not_obeyed(
 
 
 @pytest.mark.parametrize("content", ["{}", '{"version": 1}', '{"name": "web app"}'])
-def test_a_foreign_manifest_is_left_alone(
-    content: str, tmp_path: Path, emo: Callable[..., Done]
-) -> None:
+def test_a_foreign_manifest_is_left_alone(content: str, tmp_path: Path, emo: Emo) -> None:
     app = tmp_path / "app"
     app.mkdir()
     (app / "manifest.json").write_text(content)
@@ -219,7 +185,7 @@ def test_a_foreign_manifest_is_left_alone(
     assert (app / "manifest.json").read_text() == content
 
 
-def test_a_crafted_gguf_does_not_hang(tmp_path: Path, emo: Callable[..., Done]) -> None:
+def test_a_crafted_gguf_does_not_hang(tmp_path: Path, emo: Emo) -> None:
     path = tmp_path / "crafted.gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2)
     for command in (["validate", path, "--reference", NANO], ["run", path, "-p", "x"]):
@@ -227,7 +193,7 @@ def test_a_crafted_gguf_does_not_hang(tmp_path: Path, emo: Callable[..., Done]) 
 
 
 @pytest.mark.parametrize("text", ["a", ""])
-def test_too_little_held_out_text(text: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
+def test_too_little_held_out_text(text: str, tmp_path: Path, emo: Emo) -> None:
     file = tmp_path / "short.txt"
     file.write_text(text)
     done = emo(
@@ -237,9 +203,7 @@ def test_too_little_held_out_text(text: str, tmp_path: Path, emo: Callable[..., 
 
 
 @pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
-def test_run_is_deterministic_and_seeded(
-    exported: Path, target: str, emo: Callable[..., Done]
-) -> None:
+def test_run_is_deterministic_and_seeded(exported: Path, target: str, emo: Emo) -> None:
     def text(seed: int) -> str:
         done = emo("run", exported, "--target", target, "-p", "In the", "-n", 24, "--seed", seed)
         assert done.code == 0
@@ -288,13 +252,13 @@ def test_a_full_stdout_is_one_sentence(exported: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: output cannot be written")
 
 
-def test_run_of_a_folder_without_models(tmp_path: Path, emo: Callable[..., Done]) -> None:
+def test_run_of_a_folder_without_models(tmp_path: Path, emo: Emo) -> None:
     done = emo("run", tmp_path, "-p", "x")
     assert done.code == 2 and "no folder" in done.err
 
 
 @pytest.mark.parametrize("name", ["base", "pruned", "densefirst", "sharded"])
-def test_goldens_are_exact(name: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
+def test_goldens_are_exact(name: str, tmp_path: Path, emo: Emo) -> None:
     out = tmp_path / "out"
     done = emo("export", GOLDEN / name, "-o", out, "--to", "gguf:f32", "--to", "onnx:f32", "--json")
     assert done.code == 0
@@ -302,148 +266,3 @@ def test_goldens_are_exact(name: str, tmp_path: Path, emo: Callable[..., Done]) 
         assert len(target["rows"]) == 3
         for row in target["rows"]:
             assert row["measured"]["kl_mean"] <= 1e-6 and row["measured"]["top1"] == 1.0
-
-
-def _break_missing(folder: Path) -> str:
-    return _rewrite(folder, lambda t: t.pop("model.layers.1.self_attn.v_proj.weight"))
-
-
-def _break_extra(folder: Path) -> str:
-    def add(tensors: dict[str, np.ndarray]) -> None:
-        tensors["model.layers.0.mlp.experts.99.up_proj.weight"] = np.zeros((4, 4), np.float32)
-
-    _rewrite(folder, add)
-    return "model.layers.0.mlp.experts.99.up_proj.weight"
-
-
-def _break_shape(folder: Path) -> str:
-    def cut(tensors: dict[str, np.ndarray]) -> None:
-        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].copy()
-
-    _rewrite(folder, cut)
-    return "model.norm.weight"
-
-
-def _break_nan(folder: Path) -> str:
-    def poison(tensors: dict[str, np.ndarray]) -> None:
-        tensors["model.layers.1.mlp.experts.3.down_proj.weight"][5, 7] = np.nan
-
-    _rewrite(folder, poison)
-    return "model.layers.1.mlp.experts.3.down_proj.weight"
-
-
-def _break_truncated(folder: Path) -> str:
-    path = folder / "model.safetensors"
-    os.truncate(path, path.stat().st_size - 100)
-    return "model.safetensors"
-
-
-def _break_index(folder: Path) -> str:
-    shutil.rmtree(folder)
-    make_checkpoint(folder, shards=3)
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    return "model-00002-of-00003.safetensors"
-
-
-def _break_config(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text())
-    config["sliding_gate"] = 7
-    (folder / "config.json").write_text(json.dumps(config))
-    return "sliding_gate"
-
-
-def _rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> str:
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    before = set(tensors)
-    change(tensors)
-    save_file(tensors, path)
-    return next(iter(before - set(tensors)), "")
-
-
-BROKEN = {
-    "missing tensor": _break_missing,
-    "extra tensor": _break_extra,
-    "wrong shape": _break_shape,
-    "NaN": _break_nan,
-    "truncated shard": _break_truncated,
-    "index names an absent shard": _break_index,
-    "unknown config key": _break_config,
-}
-
-
-@pytest.mark.parametrize("how", BROKEN)
-def test_broken_checkpoints(how: str, tmp_path: Path, emo: Callable[..., Done]) -> None:
-    folder = make_checkpoint(tmp_path / "broken")
-    named = BROKEN[how](folder)
-    out = tmp_path / "results" / "out"
-    done = emo("export", folder, "-o", out, "--to", "gguf:q8_0", "--to", "onnx:int4")
-    assert done.code == 2
-    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and named in errors[0] and str(folder) in errors[0]
-    assert not out.exists()
-    assert not out.parent.exists() or list(out.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--to", "gguf:q9_9"), "gguf:q9_9"),
-        (("--to", "tflite:int8"), "tflite:int8"),
-        (("--to", "onnx:int4@magic"), "magic"),
-        (("--to", "gguf:q4_0", "--to", "gguf:Q4_0"), "twice"),
-        (("--to", "gguf:f32", "--context", "100000"), "--context"),
-        (("--to", "gguf:f32", "--torch-device", "tpu"), "tpu"),
-    ],
-)
-def test_wrong_usage(
-    arguments: tuple[str, ...], said: str, tmp_path: Path, emo: Callable[..., Done]
-) -> None:
-    done = emo("export", GOLDEN / "base", "-o", tmp_path / "out", *arguments)
-    assert done.code == 2 and said in done.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_folder_is_left_alone(tmp_path: Path, emo: Callable[..., Done]) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.txt").write_text("years of work")
-    arguments = ("export", GOLDEN / "pruned", "-o", out, "--to", "gguf:q8_0", "--no-validate")
-    assert emo(*arguments).code == 2
-    assert emo(*arguments, "--overwrite").code == 2
-    assert (out / "thesis.txt").read_text() == "years of work"
-    shutil.rmtree(out)
-    assert emo(*arguments).code == 0
-    assert emo(*arguments).code == 2
-    assert emo(*arguments, "--overwrite").code == 0
-    assert list(Manifest.load(out).targets) == ["gguf:q8_0"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_inexpressible_is_refused_before_any_work(tmp_path: Path, emo: Callable[..., Done]) -> None:
-    folder = make_checkpoint(tmp_path / "two", num_shared_experts=2, num_experts_per_tok=4)
-    done = emo("export", folder, "-o", tmp_path / "out", "--to", "gguf:f32")
-    assert done.code == 2
-    assert "num_shared_experts" in done.err and "onnx" in done.err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "emo_export.cli", "export", str(NANO), "-o", str(out)]
-    process = subprocess.Popen(
-        [*command, "--to", "onnx:int4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(60) == 130
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_of_every_command_shows_an_example(emo: Callable[..., Done]) -> None:
-    for command in ("export", "validate", "run", "inspect", "verify", "doctor"):
-        done = emo(command, "--help")
-        assert done.code == 0 and f"emo-export {command}" in done.out
