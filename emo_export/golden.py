@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
 from emo_export.parity import PAD, Golden, Variant
 from emo_export.stop_tokens import stop_tokens
+
+Encode = Callable[[str], Ids]
+"""Text -> token ids (T,)."""
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -136,7 +139,7 @@ def choose_probes(
     return replace(probes, text=TRICKY, text_ids=tokenizer(TRICKY), stop_ids=stops)
 
 
-def _tokenizer(folder: Path, vocab_size: int):  # type: ignore[no-untyped-def]  # tokenizers has no types
+def _tokenizer(folder: Path, vocab_size: int) -> Encode | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -183,7 +186,7 @@ def read_documents(file: Path) -> list[str]:
     return documents
 
 
-def _chunks(file: Path, tokenizer, context: int, tokens: int) -> list[Ids]:  # type: ignore[no-untyped-def]
+def _chunks(file: Path, tokenizer: Encode, context: int, tokens: int) -> list[Ids]:
     """The first `tokens` tokens of a file's documents, in sequences that don't cross documents."""
     chunks: list[Ids] = []
     left = max(tokens, 2)
