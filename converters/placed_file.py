@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 
 
@@ -37,7 +37,7 @@ class PlacedFile:
         self.path = path
         self._regions = regions
         self._written = {name: np.zeros(r.rows, dtype=bool) for name, r in regions.items()}
-        with _disk_errors(path):
+        with writing(path):
             self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
             self._file.truncate(size)
 
@@ -57,7 +57,7 @@ class PlacedFile:
             )
         if written[start:stop].any():
             raise EmoExportError(f"{self.path}: rows {start}..{stop} of {name} are written twice")
-        with _disk_errors(self.path):
+        with writing(self.path):
             self._file.seek(region.offset + start * region.row_bytes)
             self._file.write(data.data if data.size else b"")
         written[start:stop] = True
@@ -69,7 +69,7 @@ class PlacedFile:
                 raise EmoExportError(
                     f"{self.path}: row {int(written.argmin())} of {name} was never written"
                 )
-        with _disk_errors(self.path):
+        with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -78,13 +78,3 @@ class PlacedFile:
         """Let go of the file without checking it."""
         with suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write into an error that says which file and why."""
-    try:
-        yield
-    except OSError as error:
-        advice = "; free some space" if error.errno == errno.ENOSPC else ""
-        raise EmoExportError(f"{path}: cannot be written ({error.strerror}){advice}") from error

@@ -17,6 +17,7 @@ from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS, GgmlFormat
 from emo_export.converters.gguf_tokenizer import GgufTokenizer
 from emo_export.converters.placed_file import PlacedFile, Region
+from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Format, Ids, Packed, TensorDecl
 from emo_export.names import Role, Slot, shape_of
@@ -136,10 +137,11 @@ class GgufWriter:
             stored = (*shape[:-1], row) if kind.block > 1 else shape
             dtype = np.dtype(np.uint8 if kind.block > 1 else np.float32)
             writer.add_tensor_info(name, stored, dtype, decl.nbytes, raw_dtype=kind.kind)
-        writer.write_header_to_file(self.path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
+        with writing(self.path):
+            writer.write_header_to_file(self.path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.close()
         regions, offset = {}, _align(self.path.stat().st_size)
         for decl in self.declarations():
             rows = int(np.prod(decl.shape[:-1]))

@@ -24,6 +24,7 @@ from emo_export.converters.onnx_decoder import (
 from emo_export.converters.onnx_experts import ExpertBlock, ExpertStack, router_rows
 from emo_export.converters.onnx_graph import Graph, Linear
 from emo_export.converters.placed_file import PlacedFile
+from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
 from emo_export.json_file import read_json
@@ -124,9 +125,11 @@ class OnnxWriter:
             raise EmoExportError("the ONNX writer is not open")
         self._file.close()
         model_path = self.folder / "model.onnx"
-        model_path.write_bytes(self._model().SerializeToString(deterministic=True))
+        with writing(model_path):
+            model_path.write_bytes(self._model().SerializeToString(deterministic=True))
         onnx.checker.check_model(str(model_path))
-        self._write_side_files()
+        with writing(self.folder):
+            self._write_side_files()
         return sorted(self.folder.iterdir())
 
     def abort(self) -> None:

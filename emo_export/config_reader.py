@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from emo_export.config_keys import IGNORED_KEYS, NEUTRAL_ONLY, OPTIONAL_KEYS, REQUIRED_KEYS
 from emo_export.errors import EmoExportError
@@ -68,7 +68,7 @@ class ConfigReader:
         value = self.raw.get(key)
         if not is_positive(value):
             self.refuse(f"{key} is {value!r}, expected a positive number")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def boolean(self, key: str) -> bool:
         """True or false; absent and null are false."""
@@ -107,7 +107,7 @@ class ConfigReader:
         return tuple(value)
 
 
-def is_positive(value: object) -> bool:
+def is_positive(value: object) -> TypeGuard[float]:
     """A finite number above zero that fits a float (JSON also has Infinity and long integers)."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

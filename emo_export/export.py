@@ -13,9 +13,10 @@ from emo_export import __version__
 from emo_export.artifact import size_of
 from emo_export.card import model_card
 from emo_export.checkpoint import Checkpoint
+from emo_export.disk import check_space, writing
 from emo_export.golden import Probes, VariantSink
 from emo_export.interfaces import Writer
-from emo_export.manifest import Manifest, check_space, digest, staging, write_manifest
+from emo_export.manifest import Manifest, digest, staging, write_manifest
 from emo_export.parity import ORIGINAL, Golden
 from emo_export.pipeline import Probe, stream
 from emo_export.reference import float_source, greedy
@@ -101,7 +102,8 @@ def export(
         source = _source(checkpoint)
         sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
         card = model_card(checkpoint, out.name, entries, sizes, reports)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        with writing(folder / "README.md"):
+            (folder / "README.md").write_text(card, encoding="utf-8")
         manifest = write_manifest(folder, source, _tools(), entries)
     return Result(manifest, tuple(reports))
 
@@ -109,7 +111,8 @@ def export(
 def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
     """Write parity.json: every comparison with its figures, limits and verdict."""
     content = {"passed": all(r.passed for r in reports), "targets": [r.as_dict() for r in reports]}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def make_golden(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 
 NAME = "manifest.json"
@@ -81,7 +82,8 @@ def write_manifest(
     )
     manifest = Manifest(source, tools, targets, files)
     content = {"version": VERSION, **asdict(manifest)}
-    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(folder / NAME):
+        (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -198,13 +200,3 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     finally:
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise EmoExportError when the disk of `folder` has fewer than `needed` bytes free."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise EmoExportError(
-            f"{folder}: needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
-        )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, Runtime
 
@@ -119,7 +120,7 @@ class Golden:
         for name, variant in self.variants.items():
             for part, array in asdict(variant).items():
                 arrays[f"{name}/{part}"] = array
-        with path.open("wb") as handle:
+        with writing(path), path.open("wb") as handle:
             np.savez_compressed(handle, **arrays)
 
     @classmethod

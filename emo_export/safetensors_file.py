@@ -83,8 +83,9 @@ def _to_float32(raw: Any, dtype: str) -> F32:
     if dtype == "BF16":
         wide = raw.astype(np.uint32)
         wide <<= 16
-        return wide.view(np.float32)  # type: ignore[no-any-return]
-    return raw.astype(np.float32, copy=False)  # type: ignore[no-any-return]
+        raw = wide.view(np.float32)
+    values: F32 = raw.astype(np.float32, copy=False)
+    return values
 
 
 def read_header(file: Path) -> dict[str, LazyTensor]:

@@ -187,3 +187,23 @@ def test_help_of_every_command_shows_an_example(emo: Emo) -> None:
     for command in ("export", "validate", "run", "inspect", "verify", "doctor"):
         done = emo(command, "--help")
         assert done.code == 0 and f"emo-export {command}" in done.out
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path) -> None:
+    """20 MB hold the GGUF, which is checked before; golden.npz no longer fits."""
+    script = (
+        'mount -t tmpfs -o size=20m tmpfs "$1" && shift && "$@"; code=$?; ls -A "$0"; exit $code'
+    )
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are missing; allow kernel.unprivileged_userns_clone")
+    command = [sys.executable, "-m", "emo_export.cli", "export", str(NANO), "--no-validate"]
+    command += ["-o", str(tmp_path / "out"), "--to", "gguf:q4_0"]
+    done = subprocess.run(
+        [*unshare, script, str(tmp_path), str(tmp_path), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "golden.npz: cannot be written (No space left on device)" in done.stderr

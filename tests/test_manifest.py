@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emo_export.disk import check_space
 from emo_export.errors import EmoExportError
-from emo_export.manifest import Manifest, check_space, staging, verify, write_manifest
+from emo_export.manifest import Manifest, staging, verify, write_manifest
 
 
 def filled(folder: Path) -> Path:
