@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from emo_export.cli import main
 from tests.command import Done, Emo
+from tests.exporting import export_to
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
 
@@ -54,3 +56,20 @@ def emo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> E
         return Done(int(stop.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer, exported once for all tests that only look at it or copy it."""
+    return make_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="session")
+def small_exports(small: Path) -> dict[str, Path]:
+    return export_to(small.parent / "out", small, gguf=["f32", "q4_0"], onnx=["int4"])
+
+
+@pytest.fixture
+def onnx_folder(small_exports: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(small_exports["onnx:int4"], tmp_path / "onnx-int4"))
