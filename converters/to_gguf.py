@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from emo_export.artifact import FILE_TYPES
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS, GgmlFormat
 from emo_export.converters.gguf_tokenizer import GgufTokenizer
@@ -22,7 +23,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import Format, Ids, Packed, TensorDecl
 from emo_export.names import Role, Slot, shape_of
 from emo_export.rope import rope_type
-from emo_export.scheme import GGUF_RECIPES, QuantScheme, resolve
+from emo_export.scheme import QuantScheme
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
@@ -39,25 +40,6 @@ _NAMES = {
     Role.DENSE_DOWN: "ffn_down",
 }
 _EXPERT_NAMES = {Role.GATE: "ffn_gate", Role.UP: "ffn_up", Role.DOWN: "ffn_down"}
-_FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
-}
-
-
-def gguf_scheme(type_name: str, config: EmoConfig) -> QuantScheme:
-    """The formats of a GGUF recipe for this model.
-
-    Raises EmoExportError for an unknown type, or a configuration that `deepseek` can't express.
-    """
-    if type_name not in GGUF_RECIPES:
-        known = ", ".join(GGUF_RECIPES)
-        raise EmoExportError(f"gguf:{type_name} is not a known type; choose one of {known}")
-    check_expressible(config)
-    return resolve(type_name, GGUF_RECIPES[type_name], GGML_FORMATS, config)
 
 
 def check_expressible(config: EmoConfig) -> None:
@@ -236,7 +218,7 @@ class GgufWriter:
         config = self._config
         first = next(layer for layer in config.layers if not layer.is_dense)
         writer.add_name(self._model_name)
-        writer.add_file_type(_FILE_TYPES[self._scheme.type_name])
+        writer.add_file_type(FILE_TYPES[self._scheme.type_name])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(self._context)

@@ -11,8 +11,34 @@ from emo_export.json_file import read_json
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
 
-FILE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 7: "q8_0", 32: "bf16"}
-"""`general.file_type` of the types written here (gguf-py LlamaFileType)."""
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 32,
+    "q8_0": 7,
+    "q6_k": 18,
+    "q5_k_m": 17,
+    "q5_k_s": 16,
+    "q5_1": 9,
+    "q5_0": 8,
+    "q4_k_m": 15,
+    "q4_k_s": 14,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "mxfp4": 38,
+    "q3_k_l": 13,
+    "q3_k_m": 12,
+    "q3_k_s": 11,
+    "iq3_s": 26,
+    "iq3_xxs": 23,
+    "q2_k": 10,
+    "iq2_s": 28,
+    "iq2_xs": 20,
+    "iq2_xxs": 19,
+}
+"""`general.file_type` of each GGUF target, best quality first (llama.h, enum llama_ftype)."""
 
 
 def chosen_targets(
@@ -64,9 +90,10 @@ def spec_of(path: Path) -> str:
             f"{path}: architecture {keys.get('general.architecture')!r}; export writes 'deepseek'"
         )
     kind = keys.get("general.file_type")
-    if not isinstance(kind, int) or kind not in FILE_TYPES:
-        raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
-    return f"gguf:{FILE_TYPES[kind]}"
+    for name, number in FILE_TYPES.items():
+        if number == kind:
+            return f"gguf:{name}"
+    raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
 
 
 def size_of(path: Path) -> int:

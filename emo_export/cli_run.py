@@ -96,7 +96,7 @@ def _expressible(place: Path) -> dict[str, str] | None:
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("onnx") is None:
         return None
     from emo_export.config import EmoConfig
-    from emo_export.converters.to_gguf import gguf_scheme
+    from emo_export.converters.gguf_scheme import gguf_scheme
     from emo_export.converters.to_onnx import onnx_scheme
 
     verdicts: dict[str, str] = {}

@@ -68,7 +68,7 @@ def scheme_of(spec: str, checkpoint: Checkpoint) -> QuantScheme:
     """The formats of a target for this checkpoint; refuses by name what it can't express."""
     kind, type_name = parse_spec(spec)
     if kind == "gguf":
-        from emo_export.converters.to_gguf import gguf_scheme
+        from emo_export.converters.gguf_scheme import gguf_scheme
 
         return gguf_scheme(type_name, checkpoint.config)
     from emo_export.converters.to_onnx import onnx_scheme

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from emo_export.checkpoint import Checkpoint
+from emo_export.converters.gguf_scheme import gguf_scheme
 from emo_export.converters.gguf_tokenizer import read_tokenizer
-from emo_export.converters.to_gguf import GgufWriter, gguf_scheme
+from emo_export.converters.to_gguf import GgufWriter
 from emo_export.converters.to_onnx import OnnxWriter, onnx_scheme
 from emo_export.interfaces import Runtime, Writer
 from emo_export.pipeline import stream

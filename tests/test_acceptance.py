@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from emo_export.checkpoint import Checkpoint
-from emo_export.converters.to_gguf import gguf_scheme
+from emo_export.converters.gguf_scheme import gguf_scheme
 from emo_export.parity import kl_divergence, run_logits
 from emo_export.reference import dequantised_source, logits
 from emo_export.runtimes.llama_cpp import LlamaCpp

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from emo_export.config import EmoConfig
-from emo_export.converters.to_gguf import gguf_scheme
+from emo_export.converters.gguf_scheme import gguf_scheme
 from emo_export.converters.to_onnx import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.names import Role, shape_of, slots

@@ -13,7 +13,8 @@ from gguf import GGUFReader, LlamaFileType
 from gguf.quants import dequantize, quantize
 
 from emo_export.checkpoint import Checkpoint
-from emo_export.converters.to_gguf import GgufWriter, gguf_scheme
+from emo_export.converters.gguf_scheme import gguf_scheme
+from emo_export.converters.to_gguf import GgufWriter
 from emo_export.errors import EmoExportError
 from emo_export.names import Role, Slot
 from emo_export.runtimes.llama_cpp import LlamaCpp
