@@ -1,36 +1,45 @@
 """A Hugging Face tokenizer.json as GGUF tokenizer keys.
 
-Only what llama.cpp reproduces id for id is accepted: byte-level BPE with a known split regex.
-Source: llama.cpp `llama-vocab.cpp` (pre-tokenizers by name), gguf-py `constants.py`.
+Only what llama.cpp reproduces id for id is accepted: byte-level BPE with a known split
+(`gguf_split.py`, with what llama.cpp still does otherwise). In a text where two added tokens
+overlap, as in `|||A|||BCD|||`, llama.cpp takes the longer one and the tokenizers library the
+first; AI2's tokenizers have such tokens (`|||IP_ADDRESS|||`), so they are accepted.
+Source: llama.cpp `llama-vocab.cpp` (special tokens, merges), gguf-py `constants.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 from gguf import TokenType
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from emo_export.config import EmoConfig
+from emo_export.converters.gguf_split import split_of
 from emo_export.errors import EmoExportError
 from emo_export.json_file import read_json
 from emo_export.stop_tokens import stop_tokens
 
-# The split regex of tiktoken's cl100k, as the two spellings found in tokenizer.json files;
-# llama.cpp knows it as "dbrx".
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Texts that llama.cpp takes for special tokens whatever their type in the file says.
+CLAIMED = frozenset(
+    """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
+    <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance>
+    <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[
+    <|channel|> <|message|> <|start|> <|constrain|>
+    <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
+    <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
+    <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
+    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]
+    <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+    """.split()
 )
-_CL100K_POSSESSIVE = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-SPLITS: Mapping[str, str] = {_CL100K: "dbrx", _CL100K_POSSESSIVE: "dbrx"}
+# Byte-level BPE's characters for the bytes C0, C1 and F5 to FF, which UTF-8 never uses.
+NOT_UTF8 = frozenset(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,16 @@ def _parse(folder: Path, path: Path, config: EmoConfig) -> GgufTokenizer:
     pre = _check_kind(path, content, model)
     if not model.get("merges"):
         raise EmoExportError(f"{path}: a BPE without merges; llama.cpp does not load one")
+    _check_alphabet(path, model)
     tokens, types = _tokens(path, content, model, config.vocab_size)
+    _check_claimed(path, tokens, types)
     _check_added(path, content)
+    _check_order(path, content.get("added_tokens", ()))
     stops = _stops(folder, config)
     return GgufTokenizer(
         tokens=tokens,
         types=types,
-        merges=tuple(m if isinstance(m, str) else " ".join(m) for m in model.get("merges", ())),
+        merges=_merges(model),
         pre=pre,
         bos=config.bos_token_id if config.bos_token_id is not None else stops[0],
         stops=stops,
@@ -110,24 +122,42 @@ def _check_kind(path: Path, content: Mapping[str, Any], model: Mapping[str, Any]
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise EmoExportError(f"{path}: BPE option {key} = {model[key]!r} has no GGUF form")
-    for key in ("byte_fallback", "ignore_merges", "fuse_unk"):
+    for key in ("byte_fallback", "fuse_unk"):
         if model.get(key):
             raise EmoExportError(f"{path}: BPE option {key} has no GGUF form")
     if content.get("normalizer"):
-        raise EmoExportError(f"{path}: a normalizer ({content['normalizer'].get('type')}) is set")
-    post = content.get("post_processor")
-    if post and post.get("type") != "ByteLevel":
-        raise EmoExportError(f"{path}: post-processor {post.get('type')} would add tokens")
-    parts = content.get("pre_tokenizer") or {}
-    steps = parts.get("pretokenizers", [parts])
-    kinds = [step.get("type") for step in steps]
-    if kinds != ["Split", "ByteLevel"] or steps[1].get("add_prefix_space"):
-        raise EmoExportError(f"{path}: pre-tokenizer {kinds}; expected Split, then ByteLevel")
-    regex = str((steps[0].get("pattern") or {}).get("Regex"))
-    plain = steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-    if regex not in SPLITS or not plain or steps[1].get("use_regex"):
-        raise EmoExportError(f"{path}: split regex {regex!r} is unknown; cl100k's is known")
-    return SPLITS[regex]
+        raise EmoExportError(
+            f"{path}: a normalizer ({content['normalizer'].get('type')}) is set, and llama.cpp "
+            "applies none; export to ONNX (--to onnx:int4), which carries tokenizer.json itself"
+        )
+    for post in _post_processors(content.get("post_processor")):
+        if post.get("type") != "ByteLevel":  # that one only moves offsets
+            raise EmoExportError(f"{path}: post-processor {post.get('type')} would add tokens")
+    return split_of(path, content.get("pre_tokenizer"), bool(model.get("ignore_merges"))).pre
+
+
+def _post_processors(post: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if post and post.get("type") == "Sequence":
+        for inner in post["processors"]:
+            yield from _post_processors(inner)
+    elif post:
+        yield post
+
+
+def _check_alphabet(path: Path, model: Mapping[str, Any]) -> None:
+    """Without a token for a byte, the library closes the gap and merges over it."""
+    missing = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - NOT_UTF8 - set(model["vocab"]))
+    if missing:
+        raise EmoExportError(
+            f"{path}: the vocabulary lacks {len(missing)} of the bytes that texts are made of, "
+            f"{missing[0]!r} first; llama.cpp drops such bytes in its own way"
+        )
+
+
+def _merges(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Each pair once: of a repeated one the library takes the last rank, llama.cpp the first."""
+    pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return tuple(reversed(dict.fromkeys(reversed(pairs))))
 
 
 def _tokens(
@@ -157,6 +187,29 @@ def _check_unique(path: Path, tokens: Sequence[str]) -> None:
     for token, text in enumerate(tokens):
         if seen.setdefault(text, token) != token:
             raise EmoExportError(f"{path}: ids {seen[text]} and {token} both are {text!r}")
+
+
+def _check_claimed(path: Path, tokens: Sequence[str], types: Sequence[TokenType]) -> None:
+    """An ordinary token with such a text would cut the text in llama.cpp alone."""
+    for token, text in enumerate(tokens):
+        if types[token] is TokenType.NORMAL and text in CLAIMED:
+            raise EmoExportError(
+                f"{path}: token {text!r} (id {token}) is not among added_tokens, but llama.cpp "
+                "takes every token of that name for a special one"
+            )
+
+
+def _check_order(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
+    """The library looks for `normalized` tokens last, llama.cpp for short ones."""
+    late = [entry["content"] for entry in added if entry.get("normalized")]
+    early = [entry["content"] for entry in added if not entry.get("normalized")]
+    for text in late:
+        for inner in early:
+            if inner in text:
+                raise EmoExportError(
+                    f"{path}: added token {text!r} is normalized and contains {inner!r}, which is "
+                    "not; llama.cpp would find the longer one first"
+                )
 
 
 def _check_added(path: Path, content: Mapping[str, Any]) -> None:
