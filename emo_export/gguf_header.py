@@ -2,8 +2,7 @@
 
 Needs nothing but the standard library, and a crafted file costs no more than its own size: nothing
 is allocated or looped over before the bytes for it are known to exist. (gguf-py 0.19 loops over
-whatever count a file claims.) Source: ggml `docs/gguf.md`, `src/gguf.cpp` (limits), `ggml-common.h`
-and gguf-py `constants.py` (block sizes).
+whatever count a file claims.) Source: ggml `docs/gguf.md`, `src/gguf.cpp` (limits).
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import math
 import mmap
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from emo_export.errors import EmoExportError
+from emo_export.gguf_types import ARRAY, BOOL, SCALARS, STRING, TENSOR_TYPES, VALUE_NAMES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -33,46 +33,18 @@ FIRST_ITEMS = 4  # of a summarised array
 MIN_PAIR = 8 + 4 + 1  # bytes of the shortest key/value pair: empty key, type, one byte
 MIN_TENSOR = 8 + 4 + 8 + 4 + 8  # empty name, dimensions, one of them, type, offset
 
-STRING, ARRAY, BOOL = 8, 9, 7
-SCALARS: Mapping[int, tuple[str, str]] = {
-    0: ("uint8", "B"),
-    1: ("int8", "b"),
-    2: ("uint16", "H"),
-    3: ("int16", "h"),
-    4: ("uint32", "I"),
-    5: ("int32", "i"),
-    6: ("float32", "f"),
-    BOOL: ("bool", "B"),
-    10: ("uint64", "Q"),
-    11: ("int64", "q"),
-    12: ("float64", "d"),
-}
-VALUE_NAMES = {kind: name for kind, (name, _) in SCALARS.items()} | {
-    STRING: "string",
-    ARRAY: "array",
-}
-# ggml type id, name, values of a block, bytes of a block; the gaps are types that were removed.
-_TYPES = """
-    0 F32 1 4, 1 F16 1 2, 2 Q4_0 32 18, 3 Q4_1 32 20, 6 Q5_0 32 22, 7 Q5_1 32 24, 8 Q8_0 32 34,
-    9 Q8_1 32 40, 10 Q2_K 256 84, 11 Q3_K 256 110, 12 Q4_K 256 144, 13 Q5_K 256 176,
-    14 Q6_K 256 210, 15 Q8_K 256 292, 16 IQ2_XXS 256 66, 17 IQ2_XS 256 74, 18 IQ3_XXS 256 98,
-    19 IQ1_S 256 50, 20 IQ4_NL 32 18, 21 IQ3_S 256 110, 22 IQ2_S 256 82, 23 IQ4_XS 256 136,
-    24 I8 1 1, 25 I16 1 2, 26 I32 1 4, 27 I64 1 8, 28 F64 1 8, 29 IQ1_M 256 56, 30 BF16 1 2,
-    34 TQ1_0 256 54, 35 TQ2_0 256 66, 39 MXFP4 32 17, 40 NVFP4 64 36, 41 Q1_0 128 18
-"""
-TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
-    int(number): (name, int(block), int(size))
-    for number, name, block, size in (entry.split() for entry in _TYPES.split(","))
-}
-
 
 @dataclass(frozen=True)
 class GgufArray:
-    """A long array of a key: its element type, its length and its first few values."""
+    """A long array of a key: its element type, its length and its first few values.
+
+    `start` is the byte of the file at which its first element begins.
+    """
 
     type: str
     length: int
     first: tuple[Any, ...]
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +81,21 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises EmoExportError naming the file, the place and what is wrong there.
     """
+    file: GgufFile = _with_reader(path, lambda reader: reader.file())
+    return file
+
+
+def read_item(path: Path, array: GgufArray, index: int) -> Any:
+    """One element of a long array that read_gguf summarised: a token's text, or its type.
+
+    Raises EmoExportError when the array has no such element, or the file changed meanwhile.
+    """
+    if not 0 <= index < array.length or array.type == "array":
+        raise EmoExportError(f"{path}: an array of {array.length} {array.type} has no item {index}")
+    return _with_reader(path, lambda reader: reader.item(array, index))
+
+
+def _with_reader(path: Path, read: Callable[[_Reader], Any]) -> Any:
     if not path.is_file():
         raise EmoExportError(f"{path}: is not a file")
     try:
@@ -117,7 +104,7 @@ def read_gguf(path: Path) -> GgufFile:
             if size < len(MAGIC) or handle.read(len(MAGIC)) != MAGIC:
                 raise EmoExportError(f"{path}: is not a GGUF file (it does not begin with GGUF)")
             with mmap.mmap(handle.fileno(), min(size, MAX_HEADER), access=mmap.ACCESS_READ) as raw:
-                return _Reader(path, raw, size).file()
+                return read(_Reader(path, raw, size))
     except OSError as error:
         raise EmoExportError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # mmap: the file shrank meanwhile
@@ -153,6 +140,16 @@ class _Reader:
         data = -(-self._at // alignment) * alignment
         placed = self._place(infos, data, alignment)
         return GgufFile(version, keys, placed, alignment, data, self._size)
+
+    def item(self, array: GgufArray, index: int) -> Any:
+        """The element of an array that file() has walked."""
+        kind = next(kind for kind, name in VALUE_NAMES.items() if name == array.type)
+        self._at = array.start
+        if kind == STRING:
+            self._skip_strings(index, array.type)
+            return self._string(f"element {index}")
+        self._at += index * struct.calcsize(f"<{SCALARS[kind][1]}")
+        return self._number(SCALARS[kind][1], f"element {index}")
 
     def _version(self) -> int:
         version: int = self._number("I", "version")
@@ -225,9 +222,10 @@ class _Reader:
         self._fits(count, 12 if kind == ARRAY else item, f"an array of {count} in {key!r}")
         if count <= KEPT_ITEMS:
             return [self._value(kind, key, depth + 1) for _ in range(count)]
+        start = self._at
         first = tuple(self._value(kind, key, depth + 1) for _ in range(FIRST_ITEMS))
         self._skip(kind, item, count - FIRST_ITEMS, key, depth)
-        return GgufArray(VALUE_NAMES[kind], count, first)
+        return GgufArray(VALUE_NAMES[kind], count, first, start)
 
     def _skip(self, kind: int, item: int, count: int, key: str, depth: int) -> None:
         if kind == ARRAY:

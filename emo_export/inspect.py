@@ -1,6 +1,7 @@
 """What a path is: a checkpoint, a .gguf, an exported ONNX folder or a whole exported folder.
 
-Only headers and JSON are read. Facts are what the files say; warnings are what is wrong in them.
+Only headers, JSON and a few rows of weights are read. Facts are what the files say; warnings and
+findings are what is wrong in them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from emo_export.checkpoint import Checkpoint
 from emo_export.config import DEFAULT_CONTEXT, EmoConfig, LayerShape
 from emo_export.errors import EmoExportError
-from emo_export.inspect_artifact import MODEL, gguf_facts, has_tokenizer, onnx_facts
+from emo_export.gguf_finding import Finding
+from emo_export.inspect_artifact import MODEL, has_tokenizer, onnx_facts
+from emo_export.inspect_gguf import gguf_inspection
 from emo_export.json_file import read_json
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
@@ -34,12 +37,18 @@ Row = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: `kind` is checkpoint, gguf, onnx or package; `facts` can go into JSON."""
+    """What was found: `kind` is checkpoint, gguf, onnx or package; `facts` can go into JSON.
+
+    `judgement` (one line) and `findings` are there for GGUF files, alone or in a package; the
+    findings that are more than notes are among the warnings, too.
+    """
 
     kind: str
     title: str
     facts: Mapping[str, Any]
     warnings: list[str] = field(default_factory=list)
+    judgement: str = ""
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
@@ -75,7 +84,9 @@ def _inspect(path: Path, expressible: Mapping[str, str]) -> Inspection:
         held = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
         raise EmoExportError(f"{path}: is a folder with {held}; expected {ACCEPTED}")
     if path.is_file() and path.suffix == ".gguf":
-        return Inspection("gguf", f"GGUF file {path}", gguf_facts(path, warnings), warnings)
+        facts, judgement, findings = gguf_inspection(path)
+        warnings += [finding.text for finding in findings if finding.level != "note"]
+        return Inspection("gguf", f"GGUF file {path}", facts, warnings, judgement, findings)
     if path.is_file() and path.name == MODEL:
         return _inspect(path.parent, expressible)
     found = "is no model" if path.is_file() else "is neither a file nor a folder"
@@ -199,8 +210,8 @@ def _package(path: Path) -> Inspection:
             "recipe": target.get("recipe"),
             "fallbacks": dict(Counter(" -> ".join(map(str, pair)) for pair in pairs)),
             "parity": parity.get(spec, "not measured"),
-            NESTED: _contents(spec, place, found.warnings),
         }
+        targets[spec] |= _contents(spec, place, found)
     for entry in manifest.files:
         file = path / entry.path
         if not file.is_file():
@@ -211,18 +222,19 @@ def _package(path: Path) -> Inspection:
     return found
 
 
-def _contents(spec: str, place: Path, warnings: list[str]) -> Mapping[str, Any]:
-    """The facts of one target; what is wrong with it becomes warnings of the whole folder."""
+def _contents(spec: str, place: Path, package: Inspection) -> dict[str, Any]:
+    """The judgement and the facts of one target; what is wrong with it is told of the package."""
     if (place / MANIFEST).is_file():
-        warnings.append(f"{spec}: {place} is a whole exported folder, not a target of one")
-        return {}
+        package.warnings.append(f"{spec}: {place} is a whole exported folder, not a target of one")
+        return {NESTED: {}}
     try:
         inside = _inspect(place, {})
     except EmoExportError as error:
-        warnings.append(f"{spec}: {error}")
-        return {}
-    warnings += [f"{spec}: {warning}" for warning in inside.warnings]
-    return inside.facts
+        package.warnings.append(f"{spec}: {error}")
+        return {NESTED: {}}
+    package.warnings.extend(f"{spec}: {warning}" for warning in inside.warnings)
+    package.findings.extend(replace(finding, target=spec) for finding in inside.findings)
+    return {"judgement": inside.judgement or None, NESTED: inside.facts}
 
 
 def _parity(path: Path, warnings: list[str]) -> dict[str, str]:

@@ -20,12 +20,11 @@ from emo_export.gguf_header import (
     KEPT_ITEMS,
     MAX_DEPTH,
     MAX_NAME,
-    TENSOR_TYPES,
-    VALUE_NAMES,
     GgufArray,
     GgufFile,
     read_gguf,
 )
+from emo_export.gguf_types import TENSOR_TYPES, VALUE_NAMES
 from tests.exporting import export_to
 from tests.fuzzing import read_or_refuse
 from tests.synth import make_checkpoint
@@ -317,7 +316,8 @@ def test_cut_and_random_headers_never_do_harm(
 
 
 @pytest.mark.parametrize(
-    "module", ["gguf_header", "onnx_header", "inspect", "inspect_view", "doctor"]
+    "module",
+    ["gguf_header", "gguf_judgement", "onnx_header", "inspect", "inspect_view", "doctor"],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, emo_export.{module}; print(*sys.modules)"

@@ -14,6 +14,7 @@ from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.inspect import inspect_path, size_text
 from emo_export.manifest import write_manifest
+from tests.bad_gguf import rewrite
 from tests.inspecting import lengthen, shown
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
@@ -214,3 +215,14 @@ def test_sizes_read_well() -> None:
     sizes = [600, 1500, 15_700_000, 2_411_000_000, 54_300_000_000, 1_234_000_000_000]
     said = ["600 B", "1.50 kB", "15.7 MB", "2.41 GB", "54.3 GB", "1,234 GB"]
     assert [size_text(size) for size in sizes] == said
+
+
+def test_findings_in_a_package_name_their_target(package: Path, small_exports: Files) -> None:
+    changed = {"tokenizer.ggml.add_bos_token": True}
+    rewrite(small_exports["gguf:q4_0"], package / "model-Q4_0.gguf", changed)
+    found = inspect_path(package)
+    wrong = [finding for finding in found.findings if finding.level == "wrong"]
+    assert [finding.target for finding in wrong] == ["gguf:q4_0"]
+    assert wrong[0].text in found.warnings
+    assert "1 thing wrong" in found.facts["targets"]["gguf:q4_0"]["judgement"]
+    assert shown(found).count("add_bos_token is true") == 1

@@ -50,9 +50,9 @@ def test_a_good_gguf(small_exports: Files, target: str) -> None:
 
 def test_a_gguf_of_another_architecture(small: Path, tmp_path: Path) -> None:
     write_gguf(small, tmp_path / "x.gguf", arch="smallthinker")
-    assert "'smallthinker': not made by emo-export" in " ".join(
-        inspect_path(tmp_path / "x.gguf").warnings
-    )
+    found = inspect_path(tmp_path / "x.gguf")
+    assert found.judgement.startswith("looks like an EMO")
+    assert "architecture 'smallthinker' on an EMO" in found.warnings[0]
 
 
 def rewritten(
