@@ -26,7 +26,7 @@ class Float32:
         """Bytes of (rows, cols)."""
         return rows * cols * 4
 
-    def quantize(self, rows: F32) -> Packed:
+    def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
         """Rows (N, C) float32, unchanged."""
         return {"weight": np.ascontiguousarray(rows, dtype=np.float32)}
 
@@ -54,7 +54,7 @@ class IntBlocks:
         """Bytes of (rows, cols), scales included."""
         return rows * cols * self.bits // 8 + rows * (cols // self.block) * 4
 
-    def quantize(self, rows: F32) -> Packed:
+    def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
         """Rows (N, C) float32 -> packed values and scales; C must be a multiple of the block."""
         blocks = rows.reshape(rows.shape[0], -1, self.block)
         low, high = blocks.min(axis=-1), blocks.max(axis=-1)

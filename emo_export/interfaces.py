@@ -45,8 +45,12 @@ class Format(Protocol):
     def nbytes(self, rows: int, cols: int) -> int:
         """Bytes that (rows, cols) take, scales included."""
 
-    def quantize(self, rows: F32) -> Packed:
-        """Rows (N, C) float32 -> packed arrays, each (N, ...)."""
+    def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
+        """Rows (N, C) float32 -> packed arrays, each (N, ...).
+
+        `importance` (C,) weighs the columns' errors; a format that rounds to the nearest value
+        has no use for it.
+        """
 
     def dequantize(self, packed: Packed) -> F32:
         """Packed arrays -> rows (N, C) float32: exactly what an engine reads from the file."""

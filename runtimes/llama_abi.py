@@ -15,18 +15,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
-import importlib.util
 import struct
 from collections import deque
 from collections.abc import Iterator
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32
 from ctypes import c_void_p as ptr
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.errors import EmoExportError
 from emo_export.install import install_command
+from emo_export.llama_library import library_path
 
 LOG_LINES = 50
 LOG_DEBUG, LOG_ERROR, LOG_CONTINUES = 1, 4, 5  # enum ggml_log_level
@@ -160,7 +159,7 @@ def load_library() -> Library:
 
     Raises MissingDependencyError without xllamacpp, EmoExportError when it is unlike what we know.
     """
-    path = _extension_path()
+    path = library_path("running a GGUF file")
     version = importlib.metadata.version("xllamacpp")
     try:
         api = ctypes.CDLL(str(path))
@@ -179,20 +178,6 @@ def load_library() -> Library:
     fields = find_context_fields(bytes(api.llama_context_default_params().raw), version)
     _check_batch(api, version)
     return Library(api, log, version, fields, callback)
-
-
-def _extension_path() -> Path:
-    # find_spec of a top-level name imports nothing, unlike `import xllamacpp`, whose Cython module
-    # takes over llama.cpp's log.
-    spec = importlib.util.find_spec("xllamacpp")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    for folder in folders:
-        for path in sorted(Path(folder).glob("xllamacpp*")):
-            if path.suffix in (".so", ".pyd"):
-                return path
-    raise MissingDependencyError(
-        f"running a GGUF file needs the package xllamacpp: {install_command('llama')}"
-    )
 
 
 def find_context_fields(raw: bytes, version: str) -> ContextFields:

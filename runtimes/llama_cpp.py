@@ -15,7 +15,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.llama_abi import Batch, Library, Params, load_library
-from emo_export.runtimes.threads import physical_cores
+from emo_export.threads import physical_cores
 
 GGUF_MAGIC = b"GGUF"
 FLASH_ATTN_DISABLED = 0  # enum llama_flash_attn_type

@@ -15,7 +15,7 @@ from emo_export.interfaces import F32, Ids
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.folder import Requirements, read_config, read_requirements
 from emo_export.runtimes.hf_tokenizer import HfTokenizer
-from emo_export.runtimes.threads import physical_cores
+from emo_export.threads import physical_cores
 
 __all__ = ["HfTokenizer", "OnnxModel"]
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from emo_export.converters.ggml_formats import GGML_FORMATS
+from emo_export.converters.ggml_formats import GGML_FORMATS, LARGEST
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.llama_abi import load_library
 from tests.exporting import Array
 
+EVEN = np.ones(512, np.float32)
 PACKED = ["f16", "bf16", "q8_0", "q4_0"]
 Quantizer = Callable[[Array, str], Array]
 
@@ -131,5 +132,72 @@ def test_sizes_are_those_of_gguf(name: str) -> None:
     kind = GGML_FORMATS[name]
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
     assert kind.name == name and kind.block == block
-    assert kind.nbytes(3, 64) == 3 * 64 // block * size
-    assert kind.quantize(normal((3, 64), 1.0))["rows"].nbytes == kind.nbytes(3, 64)
+    assert kind.nbytes(3, 512) == 3 * 512 // block * size
+    assert kind.quantize(normal((3, 512), 1.0), EVEN)["rows"].nbytes == kind.nbytes(3, 512)
+
+
+@pytest.mark.parametrize("name", GGML_FORMATS)
+def test_the_dequantiser_is_gguf_pys(name: str) -> None:
+    kind = GGML_FORMATS[name]
+    packed = kind.quantize(normal((40, 512), 0.3, seed=4), EVEN)
+    found = kind.dequantize(packed)
+    typed = packed["rows"] if name not in ("f32", "f16") else packed["rows"].view(kind_dtype(name))
+    expected = gguf.quants.dequantize(typed, kind.kind)
+    # gguf-py multiplies in another order in some types: the last bit may differ.
+    np.testing.assert_allclose(found, expected, rtol=2e-7, atol=0)
+
+
+def kind_dtype(name: str) -> type:
+    return {"f32": np.float32, "f16": np.float16}[name]
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4"])
+def test_what_gguf_py_can_pack_has_its_bytes(name: str) -> None:
+    rows = normal((300, 2048), 0.05, seed=5)  # several tasks, on several threads
+    found = GGML_FORMATS[name].quantize(rows)["rows"]
+    expected = gguf.quants.quantize(rows, gguf.GGMLQuantizationType[name.upper()])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(GGML_FORMATS) - {"f32", "f16", "bf16"}))
+def test_threads_change_no_byte(name: str) -> None:
+    rows = normal((600, 1024), 0.05, seed=6)
+    weights = np.random.default_rng(7).random(1024, dtype=np.float32) + np.float32(0.01)
+    kind = GGML_FORMATS[name]
+    whole = kind.quantize(rows[:300], weights)["rows"]
+    parts = [kind.quantize(rows[i : i + 100], weights)["rows"] for i in (0, 100, 200)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q3_k", "q2_k", "iq4_xs", "iq3_s", "iq2_s"])
+def test_importance_moves_the_error_to_columns_that_matter_less(name: str) -> None:
+    rows = normal((64, 512), 0.05, seed=8)[1:]
+    weights = np.where(np.arange(512) % 4 == 0, 30.0, 0.3).astype(np.float32)
+    kind = GGML_FORMATS[name]
+
+    def error(importance: Array | None) -> float:
+        found = kind.dequantize(kind.quantize(rows, importance))
+        return float((np.square(found - rows) * weights).sum())
+
+    assert error(weights) < 0.98 * error(EVEN)
+
+
+def test_importance_of_another_width_and_a_missing_one_are_refused() -> None:
+    rows = normal((4, 256), 1.0)
+    with pytest.raises(EmoExportError, match="columns"):
+        GGML_FORMATS["q4_k"].quantize(rows, EVEN)
+    assert GGML_FORMATS["iq2_xs"].needs_importance and not GGML_FORMATS["q4_k"].needs_importance
+    with pytest.raises(EmoExportError, match="needs an importance matrix"):
+        GGML_FORMATS["iq2_xs"].quantize(rows)
+
+
+@pytest.mark.parametrize("name", sorted(set(GGML_FORMATS) - {"f32", "bf16", "mxfp4"}))
+def test_overflow_is_refused_and_what_fits_is_finite(name: str) -> None:
+    kind = GGML_FORMATS[name]
+    largest = LARGEST.get(name, 65504.0)
+    rows = normal((2, 512), 1.0)
+    rows[1, 7] = np.float32(largest * 0.999)
+    assert np.isfinite(kind.dequantize(kind.quantize(rows, EVEN))).all()
+    rows[1, 7] = np.float32(largest * 1.001)
+    with pytest.raises(EmoExportError, match="the largest that"):
+        kind.quantize(rows, EVEN)
