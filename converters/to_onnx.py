@@ -29,8 +29,9 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
 from emo_export.json_file import read_json
 from emo_export.names import VECTORS, Role, Slot, shape_of
+from emo_export.recipes import ONNX_RECIPES, Part
 from emo_export.rope import cos_sin, rope_type
-from emo_export.scheme import ONNX_RECIPES, Part, QuantScheme, part_of, resolve
+from emo_export.scheme import QuantScheme, part_of, resolve
 from emo_export.stop_tokens import GENERATION, stop_tokens
 
 ONNXRUNTIME_MIN = "1.31"
@@ -48,7 +49,7 @@ def onnx_scheme(type_name: str, config: EmoConfig) -> QuantScheme:
     if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
         raise EmoExportError("onnx: a layer whose tokens use no routed expert is not supported")
     # QMoE has one block size for both of its matrices, and experts of all layers share a format.
-    uniform = frozenset({Part.EXPERT})
+    uniform = frozenset({Part.EXPERT, Part.EXPERT_DOWN})
     return resolve(type_name, ONNX_RECIPES[type_name], NBITS_FORMATS, config, uniform)
 
 
@@ -143,7 +144,7 @@ class OnnxWriter:
         self._file.write(name, row, rows)
 
     def _is_routed(self, slot: Slot) -> bool:
-        return part_of(slot, self._config) == Part.EXPERT
+        return part_of(slot, self._config) in (Part.EXPERT, Part.EXPERT_DOWN)
 
     def _interleaved(self, slot: Slot, up: Packed) -> Packed:
         """Rows gate 0, up 0, gate 1, up 1, … as swiglu_fusion=1 wants them."""

@@ -11,6 +11,9 @@ from emo_export.json_file import read_json
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
 
+ARCHITECTURES = ("deepseek", "glm4moe")
+"""llama.cpp's graphs that EMO is written for, in the order of preference."""
+
 FILE_TYPES = {
     "f32": 0,
     "f16": 1,
@@ -85,9 +88,10 @@ def spec_of(path: Path) -> str:
     from emo_export.gguf_header import read_gguf
 
     keys = read_gguf(path).keys
-    if keys.get("general.architecture") != "deepseek":
+    if keys.get("general.architecture") not in ARCHITECTURES:
         raise EmoExportError(
-            f"{path}: architecture {keys.get('general.architecture')!r}; export writes 'deepseek'"
+            f"{path}: architecture {keys.get('general.architecture')!r}; export writes "
+            f"{' or '.join(ARCHITECTURES)}"
         )
     kind = keys.get("general.file_type")
     for name, number in FILE_TYPES.items():

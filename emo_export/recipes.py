@@ -1,0 +1,91 @@
+"""The recipes, as data: which type each part of the model gets in each target.
+
+What every token reads (attention, the shared expert, the head) and what every position starts from
+(the embedding) is a fifth of the weights and makes most of the error; a routed expert sees few
+tokens and is three quarters of the bytes. So the routed experts carry the type's name and the rest
+stays above them. `python -m tests.bench.recipes` prints what each recipe costs and buys. Norms,
+biases and the router stay in float32: a 4-bit router loops, and it is 0.05% of the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+
+class Part(StrEnum):
+    """The parts of the model to which a recipe gives a type."""
+
+    EMBED = "embed"
+    ATTENTION = "attention"
+    ROUTER = "router"
+    EXPERT = "expert"  # gate and up of the routed experts
+    EXPERT_DOWN = "expert_down"
+    SHARED_EXPERT = "shared_expert"
+    DENSE = "dense"
+    HEAD = "head"
+    VECTOR = "vector"
+
+
+Recipe = Mapping[Part, str]
+
+
+def _recipe(expert: str, rest: str, *, down: str = "", attention: str = "") -> Recipe:
+    """`down` and `attention` default to the type of gate/up and to the rest's."""
+    return {part: rest for part in Part} | {
+        Part.EXPERT: expert,
+        Part.EXPERT_DOWN: down or expert,
+        Part.ATTENTION: attention or rest,
+        Part.ROUTER: "f32",
+        Part.VECTOR: "f32",
+    }
+
+
+GGUF_RECIPES: Mapping[str, Recipe] = {
+    "f32": _recipe("f32", "f32"),
+    "f16": _recipe("f16", "f16"),
+    "bf16": _recipe("bf16", "bf16"),
+    "q8_0": _recipe("q8_0", "q8_0"),
+    "q6_k": _recipe("q6_k", "q8_0"),
+    "q5_k_m": _recipe("q5_k", "q6_k", down="q6_k"),
+    "q5_k_s": _recipe("q5_k", "q6_k"),
+    "q5_1": _recipe("q5_1", "q8_0"),
+    "q5_0": _recipe("q5_0", "q8_0"),
+    "q4_k_m": _recipe("q4_k", "q6_k", attention="q5_k"),
+    "q4_k_s": _recipe("q4_k", "q5_k"),
+    "q4_1": _recipe("q4_1", "q8_0"),
+    "q4_0": _recipe("q4_0", "q8_0"),
+    "iq4_nl": _recipe("iq4_nl", "q8_0"),
+    "iq4_xs": _recipe("iq4_xs", "q6_k"),
+    "mxfp4": _recipe("mxfp4", "q8_0"),
+    "q3_k_l": _recipe("q3_k", "q6_k", down="q4_k"),
+    "q3_k_m": _recipe("q3_k", "q6_k", attention="q5_k"),
+    "q3_k_s": _recipe("q3_k", "q5_k"),
+    "iq3_s": _recipe("iq3_s", "q6_k"),
+    "iq3_xxs": _recipe("iq3_xxs", "q5_k"),
+    "q2_k": _recipe("q2_k", "q5_k", down="q3_k"),
+    "iq2_s": _recipe("iq2_s", "q5_k"),
+    "iq2_xs": _recipe("iq2_xs", "q5_k"),
+    "iq2_xxs": _recipe("iq2_xxs", "q5_k"),
+}
+ONNX_RECIPES: Mapping[str, Recipe] = {
+    "f32": _recipe("f32", "f32"),
+    "int8": _recipe("int8b32", "int8b32"),
+    "int4": _recipe("int4b32", "int8b32"),
+}
+
+# When a row is not a multiple of a type's block: the next better types, in order. Blocks of 256
+# give way to blocks of 32, and those to half precision.
+_SMALL_BLOCKS: Mapping[str, str] = {
+    "q6_k": "q8_0",
+    "q5_k": "q5_1",
+    "q4_k": "q5_0",
+    "iq4_xs": "iq4_nl",
+    **dict.fromkeys(("q3_k", "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs", "iq2_xxs"), "iq4_nl"),
+}
+NEXT_BETTER: Mapping[str, Sequence[str]] = {
+    **{name: (small, "f16") for name, small in _SMALL_BLOCKS.items()},
+    **dict.fromkeys(("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"), ("f16",)),
+    "int4b32": ("int4b16",),
+    "int8b32": ("int8b16",),
+}
