@@ -2,20 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS
-from emo_export.converters.to_gguf import check_expressible
+from emo_export.converters.gguf_graph import choose_arch
+from emo_export.converters.gguf_scaled import fit_to_graph
 from emo_export.errors import EmoExportError
-from emo_export.scheme import GGUF_RECIPES, QuantScheme, resolve
+from emo_export.names import Role
+from emo_export.recipes import GGUF_RECIPES, Part
+from emo_export.scheme import QuantScheme, resolve
+
+FIXED = (Part.ROUTER, Part.VECTOR)
 
 
-def gguf_scheme(type_name: str, config: EmoConfig) -> QuantScheme:
-    """The formats of a GGUF recipe for this model.
+def gguf_scheme(
+    type_name: str,
+    config: EmoConfig,
+    overrides: Mapping[Part, str] | None = None,
+    arch: str | None = None,
+) -> QuantScheme:
+    """The formats of a GGUF recipe for this model, with the types of some parts overridden.
 
-    Raises EmoExportError for an unknown type, or a configuration that `deepseek` can't express.
+    `arch` forces one of llama.cpp's graphs. Raises EmoExportError for an unknown type, or a
+    configuration that no graph, or not the forced one, can express.
     """
     if type_name not in GGUF_RECIPES:
         known = ", ".join(GGUF_RECIPES)
         raise EmoExportError(f"gguf:{type_name} is not a known type; choose one of {known}")
-    check_expressible(config)
-    return resolve(type_name, GGUF_RECIPES[type_name], GGML_FORMATS, config)
+    graph = choose_arch(config, arch)
+    recipe = {**GGUF_RECIPES[type_name], **(overrides or {})}
+    return fit_to_graph(resolve(type_name, recipe, GGML_FORMATS, config), config, graph)
+
+
+def check_importance(scheme: QuantScheme, measured: bool) -> None:
+    """Refuse a scheme with a type that ggml can't pack without importance, where there is none.
+
+    `measured`: whether an importance matrix is at hand; it never has a row for the embedding.
+    """
+    for slot, kind in scheme.formats.items():
+        if not GGML_FORMATS[kind.name].needs_importance or (measured and slot.role != Role.EMBED):
+            continue
+        if measured:
+            raise EmoExportError(
+                f"gguf:{scheme.type_name}: {slot.name} can't be {kind.name}, which needs an "
+                "importance that nothing measures for the embedding; choose another type for it"
+            )
+        raise EmoExportError(
+            f"gguf:{scheme.type_name} needs an importance matrix (for {slot.name} as {kind.name}): "
+            'add --calibration FILE (a .txt, or a .jsonl with "text"), which collects one, or '
+            "--imatrix FILE.gguf of llama-imatrix"
+        )
+
+
+def parse_overrides(given: tuple[str, ...]) -> dict[Part, str]:
+    """`expert_down=q5_k` -> {Part.EXPERT_DOWN: "q5_k"}.
+
+    Raises EmoExportError for what is not ROLE=TYPE, and for a role whose type is fixed.
+    """
+    roles = [part.value for part in Part if part not in FIXED]
+    overrides: dict[Part, str] = {}
+    for entry in given:
+        role, _, kind = entry.lower().partition("=")
+        if role in [part.value for part in FIXED]:
+            raise EmoExportError(
+                f"--tensor-type {entry}: the {role} stays f32: quantised, text loops and little "
+                "is saved"
+            )
+        if role not in roles or kind not in GGML_FORMATS:
+            raise EmoExportError(
+                f"--tensor-type {entry}: expected ROLE=TYPE, with ROLE one of {', '.join(roles)} "
+                f"and TYPE one of {', '.join(GGML_FORMATS)}"
+            )
+        if Part(role) in overrides:
+            raise EmoExportError(f"--tensor-type {entry}: {role} is there twice")
+        overrides[Part(role)] = kind
+    return overrides

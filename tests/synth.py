@@ -73,6 +73,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts_per_layer": [7, 5],
         "num_shared_experts_per_layer": [2, 1],
     },
+    # Counts that divide the largest: by 2 and 4 in the first two, by 3 in the next two.
+    "no_shared_counts": {
+        "num_shared_experts": 0,
+        "num_hidden_layers": 3,
+        "num_experts_per_layer": [8, 4, 2],
+        "num_experts_per_tok": 2,
+    },
+    "shared_counts": {"num_experts_per_layer": [9, 5]},
+    "norm_topk_counts": {
+        "num_shared_experts": 0,
+        "norm_topk_prob": True,
+        "num_experts_per_layer": [12, 4],
+    },
+    "always_active_counts": {
+        "num_shared_experts": 0,
+        "always_active_experts": [2],
+        "num_experts_per_layer": [9, 3],
+        "num_experts_per_tok": 2,
+    },
+    "dense_middle_narrow": {
+        "num_hidden_layers": 3,
+        "num_experts_per_layer": [8, 0, 8],
+        "dense_intermediate_size": 16,
+    },
+    "dense_middle_wide": {
+        "num_shared_experts": 0,
+        "num_hidden_layers": 4,
+        "num_experts_per_layer": [0, 8, 0, 4],
+        "intermediate_size": 64,
+        "dense_intermediate_size": 352,
+    },
     "attention_bias": {"attention_bias": True},
     "tied": {"tie_word_embeddings": True},
     "rope_linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
