@@ -73,7 +73,40 @@ def cli() -> None:
     multiple=True,
     required=True,
     metavar="SPEC",
-    help="gguf:{f32,f16,bf16,q8_0,q4_0} or onnx:{f32,int8,int4}; may be repeated.",
+    help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
+    "or onnx:TYPE (f32, int8, int4); may be repeated.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help='Text from which to collect an importance matrix on the way: .txt, .jsonl with "text", '
+    "or a folder of them. Better gguf types below 8 bits; iq2_xxs and iq2_xs need it.",
+)
+@click.option(
+    "--calibration-tokens",
+    default=16384,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Of all its files; each takes some 16 bytes per hidden feature of memory.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An importance matrix of llama-imatrix or an earlier export (GGUF), instead.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="ROLE=TYPE",
+    help="Another type for embed, attention, expert (gate and up), expert_down, shared_expert, "
+    "dense or head, as in expert_down=q5_k (gguf).",
+)
+@click.option(
+    "--arch",
+    type=click.Choice(["deepseek", "glm4moe"]),
+    help="llama.cpp's graph (gguf).  [default: deepseek where it is exact]",
 )
 @click.option(
     "--heldout",
@@ -95,11 +128,22 @@ def cli() -> None:
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
 @click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
+@click.option(
+    "--no-golden",
+    is_flag=True,
+    help="Only convert: no reference is computed, so nothing can be validated later without the "
+    "checkpoint.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
 def export(
     checkpoint: str,
     output: Path,
     specs: tuple[str, ...],
+    calibration: tuple[Path, ...],
+    calibration_tokens: int,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    arch: str | None,
     heldout: tuple[Path, ...],
     heldout_tokens: int,
     context: int | None,
@@ -107,6 +151,7 @@ def export(
     torch_device: str,
     overwrite: bool,
     no_validate: bool,
+    no_golden: bool,
     as_json: bool,
 ) -> None:
     """Convert a checkpoint to every target in one pass.
@@ -115,16 +160,25 @@ def export(
 
     Example:
         emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
+
+    \b
+    Best quality for its size, with importance from text like that it will see:
+        emo-export export examples/emo-nano -o out --to gguf:q4_k_m \\
+            --calibration examples/emo-nano/calibration
     """
     from emo_export.cli_export import ExportOptions, run_export
+    from emo_export.cli_make import TargetOptions
 
     options = ExportOptions(
         heldout=heldout,
         heldout_tokens=heldout_tokens,
-        context=context,
-        accuracy_level=int(accuracy_level),
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        imatrix=imatrix,
+        targets=TargetOptions(context, int(accuracy_level), arch, tensor_types),
         device=torch_device,
         overwrite=overwrite,
+        golden=not no_golden,
         validate=not no_validate,
         as_json=as_json,
     )

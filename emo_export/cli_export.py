@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,25 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from emo_export.artifact import chosen_targets
-from emo_export.cli_targets import (
-    SMALL_MODEL,
-    missing_engine,
-    need,
-    scheme_of,
-    target_maker,
-    validate_all,
+from emo_export.cli_importance import (
+    importance_of_folder,
+    matrix_of,
+    measure_of,
+    read_importance,
+    start_calibration,
+    warn_unseen,
 )
+from emo_export.cli_make import TargetOptions, scheme_of, target_maker
+from emo_export.cli_targets import SMALL_MODEL, missing_engine, need, validate_all
 from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import verify
 
 if TYPE_CHECKING:
+    from emo_export.calibrate import Calibration
     from emo_export.checkpoint import Checkpoint
     from emo_export.export import Steps, Target
+    from emo_export.importance import ImportanceMatrix
     from emo_export.parity import Golden
     from emo_export.validate import TargetReport
 
@@ -55,19 +59,10 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 def heldout_files(given: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
     """The files named, the files of the folders named, or those of the checkpoint's heldout/."""
-    found: list[Path] = []
-    places = list(given)
-    if not places and (checkpoint.path / "heldout").is_dir():
-        places = [checkpoint.path / "heldout"]
-    for place in places:
-        if not place.is_dir():
-            found.append(place)
-            continue
-        inside = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".txt"))
-        if not inside:
-            raise EmoExportError(f"{place}: holds no .jsonl or .txt file")
-        found += inside
-    return found
+    from emo_export.texts import text_files
+
+    inside = checkpoint.path / "heldout"
+    return text_files(given or ([inside] if inside.is_dir() else []))
 
 
 @contextmanager
@@ -118,10 +113,13 @@ class ExportOptions:
 
     heldout: tuple[Path, ...] = ()
     heldout_tokens: int = 4096
-    context: int | None = None
-    accuracy_level: int = 4
+    calibration: tuple[Path, ...] = ()
+    calibration_tokens: int = 16384
+    imatrix: Path | None = None
+    targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
     overwrite: bool = False
+    golden: bool = True
     validate: bool = True
     as_json: bool = False
 
@@ -135,14 +133,20 @@ def run_export(
     from emo_export.golden import choose_probes
 
     checkpoint = open_checkpoint(source)
-    make = target_maker(specs, checkpoint, options.context, options.accuracy_level)
+    importance = _importance(options, checkpoint)
+    matrix = None if importance is None else matrix_of(importance)
+    make = target_maker(specs, checkpoint, options.targets, matrix)
     _prepare_torch(options.device, checkpoint)
-    if options.validate:
+    validates = options.validate and options.golden
+    if validates:
         _need_engines(specs)
     if not (checkpoint.path / "tokenizer.json").is_file():
         _say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
-    heldout = heldout_files(options.heldout, checkpoint)
-    probes = choose_probes(checkpoint, heldout, options.heldout_tokens, options.context)
+    probes = None
+    if options.golden:
+        heldout = heldout_files(options.heldout, checkpoint)
+        context = options.targets.context
+        probes = choose_probes(checkpoint, heldout, options.heldout_tokens, context)
     with progress_steps() as steps:
 
         def judge(
@@ -156,16 +160,33 @@ def run_export(
             make,
             probes,
             steps,
-            validate=judge if options.validate else None,
+            validate=judge if validates else None,
+            measure=measure_of(importance, checkpoint, options.targets.arch),
             device=options.device,
             overwrite=options.overwrite,
         )
+    if matrix is not None:
+        warn_unseen(matrix)
     total = sum(entry.bytes for entry in result.manifest.files)
     _say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
-    if options.validate:
+    if validates:
         show(result.reports, options.as_json, out)
     elif options.as_json:
         click.echo(json.dumps({"passed": None, "targets": []}))
+
+
+def _importance(
+    options: ExportOptions, checkpoint: Checkpoint
+) -> Calibration | ImportanceMatrix | None:
+    if options.calibration and options.imatrix is not None:
+        raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
+    arch, context = options.targets.arch, options.targets.context
+    if options.imatrix is not None:
+        return read_importance(options.imatrix, checkpoint, arch)
+    if not options.calibration:
+        return None
+    files, tokens = options.calibration, options.calibration_tokens
+    return start_calibration(files, tokens, checkpoint, context, options.device)
 
 
 def _need_engines(specs: Sequence[str]) -> None:
@@ -226,7 +247,7 @@ def run_validate(
     missing = {spec: text for spec in targets if (text := missing_engine(spec))}
     ready = {spec: entry for spec, entry in targets.items() if spec not in missing}
     if reference is not None and ready:
-        golden = _fresh_golden(reference, targets, stored, device)
+        golden = _fresh_golden(reference, folder, targets, stored, device)
     elif stored is not None:
         golden = stored
     elif ready:
@@ -258,6 +279,7 @@ def _check_digests(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> No
 
 def _fresh_golden(
     source: str,
+    folder: Path,
     targets: Mapping[str, Mapping[str, Any]],
     stored: Golden | None,
     device: str,
@@ -273,6 +295,7 @@ def _fresh_golden(
         probes = choose_probes(checkpoint, heldout_files((), checkpoint), 4096)
     else:
         probes = Probes.of(stored)
-    schemes = {spec: scheme_of(spec, checkpoint) for spec in targets}
+    schemes = {spec: scheme_of(spec, checkpoint, entry) for spec, entry in targets.items()}
+    importance = importance_of_folder(folder, targets, checkpoint)
     with progress_steps() as steps:
-        return make_golden(checkpoint, schemes, probes, steps, device)
+        return make_golden(checkpoint, schemes, probes, steps, device, importance=importance)

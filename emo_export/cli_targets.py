@@ -1,4 +1,4 @@
-"""What the command line joins: specs to writers, and exported files to engines.
+"""What the command line joins: exported files to engines.
 
 Only the command line may know converters and runtimes both; heavy imports stay inside functions.
 """
@@ -21,10 +21,7 @@ from emo_export.install import install_command
 from emo_export.interfaces import Runtime, Tokenizer
 
 if TYPE_CHECKING:
-    from emo_export.checkpoint import Checkpoint
-    from emo_export.export import Target
     from emo_export.parity import Golden
-    from emo_export.scheme import QuantScheme
     from emo_export.validate import TargetReport
 
 SMALL_MODEL = 96 << 20
@@ -62,68 +59,6 @@ def parse_spec(spec: str) -> tuple[str, str]:
     if at and (kind, graph) != ("onnx", "qmoe"):
         raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has @qmoe")
     return kind, type_name
-
-
-def scheme_of(spec: str, checkpoint: Checkpoint) -> QuantScheme:
-    """The formats of a target for this checkpoint; refuses by name what it can't express."""
-    kind, type_name = parse_spec(spec)
-    if kind == "gguf":
-        from emo_export.converters.gguf_scheme import gguf_scheme
-
-        return gguf_scheme(type_name, checkpoint.config)
-    from emo_export.converters.to_onnx import onnx_scheme
-
-    return onnx_scheme(type_name, checkpoint.config)
-
-
-def target_maker(
-    specs: Sequence[str], checkpoint: Checkpoint, context: int | None, accuracy_level: int
-) -> Callable[[Path], list[Target]]:
-    """Check every target now; return what makes their writers once there is a folder."""
-    from emo_export.converters.gguf_tokenizer import read_tokenizer
-    from emo_export.converters.to_gguf import GgufWriter
-    from emo_export.converters.to_onnx import OnnxWriter
-    from emo_export.export import Target
-
-    config = checkpoint.config
-    names = [":".join(parse_spec(spec)) for spec in specs]
-    if len(set(names)) != len(names):
-        raise EmoExportError(f"--to names a target twice: {', '.join(specs)}")
-    schemes = {name: scheme_of(name, checkpoint) for name in names}
-    length = config.context_length(context)
-    tokenizer = None
-    if any(name.startswith("gguf:") for name in names):
-        tokenizer = read_tokenizer(checkpoint.path, config)
-
-    def make(folder: Path) -> list[Target]:
-        targets = []
-        for name, scheme in schemes.items():
-            kind, type_name = parse_spec(name)
-            writer: GgufWriter | OnnxWriter
-            if kind == "gguf":
-                place = f"model-{type_name.upper()}.gguf"
-                writer = GgufWriter(
-                    folder / place,
-                    config,
-                    scheme,
-                    tokenizer=tokenizer,
-                    model_name=checkpoint.path.resolve().name,
-                    context=length,
-                )
-            else:
-                place = f"onnx-{type_name}"
-                writer = OnnxWriter(
-                    folder / place,
-                    checkpoint.path,
-                    config,
-                    scheme,
-                    context=length,
-                    accuracy_level=accuracy_level,
-                )
-            targets.append(Target(name, place, writer, scheme))
-        return targets
-
-    return make
 
 
 def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Runtime:

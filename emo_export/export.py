@@ -18,7 +18,7 @@ from emo_export.golden import Probes, VariantSink
 from emo_export.interfaces import Writer
 from emo_export.manifest import Manifest, digest, staging, write_manifest
 from emo_export.parity import ORIGINAL, Golden
-from emo_export.pipeline import Probe, stream
+from emo_export.pipeline import Importance, Probe, stream
 from emo_export.reference import float_source, greedy
 from emo_export.scheme import QuantScheme
 from emo_export.validate import TargetReport
@@ -28,12 +28,16 @@ TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenize
 
 @dataclass(frozen=True)
 class Target:
-    """One output: its spec, its place in the folder, what writes it and with which formats."""
+    """One output: its spec, its place in the folder, what writes it and with which formats.
+
+    `entry` is what else the manifest says of it.
+    """
 
     spec: str
     path: str
     writer: Writer
     scheme: QuantScheme
+    entry: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -71,31 +75,44 @@ class Result:
 Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[TargetReport]]
 
 
+@dataclass(frozen=True)
+class Measure:
+    """The importance that quantisers are given, and what saves it in the folder afterwards."""
+
+    importance: Importance
+    save: Callable[[Path], None]
+
+
 def export(
     checkpoint: Checkpoint,
     out: Path,
     make_targets: Callable[[Path], Sequence[Target]],
-    probes: Probes,
+    probes: Probes | None,
     steps: Steps,
     *,
     validate: Validate | None,
+    measure: Measure | None = None,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Result:
     """Export to every target; `out` appears only when everything in it is whole.
 
-    Parity outside the tolerance doesn't hide the result: it is in the folder's parity.json and
-    card, and in the returned reports. Raises EmoExportError with nothing left behind.
+    Without `probes` there is no reference, no golden.npz and nothing to validate. Parity outside
+    the tolerance doesn't hide the result: it is in the folder's parity.json and card, and in the
+    returned reports. Raises EmoExportError with nothing left behind.
     """
     with staging(out, overwrite) as folder:
         targets = make_targets(folder)
         steps.on_start(targets, checkpoint.nbytes)
         check_space(out, sum(target.nbytes for target in targets))
-        golden = _write_targets(checkpoint, targets, probes, steps, device)
-        golden.save(folder / "golden.npz")
+        golden = _write_targets(checkpoint, targets, probes, steps, device, measure)
+        if measure is not None:
+            measure.save(folder)
         entries = {target.spec: _entry(target) for target in targets}
         reports: Sequence[TargetReport] = ()
-        if validate is not None:
+        if golden is not None:
+            golden.save(folder / "golden.npz")
+        if golden is not None and validate is not None:
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
             reports = validate(folder, entries, golden)
             write_parity(folder / "parity.json", reports)
@@ -122,13 +139,14 @@ def make_golden(
     steps: Steps,
     device: str,
     writers: Sequence[Writer] = (),
+    importance: Importance | None = None,
 ) -> Golden:
     """One pass: the original and the dequantised variant of each scheme, while writers write."""
     config = checkpoint.config
     sinks = {ORIGINAL: VariantSink(config, probes)}
     sinks |= {spec: VariantSink(config, probes) for spec in schemes}
     runs = [Probe(sink.run(device), schemes.get(spec)) for spec, sink in sinks.items()]
-    stream(checkpoint, writers, runs, steps.on_bytes)
+    stream(checkpoint, writers, runs, steps.on_bytes, importance)
     steps.on_stage("greedy text of the reference")
     prompt, steps_after = probes.greedy_prompt, probes.greedy_steps
     return Golden(
@@ -145,14 +163,24 @@ def make_golden(
 
 
 def _write_targets(
-    checkpoint: Checkpoint, targets: Sequence[Target], probes: Probes, steps: Steps, device: str
-) -> Golden:
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    probes: Probes | None,
+    steps: Steps,
+    device: str,
+    measure: Measure | None,
+) -> Golden | None:
     writers = [target.writer for target in targets]
-    schemes = {t.spec: t.scheme for t in targets if not t.is_lossless}
+    importance = measure.importance if measure else None
+    golden = None
     try:
         for writer in writers:
             writer.open()
-        golden = make_golden(checkpoint, schemes, probes, steps, device, writers)
+        if probes is None:
+            stream(checkpoint, writers, (), steps.on_bytes, importance)
+        else:
+            schemes = {t.spec: t.scheme for t in targets if not t.is_lossless}
+            golden = make_golden(checkpoint, schemes, probes, steps, device, writers, importance)
         steps.on_stage("flushing to disk")
         for writer in writers:
             writer.close()
@@ -169,6 +197,7 @@ def _entry(target: Target) -> dict[str, Any]:
         "path": target.path,
         "recipe": {part.value: name for part, name in target.scheme.used_recipe.items()},
         "fallbacks": {name: list(types) for name, types in target.scheme.fallbacks.items()},
+        **target.entry,
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
 from emo_export.parity import PAD, Golden, Variant
 from emo_export.stop_tokens import stop_tokens
-
-Encode = Callable[[str], Ids]
-"""Text -> token ids (T,)."""
+from emo_export.texts import open_tokenizer, sequences_of, split
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -112,16 +109,16 @@ def choose_probes(
     """
     config = checkpoint.config
     context = config.context_length(context)
-    tokenizer = _tokenizer(checkpoint.path, config.vocab_size)
+    tokenizer = open_tokenizer(checkpoint.path, config.vocab_size)
     if tokenizer is None:
         rng = np.random.default_rng(SEED)
         texts = [rng.integers(0, config.vocab_size, min(HELDOUT, context)) for _ in range(4)]
         source = "random token ids (the checkpoint has no tokenizer)"
     elif heldout:
-        texts = [c for f in heldout for c in _chunks(f, tokenizer, context, tokens // len(heldout))]
+        texts = sequences_of(heldout, tokenizer, tokens, min(HELDOUT, context))
         source = ", ".join(file.name for file in heldout)
     else:
-        texts = list(_split(tokenizer(SAMPLE), min(HELDOUT, context)))
+        texts = list(split(tokenizer(SAMPLE), min(HELDOUT, context)))
         source = BUILT_IN_TEXT
     if not texts:
         raise EmoExportError(f"{source}: too short to judge; give at least two tokens of text")
@@ -137,65 +134,6 @@ def choose_probes(
         return probes
     stops = np.array(stop_tokens(checkpoint.path, config), dtype=np.int64)
     return replace(probes, text=TRICKY, text_ids=tokenizer(TRICKY), stop_ids=stops)
-
-
-def _tokenizer(folder: Path, vocab_size: int) -> Encode | None:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
-    largest = max(tokenizer.get_vocab(True).values(), default=-1)
-    if largest >= vocab_size:
-        raise EmoExportError(f"{path}: token id {largest} is not below vocab_size {vocab_size}")
-    # A file may carry the settings of a training run; the model itself reads all of a text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda text: np.array(
-        tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
-    )
-
-
-def _split(ids: Ids, size: int) -> list[Ids]:
-    return [ids[s : s + size] for s in range(0, len(ids), size) if len(ids[s : s + size]) > 1]
-
-
-def read_documents(file: Path) -> list[str]:
-    """Documents of a .txt (one) or .jsonl (objects with "text") file.
-
-    Raises EmoExportError for a file that can't be read or holds no text.
-    """
-    try:
-        content = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            documents = [content]
-        else:
-            documents = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EmoExportError(
-            f'{file}: is not readable text (.txt) or JSON lines with "text" (.jsonl): {error}'
-        ) from error
-    documents = [d for d in documents if isinstance(d, str) and d.strip()]
-    documents = [d.encode("utf-8", "replace").decode("utf-8") for d in documents]
-    if not documents:
-        raise EmoExportError(f"{file}: holds no text")
-    return documents
-
-
-def _chunks(file: Path, tokenizer: Encode, context: int, tokens: int) -> list[Ids]:
-    """The first `tokens` tokens of a file's documents, in sequences that don't cross documents."""
-    chunks: list[Ids] = []
-    left = max(tokens, 2)
-    for document in read_documents(file):
-        for ids in _split(tokenizer(document), min(HELDOUT, context)):
-            if left > 1:
-                chunks.append(ids[:left])
-                left -= len(chunks[-1])
-    return chunks
 
 
 class VariantSink:

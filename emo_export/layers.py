@@ -115,7 +115,8 @@ class ReferenceRun:
         cos, sin = cos_sin(config, longest)
         self._cos, self._sin = (torch.from_numpy(t).to(device) for t in (cos, sin))
         self._hidden = torch.zeros(len(self._ids), config.hidden_size, device=device)
-        self._normed = self._hidden
+        self._normed = self._hidden  # input of q, k, v; then of the router and the MLPs
+        self._inner = self._hidden  # input of o, then of down
         self._routing: Routing | None = None
         self._held: dict[Role, Tensor] = {}
         self._tied: list[tuple[int, Tensor]] = []
@@ -148,11 +149,33 @@ class ReferenceRun:
             self._held[role] = tensor[0] if role in VECTORS else tensor
             self._advance(slot)
 
+    def input_of(self, slot: Slot) -> Tensor | None:
+        """The inputs (n, C) of the matrix of a slot, once every slot before it was fed.
+
+        None for what is looked up rather than multiplied, and where nothing is measured: embedding,
+        router, norms, biases.
+        """
+        role = slot.role
+        if role in (Role.Q, Role.K, Role.V, Role.DENSE_GATE, Role.DENSE_UP):
+            return self._normed
+        if role == Role.DOWN and not self.wants(slot):  # nor were its gate and up fed
+            return torch.empty(0, self.config.intermediate_size)
+        if role in (Role.O, Role.DOWN, Role.DENSE_DOWN):
+            return self._inner
+        if role == Role.HEAD:
+            return self._hidden
+        if role in (Role.GATE, Role.UP) and self._routing is not None:
+            return self._normed[torch.where(self._routing.experts == slot.expert)[0]]
+        return None
+
     def _advance(self, slot: Slot) -> None:
         """Compute as soon as the last weight of a step is here."""
-        if slot.role == Role.O:
-            for span in self._spans:
-                self._attention(slot.layer, span)
+        if slot.role == Role.ATTN_NORM:
+            self._normed = self._norm(self._hidden, self._held.pop(Role.ATTN_NORM))
+        elif slot.role == Role.V:
+            self._inner = torch.cat([self._attention(slot.layer, span) for span in self._spans])
+        elif slot.role == Role.O:
+            self._hidden += F.linear(self._inner, self._held[Role.O], self._held.get(Role.O_BIAS))
         elif slot.role == Role.FFN_NORM:
             self._normed = self._norm(self._hidden, self._held.pop(Role.FFN_NORM))
             self._routing = None
@@ -162,10 +185,17 @@ class ReferenceRun:
                 self._on_router(slot.layer, logits.cpu().numpy())
             shape = self.config.layers[slot.layer]
             self._routing = route(logits, shape, self.config.norm_topk_prob)
+        elif slot.role == Role.UP and self._routing is not None:
+            tokens = torch.where(self._routing.experts == slot.expert)[0]
+            self._inner = self._gated(self._normed[tokens], Role.GATE, Role.UP)
         elif slot.role == Role.DOWN and self._routing is not None:
             self._expert(slot.expert, self._routing)
+        elif slot.role == Role.DENSE_UP:
+            self._inner = self._gated(self._normed, Role.DENSE_GATE, Role.DENSE_UP)
         elif slot.role == Role.DENSE_DOWN:
-            self._hidden += self._dense(self._normed)
+            held = self._held
+            down = F.linear(self._inner, held[Role.DENSE_DOWN], held.get(Role.DENSE_DOWN_BIAS))
+            self._hidden += down
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         variance = hidden.pow(2).mean(-1, keepdim=True)
@@ -177,9 +207,9 @@ class ReferenceRun:
         inside = (self._ids >= start) & (self._ids < start + rows.shape[0])
         self._hidden[inside] = rows[self._ids[inside] - start]
 
-    def _attention(self, layer: int, span: slice) -> None:
-        held = self._held
-        normed = self._norm(self._hidden[span], held[Role.ATTN_NORM])
+    def _attention(self, layer: int, span: slice) -> Tensor:
+        """One sequence's mixed values (T, H * head size), the input of o."""
+        held, normed = self._held, self._normed[span]
         query = self._rotate(F.linear(normed, held[Role.Q], held.get(Role.Q_BIAS)))
         key = self._rotate(F.linear(normed, held[Role.K], held.get(Role.K_BIAS)))
         value = self._split(F.linear(normed, held[Role.V], held.get(Role.V_BIAS)))
@@ -190,8 +220,7 @@ class ReferenceRun:
         scores = query @ key.transpose(1, 2) * self.config.head_dim**-0.5
         future = torch.ones(scores.shape[1:], dtype=torch.bool, device=self.device)
         scores.masked_fill_(future.triu(1 + self._past), -torch.inf)
-        mixed = (F.softmax(scores, dim=-1) @ value).transpose(0, 1).flatten(1)
-        self._hidden[span] += F.linear(mixed, held[Role.O], held.get(Role.O_BIAS))
+        return (F.softmax(scores, dim=-1) @ value).transpose(0, 1).flatten(1)
 
     def _split(self, projected: Tensor) -> Tensor:
         """(T, H * head size) -> (H, T, head size)."""
@@ -204,18 +233,18 @@ class ReferenceRun:
         first, second = heads.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
-    def _expert(self, expert: int, routing: Routing) -> None:
-        gate, up, down = (self._held.pop(r) for r in (Role.GATE, Role.UP, Role.DOWN))
-        tokens, place = torch.where(routing.experts == expert)
-        chosen = self._normed[tokens]
-        out = F.linear(F.silu(F.linear(chosen, gate)) * F.linear(chosen, up), down)
-        self._hidden.index_add_(0, tokens, out * routing.weights[tokens, place, None])
-
-    def _dense(self, normed: Tensor) -> Tensor:
+    def _gated(self, normed: Tensor, gate: Role, up: Role) -> Tensor:
+        """silu(gate x) * up x of an MLP: the input of its down projection."""
         held = self._held
-        gate = F.linear(normed, held[Role.DENSE_GATE], held.get(Role.DENSE_GATE_BIAS))
-        up = F.linear(normed, held[Role.DENSE_UP], held.get(Role.DENSE_UP_BIAS))
-        return F.linear(F.silu(gate) * up, held[Role.DENSE_DOWN], held.get(Role.DENSE_DOWN_BIAS))
+        gate_bias = held.get(Role.DENSE_GATE_BIAS) if gate == Role.DENSE_GATE else None
+        up_bias = held.get(Role.DENSE_UP_BIAS) if up == Role.DENSE_UP else None
+        opened = F.silu(F.linear(normed, held.pop(gate), gate_bias))
+        return opened * F.linear(normed, held.pop(up), up_bias)
+
+    def _expert(self, expert: int, routing: Routing) -> None:
+        tokens, place = torch.where(routing.experts == expert)
+        out = F.linear(self._inner, self._held.pop(Role.DOWN))
+        self._hidden.index_add_(0, tokens, out * routing.weights[tokens, place, None])
 
     def _finish(self, norm: Tensor) -> None:
         self._held.clear()

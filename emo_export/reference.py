@@ -12,6 +12,7 @@ import numpy as np
 
 from emo_export.checkpoint import Checkpoint
 from emo_export.config import EmoConfig
+from emo_export.importance import ImportanceMatrix
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import KeyValues, ReferenceRun
 from emo_export.names import VECTORS, Role, Slot, shape_of, slots
@@ -44,12 +45,15 @@ def float_source(checkpoint: Checkpoint) -> Source:
     return read
 
 
-def dequantised_source(checkpoint: Checkpoint, scheme: QuantScheme) -> Source:
+def dequantised_source(
+    checkpoint: Checkpoint, scheme: QuantScheme, importance: ImportanceMatrix | None = None
+) -> Source:
     """The weights as a scheme stores them, read back: what the exported model computes with."""
 
     def read(slot: Slot, start: int, stop: int) -> F32:
         chosen = scheme.format_of(slot)
-        return chosen.dequantize(chosen.quantize(checkpoint.at(slot).rows(start, stop)))
+        weights = importance.row(slot) if importance is not None else None
+        return chosen.dequantize(chosen.quantize(checkpoint.at(slot).rows(start, stop), weights))
 
     return read
 

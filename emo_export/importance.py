@@ -1,0 +1,59 @@
+"""The importance matrix: how much each input column of each matrix matters.
+
+For a matrix with inputs x it is the mean of x squared over calibration tokens, one value a column;
+a quantiser weighs the squared error of a column by it. Source: llama.cpp `tools/imatrix` (the same
+sums and counts), whose GGUF files `converters/imatrix.py` reads and writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from emo_export.interfaces import F32
+from emo_export.names import Slot
+
+IMATRIX = "imatrix.gguf"
+"""The importance matrix in an exported folder."""
+
+CHUNK = 512
+"""Tokens of a chunk, in which llama.cpp counts calibration text."""
+
+
+@dataclass
+class ImportanceMatrix:
+    """Per matrix: `sums` (C,), the sum of squared inputs, and `counts`, how many tokens it saw.
+
+    `source` names the calibration text of `tokens` tokens.
+    """
+
+    source: str
+    tokens: int
+    sums: dict[Slot, F32] = field(default_factory=dict)
+    counts: dict[Slot, int] = field(default_factory=dict)
+
+    def row(self, slot: Slot) -> F32 | None:
+        """Importance (C,) of the columns of a matrix; all ones when it saw no token.
+
+        None for a matrix that was not measured (the embedding, the router).
+        """
+        if slot not in self.sums:
+            return None
+        sums, count = self.sums[slot], self.counts[slot]
+        # All zeros would leave a quantiser nothing to weigh.
+        if count == 0 or not sums.any():
+            return np.ones_like(sums)
+        return sums / np.float32(count)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the calibration text."""
+        return -(-self.tokens // CHUNK)
+
+    def feed(self, slot: Slot, start: int, rows: F32) -> None:
+        """Everything was measured before."""
+
+    def unseen(self) -> list[Slot]:
+        """The experts' matrices that saw no token, in order."""
+        return [slot for slot, count in self.counts.items() if count == 0]

@@ -1,0 +1,101 @@
+"""Text files as token ids: for judging on held-out text, and for calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import Ids
+
+Encode = Callable[[str], Ids]
+"""Text -> token ids (T,)."""
+
+
+def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
+    """The tokenizer of a checkpoint folder, or None when it has no tokenizer.json.
+
+    Raises EmoExportError for one that is damaged or has more tokens than the model.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
+    largest = max(tokenizer.get_vocab(True).values(), default=-1)
+    if largest >= vocab_size:
+        raise EmoExportError(f"{path}: token id {largest} is not below vocab_size {vocab_size}")
+    # A file may carry the settings of a training run; the model itself reads all of a text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: np.array(
+        tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
+    )
+
+
+def text_files(places: Sequence[Path]) -> list[Path]:
+    """The files named, and the .jsonl and .txt files of the folders named.
+
+    Raises EmoExportError for a folder that holds none.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.is_dir():
+            found.append(place)
+            continue
+        inside = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".txt"))
+        if not inside:
+            raise EmoExportError(f"{place}: holds no .jsonl or .txt file")
+        found += inside
+    return found
+
+
+def sequences_of(files: Sequence[Path], encode: Encode, tokens: int, length: int) -> list[Ids]:
+    """The first tokens of each file, up to `tokens` in all, shared evenly among the files.
+
+    Sequences (T,) of at most `length` that don't cross documents. Raises EmoExportError for a file
+    that holds no text.
+    """
+    chunks: list[Ids] = []
+    for file in files:
+        left = max(tokens // len(files), 2)
+        for document in read_documents(file):
+            for ids in split(encode(document), length):
+                if left > 1:
+                    chunks.append(ids[:left])
+                    left -= len(chunks[-1])
+    return chunks
+
+
+def split(ids: Ids, size: int) -> list[Ids]:
+    """Pieces of at most `size` tokens; one of a single token is dropped."""
+    return [ids[s : s + size] for s in range(0, len(ids), size) if len(ids[s : s + size]) > 1]
+
+
+def read_documents(file: Path) -> list[str]:
+    """Documents of a .txt (one) or .jsonl (objects with "text") file.
+
+    Raises EmoExportError for a file that can't be read or holds no text.
+    """
+    try:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix != ".jsonl":
+            documents = [content]
+        else:
+            documents = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EmoExportError(
+            f'{file}: is not readable text (.txt) or JSON lines with "text" (.jsonl): {error}'
+        ) from error
+    documents = [d for d in documents if isinstance(d, str) and d.strip()]
+    documents = [d.encode("utf-8", "replace").decode("utf-8") for d in documents]
+    if not documents:
+        raise EmoExportError(f"{file}: holds no text")
+    return documents
