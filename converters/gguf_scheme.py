@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS
@@ -35,24 +35,42 @@ def gguf_scheme(
     return fit_to_graph(resolve(type_name, recipe, GGML_FORMATS, config), config, graph)
 
 
-def check_importance(scheme: QuantScheme, measured: bool) -> None:
+def check_importance(scheme: QuantScheme, measured: bool, head: bool = True) -> None:
     """Refuse a scheme with a type that ggml can't pack without importance, where there is none.
 
-    `measured`: whether an importance matrix is at hand; it never has a row for the embedding.
+    `measured`: whether an importance matrix is at hand; it never has a row for the embedding, and
+    one of llama-imatrix has none for the head unless asked: `head`.
     """
     for slot, kind in scheme.formats.items():
-        if not GGML_FORMATS[kind.name].needs_importance or (measured and slot.role != Role.EMBED):
+        if not GGML_FORMATS[kind.name].needs_importance:
             continue
-        if measured:
+        if slot.role == Role.EMBED:
             raise EmoExportError(
                 f"gguf:{scheme.type_name}: {slot.name} can't be {kind.name}, which needs an "
                 "importance that nothing measures for the embedding; choose another type for it"
             )
-        raise EmoExportError(
-            f"gguf:{scheme.type_name} needs an importance matrix (for {slot.name} as {kind.name}): "
-            'add --calibration FILE (a .txt, or a .jsonl with "text"), which collects one, or '
-            "--imatrix FILE.gguf of llama-imatrix"
-        )
+        if not measured:
+            raise EmoExportError(
+                f"gguf:{scheme.type_name} needs an importance matrix (for {slot.name} as "
+                f'{kind.name}): add --calibration FILE (a .txt, or a .jsonl with "text"), which '
+                "collects one, or --imatrix FILE.gguf of llama-imatrix"
+            )
+        if slot.role == Role.HEAD and not head:
+            raise EmoExportError(
+                f"gguf:{scheme.type_name}: {slot.name} can't be {kind.name}: the importance matrix "
+                "has no output.weight; let llama-imatrix measure it (--process-output), or use "
+                "--calibration FILE"
+            )
+
+
+def check_overrides(overrides: Iterable[Part], scheme: QuantScheme) -> None:
+    """Refuse a type for a part that this model has not, which would change nothing."""
+    for part in overrides:
+        if part not in scheme.used_recipe:
+            raise EmoExportError(
+                f"--tensor-type {part.value}: this model's GGUF has no such part; it has "
+                + ", ".join(p.value for p in scheme.used_recipe if p not in FIXED)
+            )
 
 
 def parse_overrides(given: tuple[str, ...]) -> dict[Part, str]:

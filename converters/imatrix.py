@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -15,16 +16,19 @@ import numpy as np
 
 from emo_export.config import EmoConfig
 from emo_export.converters.gguf_graph import graph_of
-from emo_export.converters.gguf_layout import EXPERT_NAMES, NAMES
+from emo_export.converters.gguf_layout import DENSE_ROLES, EXPERT_NAMES, NAMES
 from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.gguf_header import GgufFile, GgufTensor, read_gguf
-from emo_export.importance import CHUNK, ImportanceMatrix
+from emo_export.importance import CHUNK, LARGEST, ImportanceMatrix
 from emo_export.interfaces import F32
 from emo_export.names import VECTORS, Role, Slot, shape_of, slots
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
+STACKED = {*EXPERT_NAMES, *DENSE_ROLES.values()}
+MOST_TOKENS = 1 << 40
+"""A calibration text of more tokens is a damaged key."""
 REMEDY = "collect one with --calibration FILE"
 
 
@@ -39,14 +43,15 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, config: EmoConfig, arch:
     writer.add_array("imatrix.datasets", [matrix.source])
     writer.add_uint32("imatrix.chunk_count", matrix.chunks)
     writer.add_uint32("imatrix.chunk_size", CHUNK)
-    for name, entries in _by_tensor(config, arch).items():
-        count = next(size for _, size in entries.values())
-        sums: F32 = np.zeros((count, shape_of(next(iter(entries)), config)[1]), np.float32)
-        counts: F32 = np.zeros((count, 1), np.float32)
-        for slot, (index, _) in entries.items():
-            if slot in matrix.sums:
-                sums[index], counts[index] = matrix.sums[slot], matrix.counts[slot]
-        if any(slot in matrix.sums for slot in entries):
+    for name, parts in _by_tensor(config, arch).items():
+        sums: F32 = np.zeros(parts[0].shape, np.float32)
+        counts: F32 = np.zeros((len(sums), 1), np.float32)
+        measured = [part for part in parts if part.slot in matrix.sums]
+        for part in measured:
+            first, end = part.cols
+            sums[part.place, : end - first] = matrix.sums[part.slot][first:end]
+            counts[part.place] = matrix.counts[part.slot]
+        if measured:
             writer.add_tensor(name + SUMS, sums)
             writer.add_tensor(name + COUNTS, counts)
     with writing(path):
@@ -65,23 +70,39 @@ def read_imatrix(path: Path, config: EmoConfig, arch: str) -> ImportanceMatrix:
     tensors = {tensor.name: tensor for tensor in file.tensors}
     known = _by_tensor(config, arch)
     _check_names(path, tensors, known)
-    chunks, size = file.keys.get("imatrix.chunk_count"), file.keys.get("imatrix.chunk_size")
-    tokens = chunks * size if isinstance(chunks, int) and isinstance(size, int) else 0
     datasets = file.keys.get("imatrix.datasets")
     named = datasets if isinstance(datasets, list) else []
     source = ", ".join(Path(str(name)).name for name in named) or path.name
-    matrix = ImportanceMatrix(source, tokens)
-    for name, entries in known.items():
+    matrix = ImportanceMatrix(source, _tokens(path, file))
+    for slot in slots(config):  # an expert that no token can take has no place in the file
+        if slot.role in EXPERT_NAMES:
+            matrix.sums[slot] = np.zeros(shape_of(slot, config)[1], np.float32)
+            matrix.counts[slot] = 0
+    for name, parts in known.items():
         if name + SUMS not in tensors:
             continue
-        cols = shape_of(next(iter(entries)), config)[1]
-        count = next(size for _, size in entries.values())
-        sums = _values(path, tensors[name + SUMS], (count, cols))
-        counts = _values(path, tensors[name + COUNTS], (count, 1))
-        for slot, (index, _) in entries.items():
-            matrix.sums[slot] = sums[index]
-            matrix.counts[slot] = int(counts[index, 0])
+        sums = _values(path, tensors[name + SUMS], parts[0].shape, LARGEST)
+        counts = _values(path, tensors[name + COUNTS], (len(sums), 1))
+        for part in parts:
+            first, end = part.cols
+            width = shape_of(part.slot, config)[1]
+            whole = matrix.sums.setdefault(part.slot, np.zeros(width, np.float32))
+            whole[first:end] = sums[part.place, : end - first]
+            matrix.counts[part.slot] = int(counts[part.place, 0])
     return matrix
+
+
+def _tokens(path: Path, file: GgufFile) -> int:
+    """Tokens of the calibration text; 0 when the file doesn't say."""
+    chunks, size = file.keys.get("imatrix.chunk_count"), file.keys.get("imatrix.chunk_size")
+    if not isinstance(chunks, int) or not isinstance(size, int):
+        return 0
+    if not 0 <= chunks * size <= MOST_TOKENS:
+        raise EmoExportError(
+            f"{path}: imatrix.chunk_count {chunks} of imatrix.chunk_size {size} is damaged; "
+            f"{REMEDY}"
+        )
+    return chunks * size
 
 
 def _open(path: Path) -> GgufFile:
@@ -100,15 +121,13 @@ def _open(path: Path) -> GgufFile:
     return file
 
 
-def _check_names(
-    path: Path, tensors: dict[str, GgufTensor], known: dict[str, dict[Slot, tuple[int, int]]]
-) -> None:
+def _check_names(path: Path, tensors: dict[str, GgufTensor], known: dict[str, list[_Part]]) -> None:
     measured = {name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)}
     for name in sorted(measured):
         if name + COUNTS not in tensors:
             raise EmoExportError(f"{path}: has {name}{SUMS} but no {name}{COUNTS}: damaged")
-        # The router, an empty shared expert and the like are measured too; nothing here needs them.
-        harmless = re.search(r"(ffn_gate_inp|_shexp|token_embd)\.?", name)
+        # The router, empty experts, a tied head and the like are measured too, but not needed.
+        harmless = re.search(r"(ffn_gate_inp|_shexp|_exps|token_embd|^output)\.", name)
         if name not in known and not harmless:
             raise EmoExportError(
                 f"{path}: measures {name}, which this model's GGUF has not; it is of another "
@@ -122,8 +141,8 @@ def _check_names(
         )
 
 
-def _values(path: Path, tensor: GgufTensor, shape: tuple[int, int]) -> F32:
-    """A float32 tensor's values, checked: of the right shape, finite, not negative."""
+def _values(path: Path, tensor: GgufTensor, shape: tuple[int, int], largest: float = np.inf) -> F32:
+    """A float32 tensor's values, checked: of the right shape, finite, not negative, not absurd."""
     found = (*(1,) * (2 - len(tensor.shape)), *tensor.shape)
     if tensor.type != "F32" or found != shape:
         raise EmoExportError(
@@ -131,34 +150,58 @@ def _values(path: Path, tensor: GgufTensor, shape: tuple[int, int]) -> F32:
             f"of {list(shape)}; it is of another model: {REMEDY}"
         )
     values = np.fromfile(path, np.float32, shape[0] * shape[1], offset=tensor.offset)
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise EmoExportError(f"{path}: {tensor.name} holds a NaN, infinite or negative value")
+    if not np.isfinite(values).all() or (values < 0).any() or (values > largest).any():
+        raise EmoExportError(
+            f"{path}: {tensor.name} holds a NaN, infinite, negative or absurdly large value; "
+            f"{REMEDY}"
+        )
     return values.reshape(shape)
 
 
-def _by_tensor(config: EmoConfig, arch: str) -> dict[str, dict[Slot, tuple[int, int]]]:
-    """GGUF tensor name -> the model's matrices in it, each with its place and the places in all."""
-    names: dict[str, dict[Slot, tuple[int, int]]] = {}
-    for slot, name, index, count in _places(config, arch):
-        names.setdefault(name, {})[slot] = (index, count)
+@dataclass(frozen=True)
+class _Part:
+    """Columns (first, end) of a matrix, which begin row `place` of a tensor of `shape`."""
+
+    slot: Slot
+    place: int
+    shape: tuple[int, int]
+    cols: tuple[int, int]
+
+
+def _by_tensor(config: EmoConfig, arch: str) -> dict[str, list[_Part]]:
+    """GGUF tensor name -> what of the model's matrices is in it."""
+    names: dict[str, list[_Part]] = {}
+    for name, part in _parts(config, arch):
+        names.setdefault(name, []).append(part)
     return names
 
 
-def _places(config: EmoConfig, arch: str) -> Iterator[tuple[Slot, str, int, int]]:
+def _parts(config: EmoConfig, arch: str) -> Iterator[tuple[str, _Part]]:
     graph = graph_of(config, arch)
     for slot in slots(config):
         if slot.role in UNMEASURED:
             continue
+        cols = shape_of(slot, config)[1]
+        whole = (0, cols)
+        stack = None if slot.role == Role.HEAD else graph.stacks[slot.layer]
+        stem = f"blk.{slot.layer}.{EXPERT_NAMES.get(slot.role, NAMES.get(slot.role))}"
+        down = slot.role in (Role.DOWN, Role.DENSE_DOWN)
+        width = config.intermediate_size if down else cols
+        one = (1, graph.shared * width if down else cols)  # the shared expert's tensor
         if slot.role == Role.HEAD:
-            yield slot, "output.weight", 0, 1
-            continue
-        stack = graph.stacks[slot.layer]
-        if slot.role not in EXPERT_NAMES or stack is None:
-            yield slot, f"blk.{slot.layer}.{NAMES[slot.role]}.weight", 0, 1
-            continue
-        stem = f"blk.{slot.layer}.{EXPERT_NAMES[slot.role]}"
-        if slot.expert == stack.shared:
-            yield slot, f"{stem}_shexp.weight", 0, 1
-        elif slot.expert in stack.experts:
-            place = stack.experts.index(slot.expert)
-            yield slot, f"{stem}_exps.weight", place, graph.experts
+            yield "output.weight", _Part(slot, 0, (1, cols), whole)
+        elif stack is None or slot.role not in STACKED:
+            yield f"{stem}.weight", _Part(slot, 0, (1, cols), whole)
+        elif slot.role in EXPERT_NAMES:
+            if slot.expert == stack.shared:
+                yield f"{stem}_shexp.weight", _Part(slot, 0, one, whole)
+            elif slot.expert in stack.experts:
+                place = stack.experts.index(slot.expert)
+                yield f"{stem}_exps.weight", _Part(slot, place, (graph.experts, width), whole)
+        else:  # a dense layer among sparse ones, of which F hidden columns look like an expert
+            runs = [(place, run) for place, run in enumerate(stack.experts) if run >= 0]
+            for place, run in runs:
+                part = (run * width, min((run + 1) * width, cols)) if down else whole
+                yield f"{stem}_exps.weight", _Part(slot, place, (graph.experts, width), part)
+            part = (0, min(one[1], cols)) if down else whole
+            yield f"{stem}_shexp.weight", _Part(slot, 0, one, part)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from emo_export.config import EmoConfig
-from emo_export.importance import ImportanceMatrix
+from emo_export.errors import EmoExportError
+from emo_export.importance import LARGEST, ImportanceMatrix
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
 from emo_export.names import Role, Slot
@@ -40,13 +41,20 @@ class Calibration:
             total = torch.zeros(inputs.shape[1], dtype=torch.float64)
             for start in range(0, len(inputs), CHUNK):
                 total += inputs[start : start + CHUNK].double().square().sum(0).cpu()
+            if not (total <= LARGEST).all():  # a NaN fails too
+                raise EmoExportError(
+                    f"calibration: the inputs of {slot.name} are not finite or absurdly large; "
+                    "is the checkpoint damaged?"
+                )
             self.matrix.sums[slot] = total.float().numpy()
             self.matrix.counts[slot] = len(inputs)
         return self.matrix.row(slot)
 
     def feed(self, slot: Slot, start: int, rows: F32) -> None:
         """Let the run go on over a weight."""
-        if slot.role != Role.HEAD and self._run.wants(slot):
+        tied = self._run.config.tie_word_embeddings
+        last = Role.FINAL_NORM if tied else Role.HEAD  # a tied head is the embedding
+        if slot.role != last and self._run.wants(slot):
             self._run.feed(slot, start, rows)
 
 

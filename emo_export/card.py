@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emo_export import __version__
+from emo_export.card_running import running
 from emo_export.checkpoint import Checkpoint
 from emo_export.parity import ORIGINAL
 from emo_export.validate import Row, TargetReport
@@ -28,7 +28,7 @@ def model_card(
         _files(targets, sizes),
         _recipes(targets),
         _parity(reports),
-        _running(targets),
+        running(targets, reports, sizes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -41,7 +41,7 @@ def _head(targets: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _verdict(reports: Sequence[TargetReport]) -> str:
     if not reports:
-        return "**Not validated:** this folder was exported with `--no-validate`."
+        return "**Not validated:** this folder was exported with `--no-validate` or `--no-golden`."
     failed = [report.target for report in reports if not report.passed]
     if failed:
         return f"**PARITY FAILED for {', '.join(failed)}: do not use. The figures are below.**"
@@ -95,7 +95,20 @@ def _recipes(targets: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if len(notes) > 8:
         notes = [*notes[:8], f"- and {len(notes) - 8} more tensors, listed in manifest.json."]
+    notes += list(_importance(targets))
     return "\n".join(lines + (["", *notes] if notes else []))
+
+
+def _importance(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Where the importance of the columns came from; one sentence, for all GGUF targets alike."""
+    for target in targets.values():
+        if "importance" in target:
+            made = target["importance"]
+            yield (
+                f"- Quantised with the importance matrix `{made['file']}` of {made['tokens']} "
+                f"tokens of {made['source']}; llama-quantize can read it too."
+            )
+            return
 
 
 def _parity(reports: Sequence[TargetReport]) -> str:
@@ -134,29 +147,3 @@ def _parity_line(row: Row) -> str:
         f"| {row.target} | {row.against} | {row.arithmetic} | {row.mode} | {m.kl_mean:.1e} | "
         f"{m.top1:.1%} | {ratio} | {'pass' if row.passed else 'FAIL'} |"
     )
-
-
-def _running(targets: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["## Running", "", "From this folder:", "", "```sh"]
-    for spec, target in targets.items():
-        path = shlex.quote(str(target["path"]))
-        extra = "llama" if spec.startswith("gguf") else "ort"
-        lines.append(f"emo-export run {path} -p 'The' -n 64        # needs emo-export[{extra}]")
-        if spec.startswith("gguf"):
-            lines.append(f"llama-cli -m {path} -p 'The' -n 64 -no-cnv  # llama.cpp's own")
-    lines += ["```"]
-    if any(spec.startswith("gguf") for spec in targets):
-        lines += [
-            "",
-            "The GGUF has llama.cpp's architecture `deepseek`, whose graph computes EMO exactly: "
-            "stock llama.cpp opens it.",
-        ]
-    if any(spec.startswith("onnx") for spec in targets):
-        lines += [
-            "",
-            "The ONNX folder needs ONNX Runtime 1.31 or newer. Its graph takes `input_ids` and "
-            "`attention_mask` (int64) and `past_key_values.N.key|value` (float32, past length 0 at "
-            "first), and returns `logits` and `present.N.key|value`.",
-        ]
-    lines += ["", "`golden.npz` is only needed to validate; a device that just runs needs no copy."]
-    return "\n".join(lines)

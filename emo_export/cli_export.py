@@ -130,13 +130,13 @@ def run_export(
     """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
     need(CONVERT, "convert", "export")
     from emo_export.export import export
-    from emo_export.golden import choose_probes
 
     checkpoint = open_checkpoint(source)
     importance = _importance(options, checkpoint)
     matrix = None if importance is None else matrix_of(importance)
     make = target_maker(specs, checkpoint, options.targets, matrix)
-    _prepare_torch(options.device, checkpoint)
+    if options.golden or options.calibration:
+        _prepare_torch(options.device, checkpoint)
     validates = options.validate and options.golden
     if validates:
         _need_engines(specs)
@@ -144,6 +144,8 @@ def run_export(
         _say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
     probes = None
     if options.golden:
+        from emo_export.golden import choose_probes
+
         heldout = heldout_files(options.heldout, checkpoint)
         context = options.targets.context
         probes = choose_probes(checkpoint, heldout, options.heldout_tokens, context)

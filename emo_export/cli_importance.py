@@ -42,7 +42,8 @@ def start_calibration(
     sequences = sequences_of(found, encode, tokens, length)
     if not sequences:
         raise EmoExportError("--calibration: the text is too short; give at least two tokens")
-    source = ", ".join(file.name for file in found)
+    # A name that is no UTF-8 could not be written into the files.
+    source = ", ".join(file.name.encode("utf-8", "replace").decode() for file in found)
     return Calibration(config, sequences, source, device)
 
 
@@ -100,7 +101,7 @@ def importance_of_folder(
 ) -> ImportanceMatrix | None:
     """The matrix that the targets of an exported folder were quantised with, or None.
 
-    Raises EmoExportError when the manifest names one that is not there.
+    Raises EmoExportError when the manifest, or a file that lies alone, names one that is not there.
     """
     for spec, entry in targets.items():
         if "importance" in entry:
@@ -111,4 +112,17 @@ def importance_of_folder(
                     "its reference can't be computed anew without"
                 )
             return read_importance(path, checkpoint, entry.get("arch"))
+        if "recipe" not in entry:
+            _refuse_alone(folder / str(entry["path"]))
     return None
+
+
+def _refuse_alone(path: Path) -> None:
+    """Of a GGUF away from its folder, nothing but its own keys tells how it was quantised."""
+    from emo_export.gguf_header import read_gguf
+
+    if path.is_file() and "quantize.imatrix.file" in read_gguf(path).keys:
+        raise EmoExportError(
+            f"{path}: was quantised with an importance matrix, without which its reference can't "
+            "be computed anew; validate it in the folder that export made"
+        )

@@ -67,11 +67,15 @@ def target_maker(
     gguf_entry = _gguf_entry(checkpoint, options, importance, is_gguf)
     schemes = {name: scheme_of(name, checkpoint, gguf_entry) for name in names}
     if is_gguf:
-        from emo_export.converters.gguf_scheme import check_importance
+        from emo_export.converters.gguf_scheme import check_importance, check_overrides
+        from emo_export.names import Role, Slot
 
+        # A calibration is still empty here, and will measure the head.
+        head = importance is None or not importance.sums or Slot(Role.HEAD) in importance.sums
         for name, scheme in schemes.items():
             if name.startswith("gguf:"):
-                check_importance(scheme, importance is not None)
+                check_overrides(gguf_entry["recipe"], scheme)
+                check_importance(scheme, importance is not None, head)
     length = config.context_length(options.context)
     tokenizer = read_tokenizer(checkpoint.path, config) if is_gguf else None
     entry = {key: value for key, value in gguf_entry.items() if key != "recipe"}
@@ -111,6 +115,7 @@ def _gguf_entry(
     entry: dict[str, Any] = {
         "recipe": parse_overrides(options.tensor_types),
         "arch": choose_arch(checkpoint.config, options.arch),
+        "context": checkpoint.config.context_length(options.context),
     }
     if importance is not None:
         text = {"source": importance.source, "tokens": importance.tokens}

@@ -7,21 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emo_export import __version__
 from emo_export.artifact import size_of
 from emo_export.card import model_card
+from emo_export.card_running import modelfile, modelfile_name
 from emo_export.checkpoint import Checkpoint
 from emo_export.disk import check_space, writing
-from emo_export.golden import Probes, VariantSink
 from emo_export.interfaces import Writer
+from emo_export.json_file import read_json
 from emo_export.manifest import Manifest, digest, staging, write_manifest
 from emo_export.parity import ORIGINAL, Golden
 from emo_export.pipeline import Importance, Probe, stream
-from emo_export.reference import float_source, greedy
 from emo_export.scheme import QuantScheme
 from emo_export.validate import TargetReport
+
+if TYPE_CHECKING:
+    from emo_export.golden import Probes
 
 TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenizers")
 
@@ -121,8 +124,22 @@ def export(
         card = model_card(checkpoint, out.name, entries, sizes, reports)
         with writing(folder / "README.md"):
             (folder / "README.md").write_text(card, encoding="utf-8")
+        _write_modelfiles(folder, entries, checkpoint)
         manifest = write_manifest(folder, source, _tools(), entries)
     return Result(manifest, tuple(reports))
+
+
+def _write_modelfiles(
+    folder: Path, entries: Mapping[str, Mapping[str, Any]], checkpoint: Checkpoint
+) -> None:
+    """A Modelfile for Ollama beside each GGUF file."""
+    settings = checkpoint.path / "tokenizer_config.json"
+    has_template = settings.is_file() and bool(read_json(settings).get("chat_template"))
+    for spec, entry in entries.items():
+        if spec.startswith("gguf"):
+            path = folder / modelfile_name(entry["path"])
+            with writing(path):
+                path.write_text(modelfile(entry["path"], entry["context"], has_template), "utf-8")
 
 
 def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
@@ -142,6 +159,9 @@ def make_golden(
     importance: Importance | None = None,
 ) -> Golden:
     """One pass: the original and the dequantised variant of each scheme, while writers write."""
+    from emo_export.golden import VariantSink
+    from emo_export.reference import float_source, greedy
+
     config = checkpoint.config
     sinks = {ORIGINAL: VariantSink(config, probes)}
     sinks |= {spec: VariantSink(config, probes) for spec in schemes}

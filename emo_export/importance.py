@@ -21,6 +21,10 @@ CHUNK = 512
 """Tokens of a chunk, in which llama.cpp counts calibration text."""
 
 
+LARGEST = 1e20
+"""Of a sum. Beyond some 1e38, ggml's quantisers overflow and end the process."""
+
+
 @dataclass
 class ImportanceMatrix:
     """Per matrix: `sums` (C,), the sum of squared inputs, and `counts`, how many tokens it saw.
@@ -41,10 +45,9 @@ class ImportanceMatrix:
         if slot not in self.sums:
             return None
         sums, count = self.sums[slot], self.counts[slot]
+        row: F32 = sums / np.float32(max(count, 1))
         # All zeros would leave a quantiser nothing to weigh.
-        if count == 0 or not sums.any():
-            return np.ones_like(sums)
-        return sums / np.float32(count)
+        return row if count and row.any() else np.ones_like(sums)
 
     @property
     def chunks(self) -> int:

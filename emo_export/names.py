@@ -75,6 +75,10 @@ VECTORS = frozenset(
 """Roles that are one row; they stay in float32 in every format."""
 
 
+PIECE_BYTES = 32 << 20
+"""Embedding and head are handled in pieces of rows of about this size."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """One tensor's place in the model; `layer` and `expert` are -1 where they do not apply."""
@@ -153,3 +157,14 @@ def shape_of(slot: Slot, config: EmoConfig) -> tuple[int, ...]:
         Role.DENSE_UP_BIAS: (dense,),
     }
     return shapes.get(slot.role, (hidden,))
+
+
+def row_spans(slot: Slot, config: EmoConfig) -> Iterator[tuple[int, int]]:
+    """The pieces (first row, end row) in which a slot travels; only embed and head have several."""
+    shape = shape_of(slot, config)
+    rows = 1 if slot.role in VECTORS else shape[0]
+    step = rows
+    if slot.role in (Role.EMBED, Role.HEAD):
+        step = max(1, PIECE_BYTES // (4 * shape[-1]))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)

@@ -7,18 +7,22 @@ dequantised, to the reference runs whose logits become golden.npz.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, Writer
-from emo_export.layers import ReferenceRun
-from emo_export.names import Slot, slots
-from emo_export.reference import row_spans
+from emo_export.names import Slot, row_spans, slots
 from emo_export.scheme import QuantScheme
+
+if TYPE_CHECKING:  # a plain conversion has no use for torch, which takes seconds to import
+    from emo_export.layers import ReferenceRun
+
+T = TypeVar("T")
 
 READ_AHEAD = 2
 """Pieces (an expert's matrix, or PIECE_BYTES of a larger one) that are read before their turn."""
@@ -62,32 +66,25 @@ def stream(
 ) -> None:
     """Read every weight in order and push it everywhere; `on_bytes` hears of the bytes read.
 
-    Raises EmoExportError naming file and tensor when a weight is damaged or fits no format.
+    While one piece is written and fed to the probes, the next is quantised and those after it are
+    read. Raises EmoExportError naming file and tensor when a weight is damaged or fits no format.
     """
-    for piece in _read_ahead(checkpoint):
-        _push(piece, writers, probes, importance)
+    pieces = _ahead("read", READ_AHEAD, _reading(checkpoint))
+    for piece, forms in _ahead("pack", 1, _packing(pieces, writers, importance)):
+        for writer in writers:
+            writer.write(piece.slot, piece.start, forms.packed(writer.format_of(piece.slot)))
+        _feed(piece, forms, probes)
         on_bytes(piece.nbytes)
 
 
-def _read_ahead(checkpoint: Checkpoint) -> Iterator[Piece]:
-    """Every piece in order; while one is being worked on, a thread reads the next."""
-    spans = (
-        (slot, start, stop)
-        for slot in slots(checkpoint.config)
-        for start, stop in row_spans(slot, checkpoint.config)
-    )
-
-    def read(slot: Slot, start: int, stop: int) -> Piece:
-        tensor = checkpoint.at(slot)
-        nbytes = tensor.row_bytes * (stop - start)
-        return Piece(slot, start, tensor.rows(start, stop), nbytes, str(tensor.file))
-
-    waiting: deque[Future[Piece]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+def _ahead(name: str, depth: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What the jobs return, in order; a thread works up to `depth` of them ahead."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix=name) as worker:
         try:
-            for span in spans:
-                waiting.append(reader.submit(read, *span))
-                if len(waiting) > READ_AHEAD:
+            for job in jobs:
+                waiting.append(worker.submit(job))
+                if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -96,27 +93,44 @@ def _read_ahead(checkpoint: Checkpoint) -> Iterator[Piece]:
                 future.cancel()
 
 
-def _push(
-    piece: Piece,
-    writers: Sequence[Writer],
-    probes: Sequence[Probe],
-    importance: Importance | None,
-) -> None:
-    slot, start, rows = piece.slot, piece.start, piece.rows
-    forms = _Forms(rows, None if importance is None else importance.row(slot))
-    if importance is not None:
-        importance.feed(slot, start, rows)
-    for writer in writers:
+def _reading(checkpoint: Checkpoint) -> Iterator[Callable[[], Piece]]:
+    def read(slot: Slot, start: int, stop: int) -> Piece:
+        tensor = checkpoint.at(slot)
+        nbytes = tensor.row_bytes * (stop - start)
+        return Piece(slot, start, tensor.rows(start, stop), nbytes, str(tensor.file))
+
+    for slot in slots(checkpoint.config):
+        for start, stop in row_spans(slot, checkpoint.config):
+            yield partial(read, slot, start, stop)
+
+
+def _packing(
+    pieces: Iterable[Piece], writers: Sequence[Writer], importance: Importance | None
+) -> Iterator[Callable[[], tuple[Piece, _Forms]]]:
+    def pack(piece: Piece, weights: F32 | None) -> tuple[Piece, _Forms]:
+        forms = _Forms(piece.rows, weights)
         try:
-            packed = forms.packed(writer.format_of(slot))
+            for writer in writers:
+                forms.packed(writer.format_of(piece.slot))
         except EmoExportError as error:
-            raise EmoExportError(f"{piece.file}: tensor {slot.name}: {error}") from error
-        writer.write(slot, start, packed)
+            raise EmoExportError(f"{piece.file}: tensor {piece.slot.name}: {error}") from error
+        return piece, forms
+
+    for piece in pieces:
+        weights = None
+        if importance is not None:
+            weights = importance.row(piece.slot)
+            importance.feed(piece.slot, piece.start, piece.rows)
+        yield partial(pack, piece, weights)
+
+
+def _feed(piece: Piece, forms: _Forms, probes: Sequence[Probe]) -> None:
     for probe in probes:
-        if probe.run.wants(slot):
-            scheme = probe.scheme
-            weight = rows if scheme is None else forms.dequantised(scheme.format_of(slot))
-            probe.run.feed(slot, start, weight)
+        if probe.run.wants(piece.slot):
+            weight = piece.rows
+            if probe.scheme is not None:
+                weight = forms.dequantised(probe.scheme.format_of(piece.slot))
+            probe.run.feed(piece.slot, piece.start, weight)
 
 
 class _Forms:

@@ -6,7 +6,7 @@ what a quantiser leaves of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,25 +15,11 @@ from emo_export.config import EmoConfig
 from emo_export.importance import ImportanceMatrix
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import KeyValues, ReferenceRun
-from emo_export.names import VECTORS, Role, Slot, shape_of, slots
+from emo_export.names import Slot, row_spans, slots
 from emo_export.scheme import QuantScheme
 
 Source = Callable[[Slot, int, int], F32]
 """(slot, first row, end row) -> rows (end - first, C) float32."""
-
-PIECE_BYTES = 32 << 20
-"""Embedding and head are handled in pieces of rows of about this size."""
-
-
-def row_spans(slot: Slot, config: EmoConfig) -> Iterator[tuple[int, int]]:
-    """The pieces (first row, end row) in which a slot travels; only embed and head have several."""
-    shape = shape_of(slot, config)
-    rows = 1 if slot.role in VECTORS else shape[0]
-    step = rows
-    if slot.role in (Role.EMBED, Role.HEAD):
-        step = max(1, PIECE_BYTES // (4 * shape[-1]))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
 
 
 def float_source(checkpoint: Checkpoint) -> Source:

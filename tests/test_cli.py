@@ -37,6 +37,7 @@ def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
         "README.md",
         "golden.npz",
         "manifest.json",
+        "model-Q4_0.Modelfile",
         "model-Q4_0.gguf",
         "onnx-int4",
         "parity.json",
@@ -46,6 +47,8 @@ def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
     assert emo("verify", exported).code == 0
     card = (exported / "README.md").read_text()
     assert "gguf:q4_0" in card and "FAIL" not in card
+    assert "ollama create emo-q4_0 -f model-Q4_0.Modelfile" in card
+    assert (exported / "model-Q4_0.Modelfile").read_text().startswith("FROM ./model-Q4_0.gguf\n")
 
 
 def test_exact_rows_meet_the_acceptance(exported: Path) -> None:

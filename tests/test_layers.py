@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emo_export import reference
+from emo_export import names
 from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
@@ -78,7 +78,7 @@ def test_every_configuration_is_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("name", ["mha", "gqa", "always_active", "dense_first_bias", "tied"])
 def test_vocabulary_in_pieces_is_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = case(name)
-    monkeypatch.setattr(reference, "PIECE_BYTES", 37 * 4 * 64)  # 37 rows: the last piece is short
+    monkeypatch.setattr(names, "PIECE_BYTES", 37 * 4 * 64)  # 37 rows: the last piece is short
     found, _ = run_all(made.folder, made.ids)
     assert np.abs(found - made.logits).max() <= ORACLE
 

@@ -1,0 +1,117 @@
+"""How to run an exported folder: the card's commands, and a Modelfile for Ollama.
+
+Source: llama.cpp `tools/completion`, docs.ollama.com/modelfile, lmstudio.ai/docs/cli (import).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from emo_export.parity import ORIGINAL
+from emo_export.validate import TargetReport
+
+Targets = Mapping[str, Mapping[str, Any]]
+
+GRAPHS = {
+    "deepseek": "whose graph computes EMO exactly",
+    "glm4moe": "whose graph computes this model exactly, with biases that steer the selection",
+}
+
+
+def modelfile_name(path: str) -> str:
+    """model-Q4_K_M.gguf -> model-Q4_K_M.Modelfile."""
+    return f"{PurePath(path).stem}.Modelfile"
+
+
+def modelfile(path: str, context: int, has_chat_template: bool) -> str:
+    """The text of a Modelfile beside a GGUF file.
+
+    Without a template Ollama would guess one, and a base model would read chat marks that it has
+    never seen.
+    """
+    lines = [f"FROM ./{path}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0.7"]
+    if not has_chat_template:
+        lines.append('TEMPLATE "{{ .Prompt }}"')
+    return "\n".join(lines) + "\n"
+
+
+def running(targets: Targets, reports: Sequence[TargetReport], sizes: Mapping[str, int]) -> str:
+    """The card's sections on running the folder."""
+    parts = [_ours(targets)]
+    ggufs = {spec: target for spec, target in targets.items() if spec.startswith("gguf")}
+    if ggufs:
+        parts += [_choice(ggufs, reports, sizes), _llama_cpp(ggufs), _apps(ggufs)]
+    if len(ggufs) < len(targets):
+        parts.append(
+            "### ONNX Runtime\n\nThe folder needs ONNX Runtime 1.31 or newer. Its graph takes "
+            "`input_ids` and `attention_mask` (int64) and `past_key_values.N.key|value` (float32, "
+            "past length 0 at first), and returns `logits` and `present.N.key|value`."
+        )
+    parts.append("`golden.npz` is only needed to validate; a device that just runs needs no copy.")
+    return "\n\n".join(parts)
+
+
+def _block(lines: Iterator[str] | Sequence[str]) -> str:
+    return "\n".join(["```sh", *lines, "```"])
+
+
+def _ours(targets: Targets) -> str:
+    lines = [
+        f"emo-export run {shlex.quote(str(target['path']))} -p 'The' -n 64"
+        f"   # needs emo-export[{'llama' if spec.startswith('gguf') else 'ort'}]"
+        for spec, target in targets.items()
+    ]
+    return f"## Running\n\nFrom this folder:\n\n{_block(lines)}"
+
+
+def _choice(ggufs: Targets, reports: Sequence[TargetReport], sizes: Mapping[str, int]) -> str:
+    """Sizes and measured loss side by side, for choosing."""
+    lines = [
+        "### Which GGUF",
+        "",
+        "| file | size | KL to the original | top-1 | perplexity ratio |",
+        "|---|---|---|---|---|",
+    ]
+    rows = {row.target: row for report in reports for row in report.rows if row.against == ORIGINAL}
+    for spec, target in ggufs.items():
+        cells = "| not measured | | |"
+        if spec in rows:
+            measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
+            cells = f"| {measured.kl_mean:.4f} | {measured.top1:.1%} | {ratio:.4f} |"
+        lines.append(f"| `{target['path']}` | {sizes[spec] / 1e6:.1f} MB {cells}")
+    return "\n".join(lines)
+
+
+def _llama_cpp(ggufs: Targets) -> str:
+    lines = []
+    for target in ggufs.values():
+        path = shlex.quote(str(target["path"]))
+        lines.append(f"llama-completion -m {path} -p 'The' -n 64 -no-cnv")
+    first = next(iter(ggufs.values()))
+    lines.append(f"llama-server -m {shlex.quote(str(first['path']))}   # then POST /completion")
+    graph = str(first.get("arch", "deepseek"))
+    about = (
+        f"These files have llama.cpp's architecture `{graph}`, {GRAPHS[graph]}: stock llama.cpp "
+        "opens them."
+    )
+    return f"### llama.cpp\n\n{about}\n\n{_block(lines)}"
+
+
+def _apps(ggufs: Targets) -> str:
+    ollama, studio = [], []
+    for spec, target in ggufs.items():
+        path = str(target["path"])
+        name = re.sub(r"[^a-z0-9._-]", "-", f"emo-{spec.split(':')[1]}")
+        ollama.append(f"ollama create {name} -f {shlex.quote(modelfile_name(path))}")
+        studio.append(f"lms import --copy {shlex.quote(path)}")
+    ollama.append(f"ollama run {name} 'The'")
+    return (
+        f"### Ollama\n\nA Modelfile stands beside each file.\n\n{_block(ollama)}\n\n"
+        f"### LM Studio\n\nIt lists the model under My Models afterwards.\n\n{_block(studio)}\n\n"
+        "The commands of Ollama and LM Studio follow their documentation; emo-export has run "
+        "llama.cpp alone."
+    )
