@@ -21,6 +21,7 @@ from emo_export.install import install_command
 from emo_export.interfaces import Runtime, Tokenizer
 
 if TYPE_CHECKING:
+    from emo_export.gguf_header import GgufFile
     from emo_export.parity import Golden
     from emo_export.validate import TargetReport
 
@@ -72,9 +73,19 @@ def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Ru
     from emo_export.gguf_header import read_gguf
     from emo_export.runtimes.llama_cpp import LlamaCpp
 
-    read_gguf(path)  # a crafted header hangs or kills other readers
-
+    _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
     return LlamaCpp(path, threads=threads, parity=parity)
+
+
+def _check_experts(path: Path, file: GgufFile) -> None:
+    """Refuse counts of experts at which llama.cpp ends the process instead of answering."""
+    arch = str(file.keys.get("general.architecture"))
+    count, used = (file.keys.get(f"{arch}.{key}") for key in ("expert_count", "expert_used_count"))
+    if isinstance(count, int) and count > 0 and not (isinstance(used, int) and 0 < used <= count):
+        raise EmoExportError(
+            f"{path}: {arch}.expert_used_count is {used!r} of {count} experts, which llama.cpp "
+            "can't open; convert the checkpoint again"
+        )
 
 
 def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:

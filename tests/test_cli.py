@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emo_export.cli_targets import open_runtime, tokenizer_of
+from tests.bad_gguf import rewrite
 from tests.command import Done, Emo
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
@@ -269,3 +270,14 @@ def test_goldens_are_exact(name: str, tmp_path: Path, emo: Emo) -> None:
         assert len(target["rows"]) == 3
         for row in target["rows"]:
             assert row["measured"]["kl_mean"] <= 1e-6 and row["measured"]["top1"] == 1.0
+
+
+@pytest.mark.parametrize("used", [0, 99, None])
+def test_counts_at_which_llama_cpp_would_end_the_process_are_refused(
+    used: int | None, exported: Path, tmp_path: Path, emo: Emo
+) -> None:
+    source = exported / "model-Q4_0.gguf"
+    bad = rewrite(source, tmp_path / "bad.gguf", {"ARCH.expert_used_count": used})
+    done = emo("run", bad, "-p", "The", "-n", 1)
+    assert done.code == 2
+    assert "expert_used_count is" in done.err and "can't open" in done.err
