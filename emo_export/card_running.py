@@ -51,7 +51,10 @@ def running(targets: Targets, reports: Sequence[TargetReport], sizes: Mapping[st
             "`input_ids` and `attention_mask` (int64) and `past_key_values.N.key|value` (float32, "
             "past length 0 at first), and returns `logits` and `present.N.key|value`."
         )
-    parts.append("`golden.npz` is only needed to validate; a device that just runs needs no copy.")
+    if reports:
+        parts.append(
+            "`golden.npz` is only needed to validate; a device that just runs needs no copy."
+        )
     return "\n\n".join(parts)
 
 

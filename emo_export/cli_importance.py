@@ -90,8 +90,9 @@ def warn_unseen(matrix: ImportanceMatrix) -> None:
     named = ", ".join(f"{layer}.{expert}" for layer, expert in unseen[:MOST_NAMED])
     more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
     click.echo(
-        f"warning: {len(unseen)} experts saw no token of {matrix.source} and are quantised with "
-        f"even weights (layer.expert: {named}{more}); more text, or text of more kinds, helps",
+        f"warning: {len(unseen)} expert{'s' * (len(unseen) > 1)} saw no token of {matrix.source}: "
+        f"quantised with even weights (layer.expert: {named}{more}); more text, or of more "
+        "kinds, helps",
         err=True,
     )
 
@@ -113,16 +114,31 @@ def importance_of_folder(
                 )
             return read_importance(path, checkpoint, entry.get("arch"))
         if "recipe" not in entry:
-            _refuse_alone(folder / str(entry["path"]))
+            _refuse_alone(folder / str(entry["path"]), spec, checkpoint)
     return None
 
 
-def _refuse_alone(path: Path) -> None:
-    """Of a GGUF away from its folder, nothing but its own keys tells how it was quantised."""
+def _refuse_alone(path: Path, spec: str, checkpoint: Checkpoint) -> None:
+    """Of a GGUF away from its folder, nothing but itself tells how it was quantised."""
+    from emo_export.cli_make import scheme_of
+    from emo_export.converters.gguf_layout import Layout
     from emo_export.gguf_header import read_gguf
 
-    if path.is_file() and "quantize.imatrix.file" in read_gguf(path).keys:
+    if not path.is_file():
+        return
+    file = read_gguf(path)
+    remedy = "its reference can't be computed anew; validate it in the folder that export made"
+    if "quantize.imatrix.file" in file.keys:
         raise EmoExportError(
-            f"{path}: was quantised with an importance matrix, without which its reference can't "
-            "be computed anew; validate it in the folder that export made"
+            f"{path}: was quantised with an importance matrix, without which {remedy}"
         )
+    arch = str(file.keys.get("general.architecture"))
+    declared = Layout(checkpoint.config, arch, scheme_of(spec, checkpoint)).declared
+    types = {name: kind.name for name, _, kind in declared}
+    for tensor in file.tensors:
+        wanted = types.get(tensor.name, tensor.type.lower())
+        if tensor.type.lower() != wanted:
+            raise EmoExportError(
+                f"{path}: {tensor.name} is {tensor.type.lower()} and not {wanted} as {spec} has "
+                f"it: was it exported with --tensor-type? By itself it doesn't say, so {remedy}"
+            )

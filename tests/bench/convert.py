@@ -7,7 +7,7 @@ made, or taken from --checkpoint. Then, in turn and `repeat` times: the floor (r
 and writing as many bytes as the largest result, synced) and `export --no-golden` to each type, all
 with the page cache of the checkpoint dropped. Peak memory is the process's own above its imports.
 The kernel's share is what ggml_quantize_chunk takes on all cores for the same bytes, found on one
-matrix in every turn. llama-quantize (from our f16 file) is measured where --llama-quantize names it.
+matrix in every turn. llama-quantize, from our f16 file, is measured where --llama-quantize says so.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def show(found: dict[str, Any]) -> None:
     click.echo(
         f"source {source / 1e9:.2f} GB of float32; floor (read it, write the largest result) "
         f"{base:.1f} s, median\n"
-        "type        GB out  seconds  of floor  CPU s  kernel s  of kernel  MB/s  peak MB  more disk"
+        "type        GB out  seconds  of floor  CPU s  kernel s  of kernel  MB/s  peak MB  disk+"
     )
     for name, row in found["types"].items():
         click.echo(
