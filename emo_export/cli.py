@@ -7,58 +7,22 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 parity or 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import traceback
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from emo_export import __version__
+from emo_export.cli_output import Commands, stdout
 from emo_export.errors import EmoExportError, ParityError
 
 THREADS = "[default: physical cores; 1 for a small model]"
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class _Out(Console):
-    """Stdout as rich prints it; a reader that went away is not rich's business."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def _out() -> Console:
-    # A pipe has no width, and what goes into one must not be folded.
-    return _Out(width=None if sys.stdout.isatty() else 400, highlight=False)
-
-
-class _Commands(click.Group):
-    """Turns a failing stdout into an exit code before click makes 1 of it, which means parity."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _drop_stdout()
-            ctx.exit(141)
-        except OSError as error:
-            if error.filename is not None:
-                raise
-            _drop_stdout()
-            raise EmoExportError(f"output cannot be written ({error.strerror})") from error
-        return result
-
-
-def _drop_stdout() -> None:
-    """What is still buffered has nowhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)
+@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, prog_name="emo-export")
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
@@ -182,7 +146,7 @@ def export(
         validate=not no_validate,
         as_json=as_json,
     )
-    run_export(checkpoint, output, specs, options, _out())
+    run_export(checkpoint, output, specs, options, stdout())
 
 
 @cli.command()
@@ -209,9 +173,9 @@ def validate(
     Example:
         emo-export validate out
     """
-    from emo_export.cli_export import run_validate
+    from emo_export.cli_validate import run_validate
 
-    run_validate(path, only, reference, threads, torch_device, as_json, _out())
+    run_validate(path, only, reference, threads, torch_device, as_json, stdout())
 
 
 @cli.command()
@@ -259,7 +223,7 @@ def inspect(path: str, as_json: bool) -> None:
     """
     from emo_export.cli_run import run_inspect
 
-    run_inspect(path, as_json, _out())
+    run_inspect(path, as_json, stdout())
 
 
 @cli.command()
@@ -294,7 +258,7 @@ def doctor(as_json: bool) -> None:
     """
     from emo_export.cli_run import run_doctor
 
-    run_doctor(as_json, _out())
+    run_doctor(as_json, stdout())
 
 
 _received: list[int] = []
