@@ -7,7 +7,7 @@ made, or taken from --checkpoint. Then, in turn and `repeat` times: the floor (r
 and writing as many bytes as the largest result, synced) and `export --no-golden` to each type, all
 with the page cache of the checkpoint dropped. Peak memory is the process's own above its imports.
 The kernel's share is what ggml_quantize_chunk takes on all cores for the same bytes, found on one
-matrix in every turn. llama-quantize, from our f16 file, is measured where --llama-quantize says so.
+matrix in every turn. With --peer the real llama-quantize (tests/llama_tools.py) follows, on our f16.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from emo_export.converters.ggml_formats import GGML_FORMATS
 from emo_export.converters.gguf_scheme import gguf_scheme
 from emo_export.names import Slot, shape_of, slots
 from tests.bench.synthetic import Size, write_checkpoint
+from tests.llama_tools import tools
 
 CHILD = "tests.bench.convert_child"
 BUFFER = 8 << 20
@@ -110,12 +111,12 @@ def _rate(name: str) -> float:
     return count / (time.perf_counter() - start)
 
 
-def quantize_by_peer(tool: str, source: Path, type_name: str, out: Path) -> float:
+def quantize_by_peer(source: Path, type_name: str, out: Path) -> float:
     """Seconds of llama-quantize, from an f16 GGUF, on all cores."""
+    peer = tools()
     drop_cache([source])
-    command = [tool, str(source), str(out), type_name, str(os.cpu_count() or 1)]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peer.run("llama-quantize", source, out, type_name, os.cpu_count() or 1)
     os.sync()
     found = time.perf_counter() - start
     out.unlink()
@@ -192,13 +193,13 @@ def show(found: dict[str, Any]) -> None:
             )
 
 
-def add_peer(found: dict[str, Any], checkpoint: Checkpoint, tool: str, work: Path) -> None:
+def add_peer(found: dict[str, Any], checkpoint: Checkpoint, work: Path) -> None:
     """Measure llama-quantize for every type, from an f16 file that we write first."""
     convert(checkpoint, "f16", work / "f16")
     source = work / "f16" / "model-F16.gguf"
     found["f16_bytes"] = source.stat().st_size
     for name, row in found["types"].items():
-        row["peer_seconds"] = quantize_by_peer(tool, source, name, work / "peer.gguf")
+        row["peer_seconds"] = quantize_by_peer(source, name, work / "peer.gguf")
 
 
 @click.command()
@@ -208,7 +209,7 @@ def add_peer(found: dict[str, Any], checkpoint: Checkpoint, tool: str, work: Pat
 @click.option("--vocab", default=100352, show_default=True)
 @click.option("--type", "types", multiple=True, default=("q8_0", "q4_0", "q4_k_m"))
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--llama-quantize", "tool", help="The peer's program, to be measured as well.")
+@click.option("--peer", is_flag=True, help="Measure llama-quantize as well.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write.  [default: TMPDIR]")
 @click.option("--json", "as_json", is_flag=True)
 def main(
@@ -218,7 +219,7 @@ def main(
     vocab: int,
     types: tuple[str, ...],
     repeat: int,
-    tool: str | None,
+    peer: bool,
     work: Path | None,
     as_json: bool,
 ) -> None:
@@ -228,8 +229,8 @@ def main(
         folder = Path(name)
         with _checkpoint(given, size, folder) as checkpoint:
             found = measure(checkpoint, list(types), repeat, folder)
-            if tool is not None:
-                add_peer(found, checkpoint, tool, folder)
+            if peer:
+                add_peer(found, checkpoint, folder)
     if as_json:
         click.echo(json.dumps(found))
     else:

@@ -1,0 +1,117 @@
+"""What quantisation costs emo-nano: a GGUF in llama.cpp beside the float original, held-out text.
+
+Shared by the commands that measure. The reference runs once; every file is judged on its tokens by
+the same code: llama.cpp on one thread, a float32 cache and no flash attention, as in `validate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+
+from emo_export.checkpoint import Checkpoint
+from emo_export.cli import cli
+from emo_export.converters.gguf_twin import write_float_twin
+from emo_export.golden import HELDOUT
+from emo_export.interfaces import F32, Ids
+from emo_export.parity import log_softmax
+from emo_export.reference import float_source, logits
+from emo_export.runtimes.llama_cpp import LlamaCpp
+from emo_export.texts import open_tokenizer, sequences_of, text_files
+from tests.paths import NANO
+
+CALIBRATION = NANO / "calibration"
+
+
+@dataclass(frozen=True)
+class Original:
+    """Held-out sequences (T,) and the float original's log probabilities (T, V) of each."""
+
+    sequences: list[Ids]
+    log_probs: list[F32]
+
+    @property
+    def tokens(self) -> int:
+        """How many positions are judged."""
+        return sum(map(len, self.sequences))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Over all positions: mean KL in nats, share of equal top tokens, ratio of perplexities."""
+
+    kl: float
+    top1: float
+    perplexity_ratio: float
+
+
+def original(tokens: int) -> Original:
+    """Run the float reference over about so many tokens, shared evenly among kinds of text."""
+    torch.set_num_threads(1)
+    checkpoint = Checkpoint.open(NANO)
+    config = checkpoint.config
+    encode = open_tokenizer(NANO, config.vocab_size)
+    assert encode is not None
+    sequences = sequences_of(text_files([NANO / "heldout"]), encode, tokens, HELDOUT)
+    found = logits(config, float_source(checkpoint), sequences)
+    return Original(sequences, [log_softmax(rows).astype(np.float32) for rows in found])
+
+
+def measure(path: Path, reference: Original) -> Quality:
+    """Judge a GGUF as it is: llama.cpp may round activations beside quantised weights."""
+    divergence, agree, lost = [], [], []
+    runtime = LlamaCpp(path, threads=1, context=HELDOUT, parity=True)
+    try:
+        for ids, wide in zip(reference.sequences, reference.log_probs, strict=True):
+            runtime.reset()
+            want, found = wide.astype(np.float64), log_softmax(runtime.forward(ids))
+            divergence.append((np.exp(want) * (want - found)).sum(axis=1))
+            agree.append(want.argmax(axis=1) == found.argmax(axis=1))
+            rows = np.arange(len(ids) - 1)
+            lost.append((want - found)[rows, ids[1:]])
+    finally:
+        runtime.close()
+    ratio = np.exp(np.concatenate(lost).mean())
+    kl, top1 = np.concatenate(divergence).mean(), np.concatenate(agree).mean()
+    return Quality(float(kl), float(top1), float(ratio))
+
+
+def measure_exact(path: Path, reference: Original) -> Quality:
+    """Judge the weights alone: the float32 twin of a file, in which activations stay float."""
+    with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
+        twin = Path(folder) / "twin.gguf"
+        write_float_twin(path, twin)
+        return measure(twin, reference)
+
+
+def export(out: Path, *options: object) -> None:
+    """`emo-export export` of emo-nano, without judging, in this process and silently."""
+    arguments = ["export", str(NANO), "-o", str(out), "--no-golden", "--no-validate"]
+    with contextlib.redirect_stderr(io.StringIO()):
+        cli.main([*arguments, *map(str, options)], standalone_mode=False)
+
+
+def bits_per_weight(path: Path) -> float:
+    """Of all tensors in a file."""
+    tensors = GGUFReader(path).tensors
+    return 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+
+
+def megabytes(path: Path) -> float:
+    """Size of a file, tokenizer and all."""
+    return path.stat().st_size / 1e6
+
+
+@contextlib.contextmanager
+def workspace(name: str) -> Iterator[Path]:
+    """A folder for the time of a measurement."""
+    with tempfile.TemporaryDirectory(prefix=f"emo-export-{name}-") as folder:
+        yield Path(folder)
