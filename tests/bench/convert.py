@@ -7,7 +7,7 @@ made, or taken from --checkpoint. Then, in turn and `repeat` times: the floor (r
 and writing as many bytes as the largest result, synced) and `export --no-golden` to each type, all
 with the page cache of the checkpoint dropped. Peak memory is the process's own above its imports.
 The kernel's share is what ggml_quantize_chunk takes on all cores for the same bytes, found on one
-matrix in every turn. With --peer the real llama-quantize (tests/llama_tools.py) follows, on our f16.
+matrix in every turn. With --peer the real llama-quantize follows, on an f16 file of ours.
 """
 
 from __future__ import annotations
