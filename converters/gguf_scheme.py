@@ -51,8 +51,8 @@ def check_importance(scheme: QuantScheme, measured: bool, head: bool = True) -> 
             )
         if not measured:
             raise EmoExportError(
-                f"gguf:{scheme.type_name} needs an importance matrix (for {slot.name} as "
-                f'{kind.name}): add --calibration FILE (a .txt, or a .jsonl with "text"), which '
+                f"gguf:{scheme.type_name}: {slot.name} as {kind.name} needs an importance matrix: "
+                'add --calibration FILE (a .txt, a .jsonl with "text", or a folder of them), which '
                 "collects one, or --imatrix FILE.gguf of llama-imatrix"
             )
         if slot.role == Role.HEAD and not head:

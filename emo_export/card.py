@@ -8,6 +8,7 @@ from typing import Any
 from emo_export import __version__
 from emo_export.card_running import running
 from emo_export.checkpoint import Checkpoint
+from emo_export.config import EmoConfig
 from emo_export.parity import ORIGINAL
 from emo_export.validate import Row, TargetReport
 
@@ -56,8 +57,8 @@ def _about(checkpoint: Checkpoint) -> str:
     text = (
         f"An EMO mixture-of-experts language model, exported by emo-export {__version__} from the "
         f"checkpoint `{checkpoint.path.name}`: {config.num_hidden_layers} layers, hidden size "
-        f"{config.hidden_size}, {experts} experts in a layer, of which a token uses "
-        f"{config.num_experts_per_tok}, vocabulary {config.vocab_size}."
+        f"{config.hidden_size}, {experts} experts in a layer{_shared(config)}, of which a token "
+        f"uses {config.num_experts_per_tok}, vocabulary {config.vocab_size}."
     )
     pruning = checkpoint.pruning
     if pruning:
@@ -69,12 +70,22 @@ def _about(checkpoint: Checkpoint) -> str:
     return text
 
 
+def _shared(config: EmoConfig) -> str:
+    """The shared experts, which engines count apart; nothing where there are none."""
+    counts = {layer.num_shared_experts for layer in config.layers if not layer.is_dense}
+    always = any(layer.always_active_experts for layer in config.layers)
+    if always or counts == {0} or len(counts) != 1:
+        return ""
+    return f" ({counts.pop()} of them shared: every token uses it)"
+
+
 def _files(targets: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
     lines = ["## Files", "", "| target | path | size |", "|---|---|---|"]
     lines += [
         f"| {spec} | `{target['path']}` | {sizes[spec] / 1e6:.1f} MB |"
         for spec, target in targets.items()
     ]
+    lines += ["", "manifest.json lists every file with its digest."]
     return "\n".join(lines)
 
 

@@ -44,7 +44,8 @@ def running(targets: Targets, reports: Sequence[TargetReport], sizes: Mapping[st
     parts = [_ours(targets)]
     ggufs = {spec: target for spec, target in targets.items() if spec.startswith("gguf")}
     if ggufs:
-        parts += [_choice(ggufs, reports, sizes), _llama_cpp(ggufs), _apps(ggufs)]
+        parts += [_choice(ggufs, reports, sizes)] if reports else []
+        parts += [_llama_cpp(ggufs), _apps(ggufs)]
     if len(ggufs) < len(targets):
         parts.append(
             "### ONNX Runtime\n\nThe folder needs ONNX Runtime 1.31 or newer. Its graph takes "
@@ -76,16 +77,20 @@ def _choice(ggufs: Targets, reports: Sequence[TargetReport], sizes: Mapping[str,
     lines = [
         "### Which GGUF",
         "",
+        "The largest that fits into memory beside the context. Lower KL and a ratio nearer to 1 "
+        "are better; top-1 is how often the most likely token is the original's, near ties of the "
+        "router apart, and good to a point or two.",
+        "",
         "| file | size | KL to the original | top-1 | perplexity ratio |",
         "|---|---|---|---|---|",
     ]
     rows = {row.target: row for report in reports for row in report.rows if row.against == ORIGINAL}
     for spec, target in ggufs.items():
-        cells = "| not measured | | |"
-        if spec in rows:
-            measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
-            cells = f"| {measured.kl_mean:.4f} | {measured.top1:.1%} | {ratio:.4f} |"
-        lines.append(f"| `{target['path']}` | {sizes[spec] / 1e6:.1f} MB {cells}")
+        measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
+        lines.append(
+            f"| `{target['path']}` | {sizes[spec] / 1e6:.1f} MB | {measured.kl_mean:.4f} | "
+            f"{measured.top1:.1%} | {ratio:.4f} |"
+        )
     return "\n".join(lines)
 
 
@@ -95,7 +100,10 @@ def _llama_cpp(ggufs: Targets) -> str:
         path = shlex.quote(str(target["path"]))
         lines.append(f"llama-completion -m {path} -p 'The' -n 64 -no-cnv")
     first = next(iter(ggufs.values()))
-    lines.append(f"llama-server -m {shlex.quote(str(first['path']))}   # then POST /completion")
+    lines += [
+        f"llama-server -m {shlex.quote(str(first['path']))} --port 8080 &",
+        """curl localhost:8080/completion -d '{"prompt": "The", "n_predict": 64}'""",
+    ]
     graph = str(first.get("arch", "deepseek"))
     about = (
         f"These files have llama.cpp's architecture `{graph}`, {GRAPHS[graph]}: stock llama.cpp "

@@ -64,8 +64,8 @@ def cli() -> None:
     "tensor_types",
     multiple=True,
     metavar="ROLE=TYPE",
-    help="Another type for embed, attention, expert (gate and up), expert_down, shared_expert, "
-    "dense or head, as in expert_down=q5_k (gguf).",
+    help="Another type (f32, q8_0, q5_k, iq4_xs, …) for embed, attention, expert (gate and up), "
+    "expert_down, shared_expert, dense or head, as in expert_down=q5_k; may be repeated (gguf).",
 )
 @click.option(
     "--arch",
@@ -166,8 +166,9 @@ def validate(
 ) -> None:
     """Compare what the engines compute with the reference.
 
-    PATH is a folder that export made, a model inside one, or any .gguf file or ONNX folder of ours
-    (with --reference). Exit 0 within tolerance, 1 outside, 3 when an engine is missing.
+    PATH is a folder that export made, a model inside one, or (with --reference) any .gguf file or
+    ONNX folder by itself; a GGUF of another tool is compared with the original alone. Exit 0
+    within tolerance, 1 outside, 3 when an engine is missing.
 
     \b
     Example:

@@ -63,6 +63,8 @@ def run_export(
     need(CONVERT, "convert", "export")
     from emo_export.export import export
 
+    if options.heldout and not options.golden:
+        raise EmoExportError("--heldout is of no use with --no-golden, which computes no reference")
     checkpoint = open_checkpoint(source)
     importance = _importance(options, checkpoint)
     matrix = None if importance is None else matrix_of(importance)

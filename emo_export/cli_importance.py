@@ -87,12 +87,11 @@ def warn_unseen(matrix: ImportanceMatrix) -> None:
     unseen = list(dict.fromkeys((slot.layer, slot.expert) for slot in matrix.unseen()))
     if not unseen:
         return
-    named = ", ".join(f"{layer}.{expert}" for layer, expert in unseen[:MOST_NAMED])
+    named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen[:MOST_NAMED])
     more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
     click.echo(
         f"warning: {len(unseen)} expert{'s' * (len(unseen) > 1)} saw no token of {matrix.source}: "
-        f"quantised with even weights (layer.expert: {named}{more}); more text, or of more "
-        "kinds, helps",
+        f"quantised with even weights ({named}{more}); more text, or of more kinds, helps",
         err=True,
     )
 
@@ -113,32 +112,43 @@ def importance_of_folder(
                     "its reference can't be computed anew without"
                 )
             return read_importance(path, checkpoint, entry.get("arch"))
-        if "recipe" not in entry:
-            _refuse_alone(folder / str(entry["path"]), spec, checkpoint)
     return None
 
 
-def _refuse_alone(path: Path, spec: str, checkpoint: Checkpoint) -> None:
-    """Of a GGUF away from its folder, nothing but itself tells how it was quantised."""
+def unrepeatable(
+    folder: Path, targets: Mapping[str, Mapping[str, Any]], checkpoint: Checkpoint
+) -> dict[str, str]:
+    """The GGUF files away from a manifest whose quantisation can't be repeated, and why not."""
+    found = {}
+    for spec, entry in targets.items():
+        path = folder / str(entry["path"])
+        if "recipe" not in entry and spec.startswith("gguf") and path.is_file():
+            reason = _unlike_ours(path, spec, checkpoint)
+            if reason:
+                found[spec] = (
+                    f"compared with the original alone: {reason}, so what it should compute can't "
+                    "be told from the checkpoint"
+                )
+    return found
+
+
+def _unlike_ours(path: Path, spec: str, checkpoint: Checkpoint) -> str:
+    """What a GGUF has that an export by the type's recipe alone would not have, or nothing."""
     from emo_export.cli_make import scheme_of
     from emo_export.converters.gguf_layout import Layout
     from emo_export.gguf_header import read_gguf
 
-    if not path.is_file():
-        return
     file = read_gguf(path)
-    remedy = "its reference can't be computed anew; validate it in the folder that export made"
-    if "quantize.imatrix.file" in file.keys:
-        raise EmoExportError(
-            f"{path}: was quantised with an importance matrix, without which {remedy}"
-        )
+    if any(key.startswith("quantize.imatrix.") for key in file.keys):
+        return "it was quantised with an importance matrix"
     arch = str(file.keys.get("general.architecture"))
-    declared = Layout(checkpoint.config, arch, scheme_of(spec, checkpoint)).declared
+    declared = Layout(checkpoint.config, arch, scheme_of(spec, checkpoint, {"arch": arch})).declared
     types = {name: kind.name for name, _, kind in declared}
     for tensor in file.tensors:
         wanted = types.get(tensor.name, tensor.type.lower())
         if tensor.type.lower() != wanted:
-            raise EmoExportError(
-                f"{path}: {tensor.name} is {tensor.type.lower()} and not {wanted} as {spec} has "
-                f"it: was it exported with --tensor-type? By itself it doesn't say, so {remedy}"
+            return (
+                f"{tensor.name} is {tensor.type.lower()} where our {spec} has {wanted} (another "
+                "tool's mix, or --tensor-type)"
             )
+    return ""

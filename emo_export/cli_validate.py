@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from emo_export.artifact import chosen_targets
-from emo_export.cli_importance import importance_of_folder
+from emo_export.cli_importance import importance_of_folder, unrepeatable
 from emo_export.cli_make import scheme_of
 from emo_export.cli_targets import missing_engine, need, validate_all
 from emo_export.cli_work import (
@@ -48,8 +48,9 @@ def run_validate(
     stored = Golden.load(folder / "golden.npz") if (folder / "golden.npz").is_file() else None
     missing = {spec: text for spec in targets if (text := missing_engine(spec))}
     ready = {spec: entry for spec, entry in targets.items() if spec not in missing}
+    alone: dict[str, str] = {}
     if reference is not None and ready:
-        golden = _fresh_golden(reference, folder, targets, stored, device)
+        golden, alone = _fresh_golden(reference, folder, targets, stored, device)
     elif stored is not None:
         golden = stored
     elif ready:
@@ -58,7 +59,7 @@ def run_validate(
             "--reference CHECKPOINT"
         )
     if ready:
-        show(validate_all(folder, ready, golden, say, threads), as_json, out)
+        show(validate_all(folder, ready, golden, say, threads, alone), as_json, out)
         _check_digests(folder, ready)
     if missing:
         told = "; ".join(f"{spec}: {text}" for spec, text in missing.items())
@@ -85,8 +86,11 @@ def _fresh_golden(
     targets: Mapping[str, Mapping[str, Any]],
     stored: Golden | None,
     device: str,
-) -> Golden:
-    """The reference computed now, on the token ids of the stored golden where there is one."""
+) -> tuple[Golden, dict[str, str]]:
+    """The reference computed now, on the token ids of the stored golden where there is one.
+
+    With it the targets whose quantisation can't be repeated, and why.
+    """
     need(CONVERT, "convert", "--reference")
     from emo_export.export import make_golden
     from emo_export.golden import Probes, choose_probes
@@ -97,7 +101,13 @@ def _fresh_golden(
         probes = choose_probes(checkpoint, heldout_files((), checkpoint), 4096)
     else:
         probes = Probes.of(stored)
-    schemes = {spec: scheme_of(spec, checkpoint, entry) for spec, entry in targets.items()}
+    alone = unrepeatable(folder, targets, checkpoint)
+    schemes = {
+        spec: scheme_of(spec, checkpoint, entry)
+        for spec, entry in targets.items()
+        if spec not in alone
+    }
     importance = importance_of_folder(folder, targets, checkpoint)
     with progress_steps() as steps:
-        return make_golden(checkpoint, schemes, probes, steps, device, importance=importance)
+        golden = make_golden(checkpoint, schemes, probes, steps, device, importance=importance)
+    return golden, alone

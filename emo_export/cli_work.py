@@ -67,7 +67,7 @@ def progress_steps() -> Iterator[Steps]:
 
         def on_start(targets: Sequence[Target], source_bytes: int) -> None:
             for target in targets:
-                say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB -> {target.path}")
+                say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB of weights -> {target.path}")
                 _warn_fallbacks(target)
             if not console.is_terminal:
                 say(f"reading {source_bytes / 1e6:.1f} MB once")

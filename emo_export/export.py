@@ -107,7 +107,8 @@ def export(
     with staging(out, overwrite) as folder:
         targets = make_targets(folder)
         steps.on_start(targets, checkpoint.nbytes)
-        check_space(out, sum(target.nbytes for target in targets))
+        golden_bytes = 0 if probes is None else probes.golden_bytes(len(targets), checkpoint.config)
+        check_space(out, sum(target.nbytes for target in targets) + golden_bytes)
         golden = _write_targets(checkpoint, targets, probes, steps, device, measure)
         if measure is not None:
             measure.save(folder)

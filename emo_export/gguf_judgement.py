@@ -51,6 +51,8 @@ def _line(kin: Kin, found: list[Finding]) -> str:
         if counts[level]
     ]
     checked = "" if kin.is_emo else " (of what holds for any model)"
+    if not found:
+        checked += "; of the weights only some rows were looked at"
     return f"{kin.text}; {', '.join(said) or 'nothing wrong'} found{checked}"
 
 

@@ -73,6 +73,10 @@ class Probes:
             golden.stop_ids,
         )
 
+    def golden_bytes(self, targets: int, config: EmoConfig) -> int:
+        """At most the size of golden.npz, which is compressed a little."""
+        return (targets + 1) * 4 * self.input_ids.size * config.vocab_size
+
     @property
     def sequences(self) -> list[Ids]:
         """All of them, in the order in which a run takes them."""

@@ -241,7 +241,10 @@ def _parity(path: Path, warnings: list[str]) -> dict[str, str]:
     """Target -> verdict, from parity.json."""
     file = path / "parity.json"
     if not file.is_file():
-        warnings.append("has no parity.json: its parity was not measured (emo-export validate)")
+        golden = "" if (path / "golden.npz").is_file() else " --reference CHECKPOINT"
+        warnings.append(
+            f"has no parity.json: its parity was not measured (emo-export validate {path}{golden})"
+        )
         return {}
     try:
         reports = read_json(file)["targets"]

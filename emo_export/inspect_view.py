@@ -39,8 +39,10 @@ def render(inspection: Inspection) -> RenderableType:
 
 
 def _words(name: str) -> str:
-    """A key in words; the name of a type (q4_0, Q4_K) stays as it is."""
-    return re.sub(r"(?<!\d)_|_(?!\d)", " ", name) if name.islower() else name
+    """A key in words; a target (gguf:q4_k_m) or a type (Q4_K) stays as it is."""
+    if ":" in name or not name.islower():
+        return name
+    return re.sub(r"(?<!\d)_|_(?!\d)", " ", name)
 
 
 def _safe(text: str) -> Text:

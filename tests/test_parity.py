@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emo_export import parity, reference
+from emo_export import names, parity
 from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.golden import Probes, VariantSink
@@ -219,7 +219,7 @@ def test_a_missing_part_is_refused(tmp_path: Path) -> None:
 def test_the_sink_keeps_what_the_oracle_says(
     name: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "PIECE_BYTES", rows * 4 * 64)  # vocabulary in pieces of `rows`
+    monkeypatch.setattr(names, "PIECE_BYTES", rows * 4 * 64)  # vocabulary in pieces of `rows`
     made = case(name)
     rng = np.random.default_rng(6)
     held = tuple(rng.integers(0, 512, length) for length in (9, 2, 15))
