@@ -88,6 +88,8 @@ def spec_of(path: Path) -> str:
     from emo_export.gguf_header import read_gguf
 
     keys = read_gguf(path).keys
+    if keys.get("general.type") == "imatrix":
+        raise EmoExportError(f"{path}: is an importance matrix, not a model")
     if keys.get("general.architecture") not in ARCHITECTURES:
         raise EmoExportError(
             f"{path}: architecture {keys.get('general.architecture')!r}; export writes "

@@ -31,6 +31,8 @@ def judge(path: Path, file: GgufFile) -> tuple[str, list[Finding]]:
     """One line of judgement, and the findings, the worst first. `file` is from read_gguf."""
     subject = Subject(path, file)
     kind = subject.text("general.type")
+    if kind == "imatrix":
+        return _imatrix(subject), list(_file(subject))
     if kind not in (None, "model") or subject.arch == "clip":
         return f"not a language model: {kind or subject.arch}", list(_file(subject))
     kin = kin_of(subject)
@@ -41,6 +43,23 @@ def judge(path: Path, file: GgufFile) -> tuple[str, list[Finding]]:
         found += [*graph_findings(subject), *weight_findings(subject)]
     found.sort(key=lambda finding: LEVELS.index(finding.level))
     return _line(kin, found), found
+
+
+def _imatrix(subject: Subject) -> str:
+    """What an importance matrix of llama-imatrix or of an export was made from."""
+    chunks, size, text = (
+        subject.file.keys.get(f"imatrix.{key}") for key in ("chunk_count", "chunk_size", "datasets")
+    )
+    about = ""
+    if isinstance(chunks, int) and isinstance(size, int):
+        about = f" of about {chunks * size} tokens"
+    if isinstance(text, list):
+        about += f" of {', '.join(str(name)[:60] for name in text[:8])}"
+    count = sum(name.endswith(".in_sum2") for name in subject.tensors)
+    return (
+        f"no model but an importance matrix{about}, for {count} tensors: give it to "
+        "emo-export export --imatrix or llama-quantize --imatrix"
+    )
 
 
 def _line(kin: Kin, found: list[Finding]) -> str:

@@ -31,7 +31,7 @@ def render(inspection: Inspection) -> RenderableType:
         lines.append(Text("judgement: ", "bold") + _safe(inspection.judgement))
     for finding in found:
         lines.append(Text(f"{finding.level}: ", COLOURS[finding.level]) + _safe(finding.head))
-        lines.append(Padding(_safe(finding.rest), (0, 0, 0, 2)))
+        lines.append(Padding(_safe(finding.rest), (0, 0, 0, 2), expand=False))
     told = {finding.text for finding in found}
     others = [text for text in inspection.warnings if text not in told]
     lines += [Text("warning: ", "yellow") + _safe(text) for text in others]
