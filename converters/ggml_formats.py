@@ -16,13 +16,16 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Packed
 
 # The largest magnitude that a type stores: of f16 itself, of its f16 scale times the largest
-# integer, and of bf16. Beyond it the file would hold infinities. Every other type's f16 scale is
-# at most the largest magnitude of its block.
+# integer, and of bf16. Beyond it the file would hold infinities. With importance, ggml's search for
+# the offset of q4_1 and q5_1 goes up to a third beyond a block's largest magnitude; every other
+# type has f16 scales of at most that.
 F16_MAX = 65504.0
 LARGEST: Mapping[str, float] = {
     "f16": F16_MAX,
     "bf16": 3.3895e38,
     "q8_0": F16_MAX * 127,
+    "q5_1": F16_MAX / 2,
+    "q4_1": F16_MAX / 2,
 }
 
 _KIND = gguf.GGMLQuantizationType

@@ -82,7 +82,12 @@ def read_imatrix(path: Path, config: EmoConfig, arch: str) -> ImportanceMatrix:
         if name + SUMS not in tensors:
             continue
         sums = _values(path, tensors[name + SUMS], parts[0].shape, LARGEST)
-        counts = _values(path, tensors[name + COUNTS], (len(sums), 1))
+        counts = _values(path, tensors[name + COUNTS], (len(sums), 1), MOST_TOKENS)
+        if (counts != np.rint(counts)).any() or sums[counts[:, 0] == 0].any():
+            raise EmoExportError(
+                f"{path}: {name}{COUNTS} holds no whole numbers, or 0 beside sums that are not; "
+                f"it is damaged: {REMEDY}"
+            )
         for part in parts:
             first, end = part.cols
             width = shape_of(part.slot, config)[1]

@@ -262,18 +262,24 @@ def doctor(as_json: bool) -> None:
     run_doctor(as_json, stdout())
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """End on any of the signals as on Ctrl-C, so that half-written files are removed."""
+    """End on any of the signals as on Ctrl-C, so that half-written files are removed.
+
+    A second one must not disturb that; it takes a second at most.
+    """
     _received.append(number)
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
             signal.signal(number, _interrupt)
     try:

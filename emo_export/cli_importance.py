@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emo_export.errors import EmoExportError
+from emo_export.manifest import verify
 
 if TYPE_CHECKING:
     from emo_export.calibrate import Calibration
@@ -28,7 +29,7 @@ def start_calibration(
     """
     from emo_export.calibrate import Calibration
     from emo_export.importance import CHUNK
-    from emo_export.texts import open_tokenizer, sequences_of, text_files
+    from emo_export.texts import named, open_tokenizer, sequences_of, text_files
 
     config = checkpoint.config
     encode = open_tokenizer(checkpoint.path, config.vocab_size)
@@ -42,9 +43,7 @@ def start_calibration(
     sequences = sequences_of(found, encode, tokens, length)
     if not sequences:
         raise EmoExportError("--calibration: the text is too short; give at least two tokens")
-    # A name that is no UTF-8 could not be written into the files.
-    source = ", ".join(file.name.encode("utf-8", "replace").decode() for file in found)
-    return Calibration(config, sequences, source, device)
+    return Calibration(config, sequences, named(found), device)
 
 
 def read_importance(path: Path, checkpoint: Checkpoint, arch: str | None) -> ImportanceMatrix:
@@ -111,6 +110,9 @@ def importance_of_folder(
                     f"{path}: is missing; {spec} was quantised with this importance matrix, and "
                     "its reference can't be computed anew without"
                 )
+            problems = verify(folder, only=str(entry["importance"]["file"]))
+            if problems:
+                raise EmoExportError(f"{problems[0]}; {spec} was quantised with what it was")
             return read_importance(path, checkpoint, entry.get("arch"))
     return None
 
@@ -122,27 +124,34 @@ def unrepeatable(
     found = {}
     for spec, entry in targets.items():
         path = folder / str(entry["path"])
-        if "recipe" not in entry and spec.startswith("gguf") and path.is_file():
-            reason = _unlike_ours(path, spec, checkpoint)
-            if reason:
-                found[spec] = (
-                    f"compared with the original alone: {reason}, so what it should compute can't "
-                    "be told from the checkpoint"
-                )
+        if not spec.startswith("gguf") or not path.is_file():
+            continue
+        reason = _unlike_ours(path, spec, checkpoint, entry)
+        if reason and "recipe" in entry:
+            raise EmoExportError(f"{path}: is not what manifest.json says: {reason}")
+        if reason:
+            found[spec] = (
+                f"compared with the original alone: {reason}, so what it should compute can't be "
+                "told from the checkpoint"
+            )
     return found
 
 
-def _unlike_ours(path: Path, spec: str, checkpoint: Checkpoint) -> str:
-    """What a GGUF has that an export by the type's recipe alone would not have, or nothing."""
+def _unlike_ours(path: Path, spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any]) -> str:
+    """What a GGUF has that an export with this entry's recipe would not have, or nothing."""
     from emo_export.cli_make import scheme_of
     from emo_export.converters.gguf_layout import Layout
     from emo_export.gguf_header import read_gguf
 
     file = read_gguf(path)
-    if any(key.startswith("quantize.imatrix.") for key in file.keys):
+    measured = any(key.startswith("quantize.imatrix.") for key in file.keys)
+    if measured and "importance" not in entry:
         return "it was quantised with an importance matrix"
     arch = str(file.keys.get("general.architecture"))
-    declared = Layout(checkpoint.config, arch, scheme_of(spec, checkpoint, {"arch": arch})).declared
+    if entry.get("arch", arch) != arch:
+        return f"its architecture is {arch}"
+    scheme = scheme_of(spec, checkpoint, {**entry, "arch": arch})
+    declared = Layout(checkpoint.config, arch, scheme).declared
     types = {name: kind.name for name, _, kind in declared}
     for tensor in file.tensors:
         wanted = types.get(tensor.name, tensor.type.lower())

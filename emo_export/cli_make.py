@@ -30,10 +30,18 @@ def scheme_of(
     """
     kind, type_name = parse_spec(spec)
     if kind == "gguf":
+        from emo_export.converters.ggml_formats import GGML_FORMATS
         from emo_export.converters.gguf_scheme import gguf_scheme
         from emo_export.recipes import Part
 
-        recipe = {Part(role): name for role, name in (entry or {}).get("recipe", {}).items()}
+        recipe = {}
+        for role, name in (entry or {}).get("recipe", {}).items():
+            if role not in list(Part) or name not in GGML_FORMATS:
+                raise EmoExportError(
+                    f"{spec}: its recipe gives {role} the type {name}, which this version does not "
+                    "know; was manifest.json changed, or made by a newer emo-export?"
+                )
+            recipe[Part(role)] = name
         return gguf_scheme(type_name, checkpoint.config, recipe, (entry or {}).get("arch"))
     from emo_export.converters.to_onnx import onnx_scheme
 

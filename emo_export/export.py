@@ -122,7 +122,8 @@ def export(
             write_parity(folder / "parity.json", reports)
         source = _source(checkpoint)
         sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
-        card = model_card(checkpoint, out.name, entries, sizes, reports)
+        title = out.name.encode("utf-8", "replace").decode("utf-8")
+        card = model_card(checkpoint, title, entries, sizes, reports)
         with writing(folder / "README.md"):
             (folder / "README.md").write_text(card, encoding="utf-8")
         _write_modelfiles(folder, entries, checkpoint)
@@ -135,7 +136,8 @@ def _write_modelfiles(
 ) -> None:
     """A Modelfile for Ollama beside each GGUF file."""
     settings = checkpoint.path / "tokenizer_config.json"
-    has_template = settings.is_file() and bool(read_json(settings).get("chat_template"))
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    has_template = isinstance(template, str) and bool(template)
     for spec, entry in entries.items():
         if spec.startswith("gguf"):
             path = folder / modelfile_name(entry["path"])

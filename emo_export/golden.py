@@ -16,7 +16,7 @@ from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
 from emo_export.parity import PAD, Golden, Variant
 from emo_export.stop_tokens import stop_tokens
-from emo_export.texts import open_tokenizer, sequences_of, split
+from emo_export.texts import named, open_tokenizer, sequences_of, split
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -120,7 +120,7 @@ def choose_probes(
         source = "random token ids (the checkpoint has no tokenizer)"
     elif heldout:
         texts = sequences_of(heldout, tokenizer, tokens, min(HELDOUT, context))
-        source = ", ".join(file.name for file in heldout)
+        source = named(heldout)
     else:
         texts = list(split(tokenizer(SAMPLE), min(HELDOUT, context)))
         source = BUILT_IN_TEXT

@@ -59,4 +59,4 @@ class ImportanceMatrix:
 
     def unseen(self) -> list[Slot]:
         """The experts' matrices that saw no token, in order."""
-        return [slot for slot, count in self.counts.items() if count == 0]
+        return [s for s, count in self.counts.items() if count == 0 and s.expert >= 0]

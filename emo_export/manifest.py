@@ -57,11 +57,26 @@ class Manifest:
                 raise ValueError("it names no target")
             for spec, target in manifest.targets.items():
                 _inside(folder, target["path"], f"target {spec}")
+                _check_entry(folder, spec, target)
             for entry in files:
                 _inside(folder, entry.path, "a file")
         except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a manifest of emo-export ({error})") from error
         return manifest
+
+
+def _check_entry(folder: Path, spec: str, target: Mapping[str, Any]) -> None:
+    """Raise ValueError when what a target says of itself is not of our form."""
+    recipe, arch = target.get("recipe", {}), target.get("arch", "")
+    if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
+        raise ValueError(f"recipe of {spec} is {recipe!r}")
+    if not isinstance(arch, str):
+        raise ValueError(f"arch of {spec} is {arch!r}")
+    if "importance" in target:
+        file = target["importance"]["file"]
+        if not isinstance(file, str):
+            raise ValueError(f"importance of {spec} is in {file!r}")
+        _inside(folder, file, f"the importance matrix of {spec}")
 
 
 def _inside(folder: Path, relative: str, what: str) -> None:
@@ -93,11 +108,16 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def verify(folder: Path) -> list[str]:
-    """Compare every file with the manifest; return a sentence for each that differs."""
+def verify(folder: Path, only: str | None = None) -> list[str]:
+    """Compare every file with the manifest; return a sentence for each that differs.
+
+    With `only`, a path relative to the folder, that file alone.
+    """
     manifest = Manifest.load(folder)
     problems = []
     for entry in manifest.files:
+        if only not in (None, entry.path):
+            continue
         path = folder / entry.path
         if not path.is_file():
             problems.append(f"{path}: is missing")
@@ -106,6 +126,8 @@ def verify(folder: Path) -> list[str]:
         elif digest(path) != entry.sha256:
             problems.append(f"{path}: its content differs from the manifest's SHA-256")
     known = {entry.path for entry in manifest.files} | {NAME}
+    if only is not None:
+        return problems if only in known else [f"{folder / only}: is not in the manifest"]
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.relative_to(folder).as_posix() not in known:
             problems.append(f"{path}: is not in the manifest")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from emo_export.interfaces import Ids
 
 Encode = Callable[[str], Ids]
 """Text -> token ids (T,)."""
+
+MOST_CHARACTERS = 64  # of a token, on average; more of a file is never needed
+MARGIN = 64  # tokens, beyond which the end of a text that was cut changes nothing
+MOST_NAMED = 8
 
 
 def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
@@ -60,18 +65,31 @@ def text_files(places: Sequence[Path]) -> list[Path]:
 def sequences_of(files: Sequence[Path], encode: Encode, tokens: int, length: int) -> list[Ids]:
     """The first tokens of each file, up to `tokens` in all, shared evenly among the files.
 
-    Sequences (T,) of at most `length` that don't cross documents. Raises EmoExportError for a file
-    that holds no text.
+    Sequences (T,) of at most `length` that don't cross documents. No more of a file is read and
+    encoded than that takes. Raises EmoExportError for a file that holds no text.
     """
     chunks: list[Ids] = []
     for file in files:
         left = max(tokens // len(files), 2)
-        for document in read_documents(file):
-            for ids in split(encode(document), length):
+        for document in read_documents(file, most=MOST_CHARACTERS * left):
+            for ids in split(_first_ids(document, encode, left), length):
                 if left > 1:
                     chunks.append(ids[:left])
                     left -= len(chunks[-1])
+            if left <= 1:
+                break
     return chunks
+
+
+def _first_ids(document: str, encode: Encode, count: int) -> Ids:
+    """The first `count` token ids of a document, or all; not much more of it is encoded."""
+    size = 8 * count + MARGIN
+    while True:
+        ids = encode(document[:size])
+        # The last few tokens of a text that was cut may not be those of the whole.
+        if size >= len(document) or len(ids) >= count + MARGIN:
+            return ids[:count]
+        size *= 4
 
 
 def split(ids: Ids, size: int) -> list[Ids]:
@@ -79,23 +97,37 @@ def split(ids: Ids, size: int) -> list[Ids]:
     return [ids[s : s + size] for s in range(0, len(ids), size) if len(ids[s : s + size]) > 1]
 
 
-def read_documents(file: Path) -> list[str]:
-    """Documents of a .txt (one) or .jsonl (objects with "text") file.
+def read_documents(file: Path, most: int | None = None) -> Iterator[str]:
+    """Documents of a .txt (one) or .jsonl (objects with "text") file, read as they are asked for.
 
-    Raises EmoExportError for a file that can't be read or holds no text.
+    Of a .txt at most the first `most` characters are read. Raises EmoExportError for a file that
+    can't be read or holds no text.
     """
+    empty = True
     try:
-        content = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            documents = [content]
-        else:
-            documents = [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
+        # A byte order mark is no text.
+        with file.open(encoding="utf-8-sig", newline="\n") as handle:
+            raw = _lines(handle) if file.suffix == ".jsonl" else iter([handle.read(most)])
+            for document in raw:
+                if isinstance(document, str) and document.strip():
+                    empty = False
+                    yield document.encode("utf-8", "replace").decode("utf-8")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EmoExportError(
             f'{file}: is not readable text (.txt) or JSON lines with "text" (.jsonl): {error}'
         ) from error
-    documents = [d for d in documents if isinstance(d, str) and d.strip()]
-    documents = [d.encode("utf-8", "replace").decode("utf-8") for d in documents]
-    if not documents:
+    if empty:
         raise EmoExportError(f"{file}: holds no text")
-    return documents
+
+
+def _lines(handle: TextIO) -> Iterator[Any]:
+    for line in handle:
+        if line.strip():
+            yield json.loads(line)["text"]
+
+
+def named(files: Sequence[Path]) -> str:
+    """The names of text files for a sentence; of many, the first few."""
+    names = [file.name.encode("utf-8", "replace").decode("utf-8") for file in files]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -265,3 +265,42 @@ def test_a_text_whose_name_is_not_unicode(wide: Path, tmp_path: Path, emo: Emo) 
     done = emo("export", wide, "-o", out, *arguments)
     assert done.code == 0 and "Traceback" not in done.err
     assert Manifest.load(out).targets["gguf:q4_0"]["importance"]["source"] == "caf?.txt"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recipe": {"expert": "q9"}}, "gives expert the type q9"),
+        ({"recipe": {"foo": "q8_0"}}, "gives foo the type q8_0"),
+        ({"recipe": []}, "is not a manifest"),
+        ({"recipe": {"expert": []}}, "is not a manifest"),
+        ({"importance": 5}, "is not a manifest"),
+        ({"importance": {}}, "is not a manifest"),
+        ({"importance": {"file": "../imatrix.gguf"}}, "lies outside the folder"),
+        ({"recipe": {"expert": "q4_0"}}, "is not what manifest.json says: blk.0.ffn_gate_exps"),
+        ({"arch": "glm4moe"}, "is not what manifest.json says: its architecture is deepseek"),
+        (None, "imatrix.gguf: its content differs"),
+    ],
+)
+def test_a_folder_that_was_tampered_with_is_refused(
+    change: dict[str, Any] | None, said: str, calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
+) -> None:
+    copy = shutil.copytree(calibrated, tmp_path / "copy")
+    if change is None:
+        data = bytearray((copy / "imatrix.gguf").read_bytes())
+        data[-3] ^= 1
+        (copy / "imatrix.gguf").write_bytes(data)
+    else:
+        manifest = json.loads((copy / "manifest.json").read_text())
+        entry = manifest["targets"]["gguf:q4_k_m"]
+        recipe = change.get("recipe")
+        entry |= {"recipe": entry["recipe"] | recipe} if isinstance(recipe, dict) else change
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+    done = emo("validate", copy, "--target", "gguf:q4_k_m", "--reference", wide)
+    assert done.code == 2 and said in done.err
+
+
+def test_a_name_that_is_not_unicode_is_no_surprise_at_the_end(tmp_path: Path, emo: Emo) -> None:
+    out = tmp_path / "caf\udce9"
+    done = emo("export", case("mha").folder, "-o", out, "--to", "gguf:q4_0", "--no-golden")
+    assert done.code == 0 and "# caf?" in (out / "README.md").read_text()

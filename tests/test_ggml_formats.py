@@ -201,3 +201,12 @@ def test_overflow_is_refused_and_what_fits_is_finite(name: str) -> None:
     rows[1, 7] = np.float32(largest * 1.001)
     with pytest.raises(EmoExportError, match="the largest that"):
         kind.quantize(rows, EVEN)
+
+
+@pytest.mark.parametrize("name", ["q4_1", "q5_1", "q4_0", "q4_k", "q2_k", "iq4_nl"])
+@pytest.mark.parametrize("seed", range(6))
+def test_large_values_with_importance_stay_finite(name: str, seed: int) -> None:
+    kind = GGML_FORMATS[name]
+    largest = np.float32(LARGEST.get(name, 65504.0) * 0.999)
+    rows = np.clip(normal((8, 512), float(largest) / 3, seed), -largest, largest)
+    assert np.isfinite(kind.dequantize(kind.quantize(rows, EVEN))).all()

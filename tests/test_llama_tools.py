@@ -72,7 +72,7 @@ def llama() -> LlamaTools:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of every kind of calibration text in one file."""
-    documents = [read_documents(file)[0] for file in text_files([NANO / "calibration"])]
+    documents = [next(read_documents(file)) for file in text_files([NANO / "calibration"])]
     path = tmp_path_factory.mktemp("text") / "some.txt"
     path.write_text("\n".join(document[:2500] for document in documents), "utf-8")
     return path

@@ -26,12 +26,12 @@ def lines(path: Path, *documents: object) -> Path:
 def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("Zürich\n\nOslo \n", "utf-8")
-    assert read_documents(text) == ["Zürich\n\nOslo \n"]
+    assert list(read_documents(text)) == ["Zürich\n\nOslo \n"]
     named = lines(tmp_path / "b.jsonl", {"text": "one\u2028still", "id": 3}, {"text": "two"})
     named.write_text(named.read_text("utf-8") + '\r\n\n{"text": "three"}', "utf-8")
-    assert read_documents(named) == ["one\u2028still", "two", "three"]
-    assert read_documents(lines(named, {"text": " "}, {"text": 5}, {"text": "x"})) == ["x"]
-    assert read_documents(lines(named, {"text": "a\ud800b"})) == ["a?b"]
+    assert list(read_documents(named)) == ["one\u2028still", "two", "three"]
+    assert list(read_documents(lines(named, {"text": " "}, {"text": 5}, {"text": "x"}))) == ["x"]
+    assert list(read_documents(lines(named, {"text": "a\ud800b"}))) == ["a?b"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
@@ -40,7 +40,7 @@ def test_what_holds_no_text_is_refused(suffix: str, content: bytes, tmp_path: Pa
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
     with pytest.raises(EmoExportError, match=rf"bad\{suffix}: (holds no text|is not readable)"):
-        read_documents(path)
+        list(read_documents(path))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_lines_without_text_are_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "good"}\n' + line + "\n")
     with pytest.raises(EmoExportError, match=r'bad\.jsonl: is not .* JSON lines with "text"'):
-        read_documents(path)
+        list(read_documents(path))
 
 
 def test_a_folder_means_the_texts_in_it(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_means_the_texts_in_it(tmp_path: Path) -> None:
     with pytest.raises(EmoExportError, match=r"empty: holds no \.jsonl or \.txt file"):
         text_files([tmp_path / "b.txt", tmp_path / "empty"])
     with pytest.raises(EmoExportError, match=r"nowhere\.txt: is not readable"):
-        read_documents(tmp_path / "nowhere.txt")
+        list(read_documents(tmp_path / "nowhere.txt"))
 
 
 def test_tokens_are_shared_evenly_and_cut_at_documents(tmp_path: Path) -> None:
@@ -101,3 +101,27 @@ def test_a_tokenizer_is_opened_or_refused(synth: Path, nano: Path) -> None:
         open_tokenizer(synth, 512)
     (synth / "tokenizer.json").unlink()
     assert open_tokenizer(synth, 512) is None
+
+
+def test_no_more_of_a_file_is_encoded_than_its_tokens_take(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def counting(text: str) -> Array:
+        seen.append(len(text))
+        return letters(text)
+
+    long, many = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    long.write_text("x" * 3_000_000)
+    lines(many, *({"text": "y" * 50} for _ in range(5000)))
+    found = sequences_of([long, many], counting, 200, 64)
+    assert sum(map(len, found)) == 200
+    assert sum(seen) < 5000 and len(seen) < 10
+    # Tokens of many characters: more is encoded until there are enough.
+    sparse = sequences_of([long], lambda text: letters(text[::20]), 100, 64)
+    assert sum(map(len, sparse)) == 100
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "word"), ("a.jsonl", '{"text": "word"}')):
+        (tmp_path / name).write_text("\ufeff" + content, "utf-8")
+        assert list(read_documents(tmp_path / name)) == ["word"]
