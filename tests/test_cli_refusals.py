@@ -200,8 +200,8 @@ def test_a_disk_that_is_too_small_or_fills_up_is_named(
     script = (
         f'mount -t tmpfs -o size={size} tmpfs "$1" && shift; '
         '(until ls "$0"/.out.partial-*/*.gguf; do sleep 0.01; done; '
-        'head -c 12000000 /dev/zero > "$0/other") >/dev/null 2>&1 & "$@"; code=$?; '
-        'kill %1 2>/dev/null; rm -f "$0/other"; ls -A "$0"; exit $code'
+        'head -c 12000000 /dev/zero > "$0/other") >/dev/null 2>&1 & other=$!; "$@"; code=$?; '
+        'kill $other 2>/dev/null; rm -f "$0/other"; ls -A "$0"; exit $code'
     )
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:

@@ -193,8 +193,10 @@ def test_many_tensors_are_judged_in_time(tmp_path: Path) -> None:
 def test_what_is_no_language_model(tmp_path: Path) -> None:
     keys = {"general.type": "imatrix"}
     found = inspect_path(made(tmp_path / "x.gguf", "emo", ["blk.0.attn_q.in_sum2"], keys))
-    assert found.judgement == "not a language model: imatrix"
+    assert found.judgement.startswith("no model but an importance matrix, for 1 tensors: give it")
     assert found.warnings == []
+    other = made(tmp_path / "y.gguf", "emo", ["a"], {"general.type": "adapter"})
+    assert inspect_path(other).judgement == "not a language model: adapter"
 
 
 @settings(max_examples=60, deadline=2000, suppress_health_check=list(HealthCheck))
