@@ -17,8 +17,14 @@ SESSION_OPTIONS: Mapping[str, str] = {
 def exact_graph(model: Path) -> bytes:
     """The bytes of a model whose every `accuracy_level` is 0; its data file is not read."""
     proto = onnx.load(model, load_external_data=False)
-    for node in proto.graph.node:
+    _lower(proto.graph)
+    return bytes(proto.SerializeToString())
+
+
+def _lower(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
-    return bytes(proto.SerializeToString())
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _lower(attribute.g)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from emo_export.converters.nbits_formats import IntBlocks
 from emo_export.converters.onnx_data import ExternalData
+from emo_export.converters.onnx_kinds import Kind
 from emo_export.interfaces import Format
 
 MICROSOFT = "com.microsoft"
-OPSET = 23
-IR_VERSION = 11
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,18 @@ class Linear:
 class Graph:
     """Collects nodes; every value is a name."""
 
-    def __init__(self, accuracy_level: int) -> None:
+    def __init__(self, kind: Kind, accuracy_level: int) -> None:
+        self.kind = kind
         self.accuracy_level = accuracy_level
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
-        self._count = 0
+        self._numbers = itertools.count(1)
+
+    def inner(self) -> Graph:
+        """An empty graph for a branch or a body; its constants are this one's."""
+        inner = Graph(self.kind, self.accuracy_level)
+        inner.constants, inner._numbers = self.constants, self._numbers
+        return inner
 
     def add(
         self,
@@ -62,8 +69,7 @@ class Graph:
         name: str = "",
     ) -> str:
         """Append a node and return the name of its first output."""
-        self._count += 1
-        name = name or f"{op}_{self._count}"
+        name = name or f"{op}_{next(self._numbers)}"
         outputs = outputs or [f"{name}.out"]
         node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain)
         for key, value in (attributes or {}).items():
@@ -75,6 +81,10 @@ class Graph:
         """An int64 constant (a scalar for an int)."""
         array = np.array(values, dtype=np.int64)
         return self.constant("ints_" + "_".join(map(str, np.atleast_1d(array))), array)
+
+    def float(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(f"float_{value}", np.array(value, dtype=np.float32))
 
     def constant(self, name: str, array: Any) -> str:
         """A small constant, stored in the graph itself; one per name and rank."""
@@ -107,24 +117,41 @@ class Graph:
         """silu(gate) * up."""
         return self.add("Mul", [self.add("Mul", [gate, self.add("Sigmoid", [gate])]), up])
 
-    def model(
+    def body(
         self,
         name: str,
-        inputs: Sequence[onnx.ValueInfoProto],
-        outputs: Sequence[onnx.ValueInfoProto],
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[ValueInfoProto],
+    ) -> GraphProto:
+        """The nodes as the subgraph of an operator."""
+        return helper.make_graph(self.nodes, name, list(inputs), list(outputs))
+
+    def model(
+        self,
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[ValueInfoProto],
         data: ExternalData,
-        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
         """The finished model, its large initializers in the external data."""
-        graph = helper.make_graph(
-            self.nodes,
-            name,
-            list(inputs),
-            list(outputs),
-            [*self.constants.values(), *data.protos],
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        initializers = [*self.constants.values(), *data.protos]
+        graph = helper.make_graph(self.nodes, "emo", list(inputs), list(outputs), initializers)
+        opsets = [helper.make_opsetid("", self.kind.opset)]
+        if self.kind.microsoft:
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=self.kind.ir_version)
         model.producer_name = "emo-export"
-        helper.set_model_props(model, dict(metadata))
+        needs = {
+            "emo_export.graph": self.kind.name,
+            "emo_export.onnxruntime_min": self.kind.onnxruntime_min,
+        }
+        helper.set_model_props(model, needs)
         return model
+
+
+def mlp(graph: Graph, x: str, gate_up: Linear, down: Linear) -> str:
+    """down(silu(gate x) * up x), with gate and up stored as one matrix."""
+    both = graph.linear(x, gate_up)
+    width = gate_up.rows // 2
+    gate, up = f"{gate_up.name}.gate", f"{gate_up.name}.up"
+    graph.add("Split", [both, graph.ints([width, width])], {"axis": 1}, outputs=[gate, up])
+    return graph.linear(graph.swiglu(gate, up), down)

@@ -10,6 +10,7 @@ from emo_export.errors import EmoExportError
 from emo_export.json_file import read_json
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest
+from emo_export.recipes import DEFAULT_GRAPH
 
 ARCHITECTURES = ("deepseek", "glm4moe")
 """llama.cpp's graphs that EMO is written for, in the order of preference."""
@@ -84,7 +85,9 @@ def spec_of(path: Path) -> str:
         needs = path / "emo_export.json"
         if not needs.is_file():
             raise EmoExportError(f"{path}: has no emo_export.json; was it made by export?")
-        return f"onnx:{read_json(needs).get('type')}"
+        data = read_json(needs)
+        graph = data.get("graph", DEFAULT_GRAPH)
+        return f"onnx:{data.get('type')}" + (f"@{graph}" if graph != DEFAULT_GRAPH else "")
     from emo_export.gguf_header import read_gguf
 
     keys = read_gguf(path).keys

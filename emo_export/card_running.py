@@ -21,6 +21,11 @@ GRAPHS = {
     "glm4moe": "whose graph computes this model exactly, with biases that steer the selection",
 }
 
+ONNX_GRAPHS = {
+    "qmoe": "its `MoE` and `QMoE` operators gather the chosen experts",
+    "if": "one branch for each expert around its matrix operators",
+}
+
 
 def modelfile_name(path: str) -> str:
     """model-Q4_K_M.gguf -> model-Q4_K_M.Modelfile."""
@@ -46,17 +51,28 @@ def running(targets: Targets, reports: Sequence[TargetReport], sizes: Mapping[st
     if ggufs:
         parts += [_choice(ggufs, reports, sizes)] if reports else []
         parts += [_llama_cpp(ggufs), _apps(ggufs)]
-    if len(ggufs) < len(targets):
-        parts.append(
-            "### ONNX Runtime\n\nThe folder needs ONNX Runtime 1.31 or newer. Its graph takes "
-            "`input_ids` and `attention_mask` (int64) and `past_key_values.N.key|value` (float32, "
-            "past length 0 at first), and returns `logits` and `present.N.key|value`."
-        )
+    onnx = {spec: target for spec, target in targets.items() if spec not in ggufs}
+    if onnx:
+        parts.append(_onnx(onnx))
     if reports:
         parts.append(
             "`golden.npz` is only needed to validate; a device that just runs needs no copy."
         )
     return "\n\n".join(parts)
+
+
+def _onnx(folders: Targets) -> str:
+    lines = [
+        f"- `{target['path']}`: ONNX Runtime {target['onnxruntime']} or newer "
+        f"({ONNX_GRAPHS[str(target['graph'])]})."
+        for target in folders.values()
+    ]
+    needs = "\n".join(lines)
+    return (
+        f"### ONNX Runtime\n\n{needs}\n\nEach graph takes `input_ids` and `attention_mask` (int64) "
+        "and `past_key_values.N.key|value` (float32, past length 0 at first), and returns `logits` "
+        "and `present.N.key|value`."
+    )
 
 
 def _block(lines: Iterator[str] | Sequence[str]) -> str:

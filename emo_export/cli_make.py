@@ -169,7 +169,7 @@ def _onnx_target(
     from emo_export.converters.to_onnx import OnnxWriter
     from emo_export.export import Target
 
-    place = f"onnx-{scheme.type_name}"
+    place = f"onnx-{scheme.type_name.replace('@', '-')}"
     writer = OnnxWriter(
         folder / place,
         checkpoint.path,
@@ -178,4 +178,7 @@ def _onnx_target(
         context=context,
         accuracy_level=accuracy_level,
     )
-    return Target(spec, place, writer, scheme)
+    kind = writer.kind
+    return Target(
+        spec, place, writer, scheme, {"graph": kind.name, "onnxruntime": kind.onnxruntime_min}
+    )

@@ -20,6 +20,7 @@ from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.install import install_command
 from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.recipes import DEFAULT_GRAPH, ONNX_RECIPES
 
 if TYPE_CHECKING:
     from emo_export.gguf_header import GgufFile
@@ -51,16 +52,22 @@ def missing_engine(spec: str) -> str:
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
-    """`gguf:q4_0` -> ("gguf", "q4_0"). Raises EmoExportError for what is not a target."""
+    """`gguf:q4_0` -> ("gguf", "q4_0"); `onnx:int4@if` -> ("onnx", "int4@if").
+
+    The default graph has no name in a target. Raises EmoExportError for what is not a target.
+    """
     if "," in spec:
         raise EmoExportError(f"--to {spec}: one target each; repeat --to for the next")
     kind, _, rest = spec.lower().partition(":")
     type_name, at, graph = rest.partition("@")
     if kind not in ("gguf", "onnx") or not type_name:
-        raise EmoExportError(f"--to {spec}: expected gguf:TYPE or onnx:TYPE, as in gguf:q4_0")
-    if at and (kind, graph) != ("onnx", "qmoe"):
-        raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has @qmoe")
-    return kind, type_name
+        raise EmoExportError(
+            f"--to {spec}: expected gguf:TYPE or onnx:TYPE[@GRAPH], as in gguf:q4_0"
+        )
+    if at and (kind != "onnx" or graph not in ONNX_RECIPES):
+        known = ", ".join(f"@{name}" for name in ONNX_RECIPES)
+        raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has {known}")
+    return kind, type_name if graph in ("", DEFAULT_GRAPH) else f"{type_name}@{graph}"
 
 
 def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Runtime:

@@ -73,11 +73,24 @@ GGUF_RECIPES: Mapping[str, Recipe] = {
     "iq2_xs": _recipe("iq2_xs", "q6_k"),
     "iq2_xxs": _recipe("iq2_xxs", "q6_k"),
 }
-ONNX_RECIPES: Mapping[str, Recipe] = {
+_BLOCKS: Mapping[str, Recipe] = {
     "f32": _recipe("f32", "f32"),
     "int8": _recipe("int8b32", "int8b32"),
     "int4": _recipe("int4b32", "int8b32"),
 }
+DEFAULT_GRAPH = "qmoe"
+ONNX_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
+    "qmoe": _BLOCKS,
+    "if": _BLOCKS,
+}
+"""The recipes of each ONNX graph; a target is TYPE of the default graph or TYPE@GRAPH."""
+
+
+def split_graph(type_name: str) -> tuple[str, str]:
+    """`int4@if` -> ("int4", "if"); a type alone is of the default graph."""
+    kind, _, graph = type_name.partition("@")
+    return kind, graph or DEFAULT_GRAPH
+
 
 # When a row is not a multiple of a type's block: the next better types, in order. Blocks of 256
 # give way to blocks of 32, and those to half precision.

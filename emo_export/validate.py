@@ -96,11 +96,15 @@ def _without_nan(value: Any) -> Any:
 
 
 def tolerances(target: str) -> Mapping[str, Mapping[str, float]]:
-    """The limits of one target, from tolerances.json. Raises EmoExportError for an unknown one."""
+    """The limits of one target, from tolerances.json: its own, or those of its type in any graph.
+
+    Raises EmoExportError for an unknown one.
+    """
     table = json.loads(resources.files("emo_export").joinpath("tolerances.json").read_text("utf-8"))
-    if target not in table:
-        raise EmoExportError(f"{target}: tolerances.json has no limits for this target")
-    return dict(table[target])
+    for name in (target, target.partition("@")[0]):
+        if name in table:
+            return dict(table[name])
+    raise EmoExportError(f"{target}: tolerances.json has no limits for this target")
 
 
 def validate_target(

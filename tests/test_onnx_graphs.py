@@ -1,0 +1,201 @@
+"""The graphs beside the default one: what they compute, what they are made of, what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from emo_export.artifact import spec_of
+from emo_export.cli_targets import parse_spec
+from emo_export.config import EmoConfig
+from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
+from emo_export.converters.onnx_kinds import KINDS
+from emo_export.converters.to_onnx import onnx_scheme
+from emo_export.errors import EmoExportError
+from emo_export.inspect import inspect_path
+from emo_export.recipes import ONNX_RECIPES
+from emo_export.runtimes.ort import OnnxModel
+from emo_export.validate import tolerances
+from tests.exporting import (
+    TIGHT,
+    assert_same,
+    case,
+    dequantised_logits,
+    exported,
+    in_pieces,
+    kl,
+    prefill,
+    steps,
+)
+from tests.paths import GOLDEN, GOLDENS, NANO
+from tests.synth import CONFIGS
+from tests.test_to_onnx import EXACT, NO_FIT, SHIPPED, Session
+
+OTHERS = [graph for graph in KINDS if graph != "qmoe"]
+QUANTISED = [
+    (name, f"onnx:{kind}@{graph}")
+    for graph in OTHERS
+    for kind in ONNX_RECIPES[graph]
+    for name in CONFIGS
+    if kind != "f32" and not (graph == "if" and name in NO_FIT)
+]
+
+
+def exact(folder: Path) -> OnnxModel:
+    """The folder's model with float activations."""
+    graph = exact_graph(folder / "model.onnx")
+    return OnnxModel(folder, threads=1, graph=graph, session_options=SESSION_OPTIONS)
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches and bodies included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes_of(attribute.g)
+
+
+@pytest.mark.parametrize("graph", OTHERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float32_is_the_oracle(name: str, graph: str) -> None:
+    made = case(name)
+    model = OnnxModel(exported(made.folder, f"onnx:f32@{graph}"), threads=1)
+    for found in (prefill(model, made.ids), steps(model, made.ids)):
+        assert_same(made.logits, found, TIGHT)
+    assert_same(made.logits, in_pieces(model, made.ids, [7, 1, 12]), TIGHT)
+    model.close()
+
+
+@pytest.mark.parametrize("graph", OTHERS)
+@pytest.mark.parametrize("folder", [*(GOLDEN / n for n in GOLDENS), NANO], ids=lambda p: p.name)
+def test_float32_is_the_published_code(folder: Path, graph: str) -> None:
+    golden = np.load(folder / "golden.npz")
+    model = OnnxModel(exported(folder, f"onnx:f32@{graph}"), threads=1)
+    ids = golden["input_ids"][:2]
+    assert_same(golden["logits"][:2], prefill(model, ids), TIGHT)
+    model.close()
+
+
+@pytest.mark.parametrize(("name", "target"), QUANTISED)
+def test_float_activations_are_the_dequantised_weights(name: str, target: str) -> None:
+    made = case(name)
+    want = dequantised_logits(made.folder, target, made.ids)
+    assert kl(made.logits, want).mean() > 1e-6  # quantisation did change the weights
+    model = exact(exported(made.folder, target))
+    for found in (prefill(model, made.ids), steps(model, made.ids)):
+        assert_same(want, found, EXACT)
+    model.close()
+
+
+@pytest.mark.parametrize("target", sorted({target for _, target in QUANTISED}))
+def test_the_trained_model(target: str) -> None:
+    ids = np.load(NANO / "golden.npz")["input_ids"][:3]
+    want = dequantised_logits(NANO, target, ids)
+    model = exact(exported(NANO, target))
+    for found in (prefill(model, ids), steps(model, ids)):
+        assert_same(want, found, EXACT)
+    model = OnnxModel(exported(NANO, target), threads=1)
+    for found in (prefill(model, ids), steps(model, ids)):
+        kind = parse_spec(target)[1].partition("@")[0]
+        assert 1e-9 < kl(want, found).mean() <= SHIPPED[kind]
+        assert (found.argmax(-1) == want.argmax(-1)).mean() >= 0.95
+
+
+@pytest.mark.parametrize("graph", OTHERS)
+@pytest.mark.parametrize("name", ["gqa", "odd_40_24", "two_shared", "always_active"])
+def test_a_left_padded_batch_is_its_sequences(name: str, graph: str) -> None:
+    made = case(name)
+    session = Session(exported(made.folder, f"onnx:f32@{graph}"))
+    pad, length, total = 4, 17, 20
+    ids, mask = made.ids.copy(), np.ones_like(made.ids)
+    ids[1, pad:] = made.ids[1, : total - pad]
+    ids[1, :pad], mask[1, :pad] = 511, 0
+    found = session(ids[:, :length], mask[:, :length])
+    assert_same(made.logits[0, :length], found[0], TIGHT)
+    assert_same(made.logits[1, : length - pad], found[1, pad:], TIGHT)
+    for end in range(length + 1, total + 1):
+        found = session(ids[:, end - 1 : end], mask[:, :end])
+        assert_same(made.logits[0, end - 1 : end], found[0], TIGHT)
+        assert_same(made.logits[1, end - 1 - pad : end - pad], found[1], TIGHT)
+
+
+@pytest.mark.parametrize("graph", KINDS)
+def test_a_graph_has_the_operators_of_its_kind(graph: str) -> None:
+    folder = exported(case("mha").folder, f"onnx:int8@{graph}")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    ops = {node.op_type for node in nodes_of(model.graph)}
+    telling = {"qmoe": {"QMoE"}, "if": {"If", "MatMulNBits"}, "standard": {"Scan", "Attention"}}
+    assert telling[graph] <= ops
+    for other in KINDS.keys() - {graph}:
+        assert not telling[other] <= ops
+    kind = KINDS[graph]
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets == {"": kind.opset} | ({"com.microsoft": 1} if kind.microsoft else {})
+    assert {node.domain for node in nodes_of(model.graph)} == set(opsets)
+
+
+@pytest.mark.parametrize("graph", KINDS)
+def test_a_folder_says_what_it_is(graph: str) -> None:
+    folder = exported(case("mha").folder, f"onnx:int8@{graph}")
+    assert spec_of(folder) == ("onnx:int8" if graph == "qmoe" else f"onnx:int8@{graph}")
+    needs = json.loads((folder / "emo_export.json").read_text("utf-8"))
+    assert needs["graph"] == graph and needs["type"] == "int8"
+    assert needs["onnxruntime_min"] == KINDS[graph].onnxruntime_min
+    found = inspect_path(folder)
+    assert (found.facts["graph"]["kind"], found.warnings) == (graph, [])
+    assert found.facts["needs"]["onnxruntime"] == KINDS[graph].onnxruntime_min
+
+
+def test_an_expert_that_no_token_chose_is_not_computed(tmp_path: Path) -> None:
+    folder = exported(case("mha").folder, "onnx:f32@if")
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    feeds = {value.name: np.zeros((1, 4, 0, 16), np.float32) for value in session.get_inputs()[2:]}
+    one = np.ones((1, 1), np.int64)
+    session.run(["logits"], feeds | {"input_ids": one, "attention_mask": one})
+    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    ran = {e["name"].removesuffix("_kernel_time") for e in events if e["cat"] == "Node"}
+    down = {name for name in ran if ".experts." in name and name.endswith(".down")}
+    assert len(down) == 2 * 2  # K routed experts in each of two layers
+
+
+@pytest.mark.parametrize(
+    ("spec", "target"),
+    [
+        ("onnx:int4@qmoe", ("onnx", "int4")),
+        ("ONNX:Int4@IF", ("onnx", "int4@if")),
+        ("onnx:f32", ("onnx", "f32")),
+        ("gguf:q4_0", ("gguf", "q4_0")),
+    ],
+)
+def test_a_spec_names_its_graph(spec: str, target: tuple[str, str]) -> None:
+    assert parse_spec(spec) == target
+
+
+@pytest.mark.parametrize("spec", ["onnx:int4@magic", "onnx:int4@", "gguf:q4_0@if"])
+def test_an_unknown_graph_is_refused_naming_those_there_are(spec: str) -> None:
+    graphs = ", ".join(f"@{graph}" for graph in KINDS)
+    with pytest.raises(EmoExportError, match=rf"is not known; onnx has {graphs}$"):
+        parse_spec(spec)
+
+
+def test_a_type_that_a_graph_lacks_is_refused_naming_the_graphs_that_have_it() -> None:
+    config = EmoConfig.from_json(NANO / "config.json")
+    with pytest.raises(EmoExportError, match="onnx:int3@if is not a known type; choose one of f32"):
+        onnx_scheme("int3@if", config)
+    with pytest.raises(EmoExportError, match="graph 'magic' is not known; choose one of qmoe, if"):
+        onnx_scheme("int4@magic", config)
+
+
+def test_limits_are_those_of_the_type() -> None:
+    assert tolerances("onnx:int4@if") == tolerances("onnx:int4")
+    with pytest.raises(EmoExportError, match="onnx:int3@if: tolerances"):
+        tolerances("onnx:int3@if")
