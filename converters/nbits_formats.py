@@ -1,7 +1,8 @@
-"""Formats: float32 and the int8 / int4 blocks of ONNX Runtime's MatMulNBits and QMoE.
+"""Formats: float32, the int8 / int4 blocks of ONNX Runtime's MatMulNBits and QMoE, int8 rows.
 
 Source: onnxruntime `contrib_defs.cc` (MatMulNBits, QMoE, GatherBlockQuantized) and
-`quantize_matmul_{4,8}bits`, whose bytes these are (tests/test_nbits_formats.py).
+`quantize_matmul_{4,8}bits`, whose bytes these are (tests/test_nbits_formats.py). Rows are for the
+standard operator MatMulInteger, whose sums over a whole row take one scale.
 """
 
 from __future__ import annotations
@@ -79,8 +80,33 @@ class IntBlocks:
         return (blocks * scales[..., None]).reshape(stored.shape[0], -1)
 
 
+class Int8Rows:
+    """Symmetric int8 with one float32 scale for each row: a block of 8 bits as long as the row.
+
+    Packed as {"weight": (N, C) uint8, "scales": (N, 1) float32}; what is stored is q + 128. uint8
+    and not int8, because a kernel for uint8 by int8 sums pairs in 16 bits on AVX2 and saturates.
+    """
+
+    name = "int8row"
+    block = 1
+    zero = 128
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes of (rows, cols), scales included."""
+        return rows * cols + rows * 4
+
+    def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
+        """Rows (N, C) float32 -> packed values and scales."""
+        return IntBlocks(8, rows.shape[1]).quantize(rows)
+
+    def dequantize(self, packed: Packed) -> F32:
+        """Packed values and scales -> rows (N, C) float32."""
+        return IntBlocks(8, packed["weight"].shape[1]).dequantize(packed)
+
+
 _KINDS: tuple[Format, ...] = (
     Float32(),
+    Int8Rows(),
     *(IntBlocks(bits, block) for bits in (8, 4) for block in (32, 16)),
 )
 NBITS_FORMATS: Mapping[str, Format] = {kind.name: kind for kind in _KINDS}

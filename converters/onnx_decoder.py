@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from emo_export.config import EmoConfig
-from emo_export.converters.nbits_formats import IntBlocks
+from emo_export.converters.nbits_formats import Int8Rows, IntBlocks
 from emo_export.converters.onnx_attention import attention_frame, past_names, present_names
 from emo_export.converters.onnx_experts import ExpertBlock, expert_block
 from emo_export.converters.onnx_graph import MICROSOFT, Graph, Linear, mlp
@@ -52,6 +52,9 @@ def build_decoder(
 
 def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
     """Token ids (tokens,) -> their rows (tokens, D)."""
+    if isinstance(embed.kind, Int8Rows):
+        values, scales = _gathered(graph, ids, embed.kind.zero)
+        return graph.add("Mul", [values, scales])
     if not isinstance(embed.kind, IntBlocks):
         return graph.add("Gather", ["embed.weight", ids], name="embed")
     if graph.kind.name != "qmoe":
@@ -66,13 +69,19 @@ def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
     return graph.add("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed")
 
 
-def _gathered_blocks(graph: Graph, ids: str, kind: IntBlocks) -> str:
-    """The rows by plain operators: GatherBlockQuantized has no 8 bits in ONNX Runtime 1.22."""
+def _gathered(graph: Graph, ids: str, zero: int) -> tuple[str, str]:
+    """Stored values (tokens, D) less their zero point, and scales (tokens, blocks)."""
     stored = graph.add("Gather", ["embed.weight", ids], name="embed")
     values = graph.add("Cast", [stored], {"to": TensorProto.FLOAT})
-    values = graph.add("Sub", [values, graph.float(128.0)])
+    values = graph.add("Sub", [values, graph.float(zero)])
+    return values, graph.add("Gather", ["embed.scales", ids])
+
+
+def _gathered_blocks(graph: Graph, ids: str, kind: IntBlocks) -> str:
+    """The rows by plain operators: GatherBlockQuantized has no 8 bits in ONNX Runtime 1.22."""
+    values, scales = _gathered(graph, ids, 1 << (kind.bits - 1))
     blocks = graph.add("Reshape", [values, graph.ints([0, -1, kind.block])])
-    scales = graph.add("Unsqueeze", [graph.add("Gather", ["embed.scales", ids]), graph.ints([2])])
+    scales = graph.add("Unsqueeze", [scales, graph.ints([2])])
     return graph.add("Reshape", [graph.add("Mul", [blocks, scales]), graph.ints([0, -1])])
 
 

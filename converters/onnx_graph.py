@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from emo_export.converters.nbits_formats import IntBlocks
+from emo_export.converters.nbits_formats import Int8Rows, IntBlocks
 from emo_export.converters.onnx_data import ExternalData
 from emo_export.converters.onnx_kinds import Kind
 from emo_export.interfaces import Format
 
 MICROSOFT = "com.microsoft"
+_SMALLEST = 1e-30  # stands in for the peak of a row of zeros
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Linear:
             data.declare(f"{self.name}.weight", "u8", (self.rows, blocks, blob), self.rows)
             data.declare(f"{self.name}.scales", "f32", (self.rows, blocks), self.rows)
         else:
-            data.declare(f"{self.name}.weight", "f32", (self.rows, self.cols), self.rows)
+            element = "u8" if isinstance(self.kind, Int8Rows) else "f32"
+            data.declare(f"{self.name}.weight", element, (self.rows, self.cols), self.rows)
+            if element == "u8":
+                data.declare(f"{self.name}.scales", "f32", (self.rows,), self.rows)
         if self.has_bias:
             data.declare(f"{self.name}.bias", "f32", (self.rows,), self.rows)
 
@@ -95,6 +99,10 @@ class Graph:
     def linear(self, x: str, layer: Linear) -> str:
         """X (tokens, C) -> (tokens, N)."""
         bias = f"{layer.name}.bias" if layer.has_bias else ""
+        if isinstance(layer.kind, Int8Rows):
+            weight = self.add("Transpose", [f"{layer.name}.weight"], {"perm": [1, 0]})
+            out = self.int8_matmul(x, weight, f"{layer.name}.scales", layer.name)
+            return self.add("Add", [out, bias]) if bias else out
         if not isinstance(layer.kind, IntBlocks):
             inputs = [x, f"{layer.name}.weight"] + ([bias] if bias else [])
             return self.add("Gemm", inputs, {"transB": 1}, name=layer.name)
@@ -112,6 +120,22 @@ class Graph:
             domain=MICROSOFT,
             name=layer.name,
         )
+
+    def int8_matmul(self, x: str, weight: str, scales: str, name: str) -> str:
+        """X (..., C) by stored int8 rows, transposed: (..., C, N), scales (..., N) -> (..., N).
+
+        DynamicQuantizeLinear has one scale for all it is given. So every row is first brought to
+        the range -1 to 1, or one token's outlier would round the others' features away.
+        """
+        peak = self.add("ReduceMax", [self.add("Abs", [x]), self.ints([-1])], {"keepdims": 1})
+        peak = self.add("Max", [peak, self.float(_SMALLEST)])
+        parts = [f"{name}.{part}" for part in ("int8", "scale", "zero")]
+        self.add("DynamicQuantizeLinear", [self.add("Div", [x, peak])], outputs=parts)
+        middle = self.constant("middle", np.array(Int8Rows.zero, dtype=np.uint8))
+        sums = self.add("MatMulInteger", [parts[0], weight, parts[2], middle], name=name)
+        sums = self.add("Cast", [sums], {"to": TensorProto.FLOAT})
+        values = self.add("Mul", [sums, self.add("Mul", [scales, parts[1]])])
+        return self.add("Mul", [values, peak])
 
     def swiglu(self, gate: str, up: str) -> str:
         """silu(gate) * up."""

@@ -33,5 +33,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("qmoe", 23, 11, "1.31", microsoft=True),
         # 1.22 has no kernel of opset 23; tests/bench/ort_versions.py judged this graph there.
         Kind("if", 21, 10, "1.22", microsoft=True),
+        # 1.23 is the first with kernels of opset 23 (the same script; its Attention takes a cache).
+        Kind("standard", 23, 11, "1.23", microsoft=False),
     )
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from emo_export.config import EmoConfig
-from emo_export.converters.nbits_formats import IntBlocks
+from emo_export.converters.nbits_formats import Int8Rows, IntBlocks
 from emo_export.converters.onnx_data import ExternalData
 from emo_export.converters.onnx_decoder import LayerParts
 from emo_export.converters.onnx_experts import ExpertBlock, RoutedExperts
@@ -16,6 +16,7 @@ from emo_export.converters.onnx_if import BranchedExperts
 from emo_export.converters.onnx_kinds import Kind
 from emo_export.converters.onnx_qmoe import FusedExperts
 from emo_export.converters.onnx_routing import router_rows
+from emo_export.converters.onnx_standard import GatheredExperts
 from emo_export.interfaces import Packed
 from emo_export.names import Role, Slot, shape_of
 from emo_export.scheme import QuantScheme
@@ -85,12 +86,17 @@ class Layout:
         head = self._linear("head", [slot if tied else Slot(Role.HEAD)])
         if not tied:
             self.places[slot] = Place("embed")
-        # The gather wants two dimensions where MatMulNBits wants three, over the same bytes.
+        # The gather wants two dimensions where a product wants another number, over the same bytes.
         shapes = {"weight": ("f32", (embed.rows, embed.cols))}
         if isinstance(embed.kind, IntBlocks):
             blocks = embed.cols // embed.kind.block
             shapes["weight"] = ("u8", (embed.rows, embed.cols * embed.kind.bits // 8))
             shapes["scales"] = ("f32", (embed.rows, blocks))
+        elif isinstance(embed.kind, Int8Rows):
+            shapes = {
+                "weight": ("u8", (embed.rows, embed.cols)),
+                "scales": ("f32", (embed.rows, 1)),
+            }
         for part, (element, shape) in shapes.items():
             if tied:
                 self.data.alias(f"embed.{part}", element, shape, f"head.{part}")
@@ -154,7 +160,8 @@ class Layout:
             return BranchedExperts(name, self._pairs(name, index, layer.routed))
         kind = self._scheme.format_of(Slot(Role.UP, index, layer.routed[0]))
         shape = len(layer.routed), config.hidden_size, config.intermediate_size
-        stack = FusedExperts(name, *shape, kind)
+        form = FusedExperts if self._kind.name == "qmoe" else GatheredExperts
+        stack = form(name, *shape, kind)
         stack.declare(self.data)
         for place, expert in enumerate(layer.routed):
             for role in (*GATE_UP, Role.DOWN):

@@ -24,6 +24,7 @@ GRAPHS = {
 ONNX_GRAPHS = {
     "qmoe": "its `MoE` and `QMoE` operators gather the chosen experts",
     "if": "one branch for each expert around its matrix operators",
+    "standard": "no operator but ONNX's own, of opset 23: other engines may open it too",
 }
 
 

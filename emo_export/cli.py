@@ -38,8 +38,9 @@ def cli() -> None:
     required=True,
     metavar="SPEC",
     help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
-    "or onnx:TYPE[@GRAPH] (f32, int8, int4; GRAPH qmoe, the default, for ONNX Runtime 1.31, or if "
-    "for 1.22 and newer); may be repeated.",
+    "or onnx:TYPE[@GRAPH] (f32, int8, int4). GRAPH says what opens it: qmoe (the default) ONNX "
+    "Runtime 1.31, if 1.22 and newer, standard (f32, int8) any engine with opset 23. May be "
+    "repeated.",
 )
 @click.option(
     "--calibration",

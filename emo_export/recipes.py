@@ -82,6 +82,8 @@ DEFAULT_GRAPH = "qmoe"
 ONNX_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "qmoe": _BLOCKS,
     "if": _BLOCKS,
+    # No standard operator multiplies by 4-bit weights that are gathered at run time.
+    "standard": {"f32": _recipe("f32", "f32"), "int8": _recipe("int8row", "int8row")},
 }
 """The recipes of each ONNX graph; a target is TYPE of the default graph or TYPE@GRAPH."""
 

@@ -132,7 +132,9 @@ def test_a_damaged_tokenizer_is_one_sentence(
     [
         (("--to", "gguf:q9_9"), "gguf:q9_9"),
         (("--to", "tflite:int8"), "tflite:int8"),
-        (("--to", "onnx:int4@magic"), "magic"),
+        (("--to", "onnx:int4@magic"), "onnx has @qmoe, @if, @standard"),
+        (("--to", "onnx:int4@standard"), "int4 is possible as onnx:int4@qmoe, onnx:int4@if"),
+        (("--to", "onnx:int4", "--to", "onnx:int4@qmoe"), "twice"),
         (("--to", "gguf:q4_0", "--to", "gguf:Q4_0"), "twice"),
         (("--to", "gguf:f32", "--context", "100000"), "--context"),
         (("--to", "gguf:f32", "--torch-device", "tpu"), "tpu"),

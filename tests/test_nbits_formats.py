@@ -149,3 +149,15 @@ def test_float32_is_the_rows_themselves() -> None:
     kind = NBITS_FORMATS["f32"]
     found = kind.dequantize(kind.quantize(rows))
     assert found.dtype == np.float32 and found.tobytes() == rows.tobytes()
+
+
+def test_int8_rows_have_one_scale_each() -> None:
+    rows = np.random.default_rng(3).standard_normal((5, 37)).astype(np.float32)
+    rows[2] *= 1e-3
+    rows[4] = 0
+    packed = NBITS_FORMATS["int8row"].quantize(rows)
+    assert packed["weight"].shape == (5, 37) and packed["weight"].dtype == np.uint8
+    assert packed["scales"].shape == (5, 1)
+    error = np.abs(NBITS_FORMATS["int8row"].dequantize(packed) - rows)
+    assert (error <= np.abs(rows).max(axis=1, keepdims=True) / 128 * 1.0001).all()
+    assert (packed["weight"][np.arange(4), np.abs(rows[:4]).argmax(axis=1)] == 0).all()

@@ -10,11 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from emo_export.artifact import spec_of
 from emo_export.cli_targets import parse_spec
 from emo_export.config import EmoConfig
+from emo_export.converters.onnx_data import ExternalData
 from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
+from emo_export.converters.onnx_graph import Graph
 from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.to_onnx import onnx_scheme
 from emo_export.errors import EmoExportError
@@ -43,7 +46,7 @@ QUANTISED = [
     for graph in OTHERS
     for kind in ONNX_RECIPES[graph]
     for name in CONFIGS
-    if kind != "f32" and not (graph == "if" and name in NO_FIT)
+    if kind != "f32" and not (graph == "if" and name in NO_FIT)  # rows fit any width
 ]
 
 
@@ -153,6 +156,55 @@ def test_a_folder_says_what_it_is(graph: str) -> None:
     assert found.facts["needs"]["onnxruntime"] == KINDS[graph].onnxruntime_min
 
 
+@pytest.mark.parametrize("type_name", ONNX_RECIPES["standard"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> None:
+    made = case(name)
+    folder = exported(made.folder, f"onnx:{type_name}@standard")
+    model = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    known = {v.name for v in [*inferred.graph.value_info, *inferred.graph.output]}
+    assert {name for node in model.graph.node for name in node.output} <= known
+    reference, session = ReferenceEvaluator(model), Session(folder)
+    names = [value.name for value in model.graph.input][2:]
+    shape = [value.dim_value for value in model.graph.input[2].type.tensor_type.shape.dim]
+    past = dict.fromkeys(names, np.zeros((2, shape[1], 0, shape[3]), np.float32))
+    for start, end in ((0, 5), (5, 6), (6, 8)):
+        ids, mask = made.ids[:, start:end], np.ones((2, end), np.int64)
+        logits, *present = reference.run(None, {"input_ids": ids, "attention_mask": mask} | past)
+        assert_same(session(ids, mask), logits, TIGHT)
+        past = dict(zip(names, present, strict=True))
+        for key, value in past.items():
+            np.testing.assert_allclose(session.past[key], value, atol=2e-5)
+
+
+def test_an_outlier_of_one_token_costs_the_others_nothing() -> None:
+    # DynamicQuantizeLinear has one scale: without one of its own, row 1 would round to nothing.
+    graph = Graph(KINDS["standard"], 4)
+    data = np.random.default_rng(4).standard_normal((2, 64)).astype(np.float32)
+    data[0] *= 1e6
+    weight = np.random.default_rng(5).integers(0, 256, (64, 8)).astype(np.uint8)
+    out = graph.int8_matmul("x", "w", "s", "product")
+    ends = [
+        onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("x", onnx.TensorProto.FLOAT, (2, 64)),
+            ("w", onnx.TensorProto.UINT8, (64, 8)),
+            ("s", onnx.TensorProto.FLOAT, (8,)),
+            (out, onnx.TensorProto.FLOAT, (2, 8)),
+        )
+    ]
+    model = graph.model(ends[:3], ends[3:], ExternalData())
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    feeds = {"x": data, "w": weight, "s": np.ones(8, np.float32)}
+    want = data.astype(np.float64) @ (weight.astype(np.float64) - 128)
+    found = session.run(None, feeds)[0]
+    assert np.abs(found - want).max(axis=1) / np.abs(want).max(axis=1) == pytest.approx(0, abs=0.02)
+
+
 def test_an_expert_that_no_token_chose_is_not_computed(tmp_path: Path) -> None:
     folder = exported(case("mha").folder, "onnx:f32@if")
     options = onnxruntime.SessionOptions()
@@ -191,6 +243,9 @@ def test_a_type_that_a_graph_lacks_is_refused_naming_the_graphs_that_have_it() -
     config = EmoConfig.from_json(NANO / "config.json")
     with pytest.raises(EmoExportError, match="onnx:int3@if is not a known type; choose one of f32"):
         onnx_scheme("int3@if", config)
+    say = "the standard graph has f32, int8 only; int4 is possible as onnx:int4@qmoe, onnx:int4@if"
+    with pytest.raises(EmoExportError, match=f"^onnx:int4@standard: {say}$"):
+        onnx_scheme("int4@standard", config)
     with pytest.raises(EmoExportError, match="graph 'magic' is not known; choose one of qmoe, if"):
         onnx_scheme("int4@magic", config)
 
