@@ -17,6 +17,11 @@ from emo_export.converters.onnx_attention import attention_frame, past_names, pr
 from emo_export.converters.onnx_experts import ExpertBlock, expert_block
 from emo_export.converters.onnx_graph import MICROSOFT, Graph, Linear, mlp
 
+KEPT = "logits_to_keep"
+"""The input, named as in transformers, that says of how many last positions logits are wanted."""
+
+AXIS = {"axis": 0}
+
 
 @dataclass(frozen=True)
 class LayerParts:
@@ -30,7 +35,11 @@ class LayerParts:
 def build_decoder(
     graph: Graph, config: EmoConfig, layers: list[LayerParts], embed: Linear, head: Linear
 ) -> None:
-    """Append the whole decoder: input_ids -> logits (B, T, V) and the present keys and values."""
+    """Append the whole decoder: input_ids -> logits (B, n, V) and the present keys and values.
+
+    n is `logits_to_keep` or, when that is 0, T: generation needs the last position only, and the
+    head is as large as several layers.
+    """
     flat = graph.add("Reshape", ["input_ids", graph.ints([-1])])
     hidden = _embedding(graph, flat, embed)
     frame = attention_frame(graph, config)
@@ -46,8 +55,13 @@ def build_decoder(
         else:
             out = mlp(graph, normed, *parts.ffn)
         hidden = graph.add("Add", [hidden, out], name=f"{stem}.residual")
-    logits = graph.linear(_norm(graph, hidden, "final_norm", config), head)
-    graph.add("Reshape", [logits, frame.batch_tokens], outputs=["logits"], name="logits")
+    rows = graph.add("Reshape", [hidden, frame.batch_tokens])
+    begin = graph.add("Neg", [KEPT])  # 0 begins at the first position
+    rows = graph.add("Slice", [rows, begin, graph.ints([2**63 - 1]), graph.ints([1])])
+    shape = graph.add("Concat", [graph.add("Shape", [rows], {"end": 2}), graph.ints([-1])], AXIS)
+    kept = graph.add("Reshape", [rows, graph.ints([-1, config.hidden_size])])
+    logits = graph.linear(_norm(graph, kept, "final_norm", config), head)
+    graph.add("Reshape", [logits, shape], outputs=["logits"], name="logits")
 
 
 def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
@@ -114,7 +128,7 @@ def _add_norm(graph: Graph, x: str, y: str, name: str, config: EmoConfig) -> tup
 
 
 def decoder_inputs(config: EmoConfig) -> list[onnx.ValueInfoProto]:
-    """Inputs named as optimum and onnxruntime-genai name them."""
+    """Inputs named as optimum and onnxruntime-genai name them, and one that has a default."""
     inputs = [
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
@@ -124,13 +138,13 @@ def decoder_inputs(config: EmoConfig) -> list[onnx.ValueInfoProto]:
         inputs += [
             helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in past_names(index)
         ]
-    return inputs
+    return [*inputs, helper.make_tensor_value_info(KEPT, TensorProto.INT64, [1])]
 
 
 def decoder_outputs(config: EmoConfig) -> list[onnx.ValueInfoProto]:
-    """Logits of every position, and the keys and values to pass to the next step."""
+    """Logits of the kept positions, and the keys and values to pass to the next step."""
     shape: list[int | str | None] = ["batch", config.num_key_value_heads, "total", config.head_dim]
-    logits: list[int | str | None] = ["batch", "tokens", config.vocab_size]
+    logits: list[int | str | None] = ["batch", "positions", config.vocab_size]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits)]
     for index in range(config.num_hidden_layers):
         outputs += [

@@ -54,6 +54,7 @@ class Graph:
         self.accuracy_level = accuracy_level
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
+        self.defaults: list[TensorProto] = []  # of inputs that a caller may leave out
         self._numbers = itertools.count(1)
 
     def inner(self) -> Graph:
@@ -157,7 +158,7 @@ class Graph:
         data: ExternalData,
     ) -> onnx.ModelProto:
         """The finished model, its large initializers in the external data."""
-        initializers = [*self.constants.values(), *data.protos]
+        initializers = [*self.constants.values(), *self.defaults, *data.protos]
         graph = helper.make_graph(self.nodes, "emo", list(inputs), list(outputs), initializers)
         opsets = [helper.make_opsetid("", self.kind.opset)]
         if self.kind.microsoft:

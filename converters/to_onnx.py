@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from emo_export.config import EmoConfig
 from emo_export.converters.nbits_formats import NBITS_FORMATS
 from emo_export.converters.onnx_data import LOCATION
-from emo_export.converters.onnx_decoder import build_decoder, decoder_inputs, decoder_outputs
+from emo_export.converters.onnx_decoder import KEPT, build_decoder, decoder_inputs, decoder_outputs
 from emo_export.converters.onnx_graph import Graph
 from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.onnx_layout import Layout
@@ -77,11 +79,12 @@ class OnnxWriter:
         *,
         context: int,
         accuracy_level: int,
+        last_only: bool = False,
     ) -> None:
         self.target = f"onnx:{scheme.type_name}"
         self.folder = folder
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._context, self._level = context, accuracy_level
+        self._context, self._level, self._last_only = context, accuracy_level, last_only
         self._stops = list(stop_tokens(checkpoint, config))
         self.kind = KINDS[split_graph(scheme.type_name)[1]]
         self._layout = Layout(self.kind, config, scheme, context)
@@ -161,6 +164,8 @@ class OnnxWriter:
 
     def _model(self) -> onnx.ModelProto:
         graph, layout = Graph(self.kind, self._level), self._layout
+        kept = np.array([1 if self._last_only else 0], dtype=np.int64)
+        graph.defaults.append(numpy_helper.from_array(kept, KEPT))
         build_decoder(graph, self._config, layout.layers, layout.embed, layout.head)
         return graph.model(decoder_inputs(self._config), decoder_outputs(self._config), layout.data)
 
@@ -178,6 +183,7 @@ class OnnxWriter:
             "type": split_graph(self._scheme.type_name)[0],
             # The standard operators know no levels.
             "accuracy_level": self._level if self.kind.microsoft else None,
+            "logits_to_keep": 1 if self._last_only else 0,
             "onnxruntime_min": self.kind.onnxruntime_min,
             # GroupQueryAttention may write the present into the past's buffer.
             "share_kv_buffer": self.kind.uses_gqa(self._config),

@@ -91,6 +91,12 @@ def cli() -> None:
     help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float, except in the "
     "routed experts of int8, which have no float kernel.",
 )
+@click.option(
+    "--last-logits",
+    is_flag=True,
+    help="ONNX: logits of the last position unless the input logits_to_keep says otherwise; for "
+    "engines that only generate and don't know that input. emo-export itself sets it.",
+)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
 @click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
@@ -114,6 +120,7 @@ def export(
     heldout_tokens: int,
     context: int | None,
     accuracy_level: str,
+    last_logits: bool,
     torch_device: str,
     overwrite: bool,
     no_validate: bool,
@@ -141,7 +148,7 @@ def export(
         calibration=calibration,
         calibration_tokens=calibration_tokens,
         imatrix=imatrix,
-        targets=TargetOptions(context, int(accuracy_level), arch, tensor_types),
+        targets=TargetOptions(context, int(accuracy_level), last_logits, arch, tensor_types),
         device=torch_device,
         overwrite=overwrite,
         golden=not no_golden,

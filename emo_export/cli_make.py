@@ -54,6 +54,7 @@ class TargetOptions:
 
     context: int | None = None
     accuracy_level: int = 4
+    last_logits: bool = False
     arch: str | None = None
     tensor_types: tuple[str, ...] = ()
 
@@ -92,7 +93,7 @@ def target_maker(
         return [
             _gguf_target(name, scheme, checkpoint, folder, tokenizer, length, entry, importance)
             if name.startswith("gguf:")
-            else _onnx_target(name, scheme, checkpoint, folder, length, options.accuracy_level)
+            else _onnx_target(name, scheme, checkpoint, folder, length, options)
             for name, scheme in schemes.items()
         ]
 
@@ -164,7 +165,7 @@ def _onnx_target(
     checkpoint: Checkpoint,
     folder: Path,
     context: int,
-    accuracy_level: int,
+    options: TargetOptions,
 ) -> Target:
     from emo_export.converters.to_onnx import OnnxWriter
     from emo_export.export import Target
@@ -176,7 +177,8 @@ def _onnx_target(
         checkpoint.config,
         scheme,
         context=context,
-        accuracy_level=accuracy_level,
+        accuracy_level=options.accuracy_level,
+        last_only=options.last_logits,
     )
     kind = writer.kind
     return Target(

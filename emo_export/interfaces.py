@@ -87,8 +87,10 @@ class Runtime(Protocol):
     vocab_size: int
     context_length: int
 
-    def forward(self, ids: Ids) -> F32:
+    def forward(self, ids: Ids, *, last: bool = False) -> F32:
         """Token ids (T,) appended to the cached sequence -> logits (T, V) float32.
+
+        With `last`, which is all that generation needs, those of the last position alone: (1, V).
 
         Raises EmoExportError when the sequence would exceed `context_length`.
         """

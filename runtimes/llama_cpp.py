@@ -91,34 +91,38 @@ class LlamaCpp:
         api.llama_set_n_threads(context, self._threads, self._threads)
         return int(context)
 
-    def forward(self, ids: Ids) -> F32:
-        """Token ids (T,) appended to the cached sequence -> logits (T, V) float32.
+    def forward(self, ids: Ids, *, last: bool = False) -> F32:
+        """Token ids (T,) appended to the cached sequence -> logits (T, V), or (1, V) of the last.
 
         Raises EmoExportError for ids outside the vocabulary and beyond `context_length`.
         """
         context = self._opened()
         check_ids(ids, self.vocab_size, self._length, self.context_length)
-        logits = np.empty((len(ids), self.vocab_size), np.float32)
+        wanted = 1 if last else len(ids)  # from the end
+        logits = np.empty((wanted, self.vocab_size), np.float32)
         # A micro-batch at a time: a longer one would only make llama.cpp hold more logits at once.
         step = int(self._lib.api.llama_n_ubatch(context))
         for start in range(0, len(ids), step):
-            self._decode(context, ids[start : start + step], logits[start : start + step])
+            first = max(start, len(ids) - wanted)
+            place = first - len(ids) + wanted
+            piece = ids[start : start + step]
+            self._decode(context, piece, logits[place : place + start + len(piece) - first])
         return logits
 
     def _decode(self, context: int, ids: Ids, logits: F32) -> None:
-        """Run ids (T,) and fill logits (T, V)."""
+        """Run ids (T,) and fill logits (n, V) of the last n of them."""
         api = self._lib.api
-        count = len(ids)
-        batch, _owner = _batch(ids, self._length)
+        count, skipped = len(ids), len(ids) - len(logits)
+        batch, _owner = _batch(ids, self._length, skipped)
         code = api.llama_decode(context, batch)
         if code != 0:
             raise EmoExportError(
                 f"llama.cpp failed to decode {count} tokens at position {self._length} "
                 f"(code {code}): {self._lib.log.reason()}"
             )
-        for row in range(count):
+        for row in range(skipped, count):
             values = api.llama_get_logits_ith(context, row)
-            logits[row] = np.ctypeslib.as_array(values, shape=(self.vocab_size,))
+            logits[row - skipped] = np.ctypeslib.as_array(values, shape=(self.vocab_size,))
         self._length += count
 
     def reset(self) -> None:
@@ -215,14 +219,17 @@ def _check_gguf(path: Path) -> None:
         raise EmoExportError(f"{path} is not a GGUF file: it begins with {magic!r}")
 
 
-def _batch(ids: Ids, start: int) -> tuple[Batch, list[Any]]:
-    """A batch of ids (T,) from position `start`, all with logits; the list owns its arrays."""
+def _batch(ids: Ids, start: int, skipped: int) -> tuple[Batch, list[Any]]:
+    """A batch of ids (T,) from position `start`, logits wanted of all but the first `skipped`.
+
+    The list owns its arrays.
+    """
     count = len(ids)
     token = (ctypes.c_int32 * count)(*ids.tolist())
     position = (ctypes.c_int32 * count)(*range(start, start + count))
     lengths = (ctypes.c_int32 * count)(*([1] * count))
     sequence = ctypes.pointer(ctypes.c_int32(0))
     sequences = (ctypes.POINTER(ctypes.c_int32) * count)(*([sequence] * count))
-    wanted = (ctypes.c_int8 * count)(*([1] * count))
+    wanted = (ctypes.c_int8 * count)(*([0] * skipped + [1] * (count - skipped)))
     batch = Batch(count, token, None, position, lengths, sequences, wanted)
     return batch, [token, position, lengths, sequence, sequences, wanted]

@@ -20,6 +20,7 @@ from emo_export.threads import physical_cores
 __all__ = ["HfTokenizer", "OnnxModel"]
 
 MODEL = "model.onnx"
+KEPT = "logits_to_keep"  # an input with a default: how many of the last positions, 0 for all
 LOG_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions as well
 DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
@@ -87,6 +88,7 @@ class OnnxModel:
         expected = {"input_ids", "attention_mask", *self._past_names}
         found = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
+        self._can_choose = KEPT in {v.name for v in self._session.get_overridable_initializers()}
         wrong = sorted(expected ^ found) + sorted({"logits", *self._present_names} - outputs)
         if wrong:
             raise EmoExportError(
@@ -94,8 +96,8 @@ class OnnxModel:
                 f"its config.json says: missing or unknown {', '.join(wrong[:4])}"
             )
 
-    def forward(self, ids: Ids) -> F32:
-        """Token ids (T,) appended to the cached sequence -> logits (T, V) float32.
+    def forward(self, ids: Ids, *, last: bool = False) -> F32:
+        """Token ids (T,) appended to the cached sequence -> logits (T, V), or (1, V) of the last.
 
         Raises EmoExportError for ids outside the vocabulary and beyond `context_length`.
         """
@@ -106,6 +108,8 @@ class OnnxModel:
         feeds = dict(zip(self._past_names, self._past, strict=True))
         feeds["input_ids"] = self._value(ids.astype(np.int64)[None])
         feeds["attention_mask"] = self._value(np.ones((1, total), np.int64))
+        if self._can_choose:
+            feeds[KEPT] = self._value(np.array([1 if last else 0], np.int64))
         try:
             logits = self._run(feeds)
         except Exception as error:
@@ -115,7 +119,7 @@ class OnnxModel:
             ) from error
         self._length = total
         result: F32 = logits.numpy()[0]
-        return result
+        return result[-1:] if last else result
 
     def _run(self, feeds: Mapping[str, Any]) -> Any:
         """Run the graph on named values -> logits (1, T, V); the cache moves on.

@@ -42,6 +42,7 @@ def export_to(
     gguf: Sequence[str] = (),
     onnx: Sequence[str] = (),
     accuracy_level: int = 4,
+    last_only: bool = False,
 ) -> dict[str, Path]:
     """Export in one pass through the pipeline; answers target -> file (GGUF) or folder (ONNX)."""
     checkpoint = Checkpoint.open(checkpoint_path)
@@ -63,6 +64,7 @@ def export_to(
     for t in onnx:
         scheme, place = onnx_scheme(t, config), made[f"onnx:{t}"]
         settings: dict[str, int] = {"context": context, "accuracy_level": accuracy_level}
+        settings["last_only"] = last_only
         writers.append(OnnxWriter(place, checkpoint_path, config, scheme, **settings))
     for writer in writers:
         writer.open()

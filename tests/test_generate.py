@@ -103,7 +103,7 @@ class Script:
         self.fed: list[list[int]] = []
         self.length = self.said = 0
 
-    def forward(self, ids: Ids) -> F32:
+    def forward(self, ids: Ids, *, last: bool = False) -> F32:
         self.length += len(ids)
         if self.length > self.context_length:
             raise EmoExportError("beyond the context")
@@ -111,7 +111,7 @@ class Script:
         logits = np.zeros((len(ids), self.vocab_size), np.float32)
         logits[-1, self.tokens[self.said % len(self.tokens)]] = 5
         self.said += int(len(ids) < PREFILL_PIECE)
-        return logits
+        return logits[-1:] if last else logits
 
     def reset(self) -> None:
         self.length = 0

@@ -109,6 +109,14 @@ def test_a_prompt_longer_than_a_micro_batch(tmp_path: Path) -> None:
     model.reset()
     parts = np.concatenate([model.forward(ids[:300]), model.forward(ids[300:])])
     assert kl(whole, parts).max() < 1e-8
+    model.reset()
+    for start, end in (
+        (0, 650),
+        (650, 700),
+    ):  # the logits of the last position alone, after one and two pieces
+        last = model.forward(ids[start:end], last=True)
+        assert last.shape == (1, model.vocab_size)
+        assert kl(whole[end - 1 : end], last).max() < 1e-8
     model.close()
 
 

@@ -30,6 +30,7 @@ from tests.exporting import (
     assert_same,
     case,
     dequantised_logits,
+    export_to,
     exported,
     in_pieces,
     kl,
@@ -169,7 +170,7 @@ def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> 
     known = {v.name for v in [*inferred.graph.value_info, *inferred.graph.output]}
     assert {name for node in model.graph.node for name in node.output} <= known
     reference, session = ReferenceEvaluator(model), Session(folder)
-    names = [value.name for value in model.graph.input][2:]
+    names = [value.name for value in model.graph.input][2:-1]
     shape = [value.dim_value for value in model.graph.input[2].type.tensor_type.shape.dim]
     past = dict.fromkeys(names, np.zeros((2, shape[1], 0, shape[3]), np.float32))
     for start, end in ((0, 5), (5, 6), (6, 8)):
@@ -179,6 +180,28 @@ def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> 
         past = dict(zip(names, present, strict=True))
         for key, value in past.items():
             np.testing.assert_allclose(session.past[key], value, atol=2e-5)
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("graph", KINDS)
+def test_logits_of_the_last_position_alone(graph: str, last_only: bool, tmp_path: Path) -> None:
+    made, target = case("gqa"), f"f32@{graph}"
+    folder = exported(made.folder, f"onnx:{target}")
+    if last_only:
+        folder = export_to(tmp_path, made.folder, onnx=[target], last_only=True)[f"onnx:{target}"]
+    model, session = OnnxModel(folder, threads=1), Session(folder)
+    # Ours names how many it wants; another engine gets the default.
+    assert_same(made.logits, prefill(model, made.ids), TIGHT)
+    default = session(made.ids, np.ones_like(made.ids))
+    assert_same(made.logits[:, -1:] if last_only else made.logits, default, TIGHT)
+    for row, want in zip(made.ids, made.logits, strict=True):
+        model.reset()
+        model.forward(row[:7], last=True)
+        found = model.forward(row[7:], last=True)
+        assert found.shape == (1, want.shape[-1])
+        assert_same(want[-1:], found, TIGHT)
+    needs = json.loads((folder / "emo_export.json").read_text("utf-8"))
+    assert needs["logits_to_keep"] == int(last_only)
 
 
 def test_an_outlier_of_one_token_costs_the_others_nothing() -> None:

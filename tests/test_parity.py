@@ -96,9 +96,9 @@ class Table:
         self._table, self.vocab_size = table, table.shape[1]
         self.calls: list[list[int]] = []
 
-    def forward(self, ids: Ids) -> F32:
+    def forward(self, ids: Ids, *, last: bool = False) -> F32:
         self.calls[-1].append(len(ids))
-        return self._table[ids]
+        return self._table[ids[-1:] if last else ids]
 
     def reset(self) -> None:
         self.calls.append([])
@@ -264,7 +264,7 @@ class BrokenOn:
     def __init__(self, token: int) -> None:
         self._token = token
 
-    def forward(self, ids: np.ndarray) -> np.ndarray:
+    def forward(self, ids: np.ndarray, *, last: bool = False) -> np.ndarray:
         out = np.zeros((len(ids), 8), np.float32)
         out[np.maximum.accumulate(ids == self._token)] = np.nan
         return out
