@@ -58,6 +58,7 @@ def chosen_targets(
         raise EmoExportError(f"{path}: there is no such file or folder")
     if path.is_dir() and (path / MANIFEST).is_file():
         targets = Manifest.load(path).targets
+        only = [spec.removesuffix(f"@{DEFAULT_GRAPH}") for spec in only]
         for spec in only:
             if spec not in targets:
                 raise EmoExportError(f"{path}: has no target {spec}; it has {', '.join(targets)}")
