@@ -8,6 +8,8 @@ operator reference.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from onnx import TensorProto
 
 from emo_export.config import EmoConfig
@@ -33,7 +35,7 @@ def attention_frame(graph: Graph, config: EmoConfig) -> Attention:
     return StandardAttention(graph, config) if graph.kind.opset >= 23 else SpeltOut(graph, config)
 
 
-class Attention:
+class Attention(ABC):
     """The shapes and the padding mask that every layer's attention shares."""
 
     def __init__(self, graph: Graph, config: EmoConfig) -> None:
@@ -58,9 +60,9 @@ class Attention:
         width = self._config.num_attention_heads * self._config.head_dim
         return graph.add("Reshape", [mixed, graph.ints([-1, width])])
 
+    @abstractmethod
     def _mixed(self, index: int, packed: str) -> str:
         """Packed (B, T, (H + 2 kv) * head size) -> mixed (B, T, ...); the cache moves on."""
-        raise NotImplementedError
 
 
 class FusedAttention(Attention):

@@ -20,8 +20,6 @@ from emo_export.converters.onnx_graph import MICROSOFT, Graph, Linear, mlp
 KEPT = "logits_to_keep"
 """The input, named as in transformers, that says of how many last positions logits are wanted."""
 
-AXIS = {"axis": 0}
-
 
 @dataclass(frozen=True)
 class LayerParts:
@@ -58,7 +56,8 @@ def build_decoder(
     rows = graph.add("Reshape", [hidden, frame.batch_tokens])
     begin = graph.add("Neg", [KEPT])  # 0 begins at the first position
     rows = graph.add("Slice", [rows, begin, graph.ints([2**63 - 1]), graph.ints([1])])
-    shape = graph.add("Concat", [graph.add("Shape", [rows], {"end": 2}), graph.ints([-1])], AXIS)
+    shape = graph.add("Shape", [rows], {"end": 2})
+    shape = graph.add("Concat", [shape, graph.ints([-1])], {"axis": 0})
     kept = graph.add("Reshape", [rows, graph.ints([-1, config.hidden_size])])
     logits = graph.linear(_norm(graph, kept, "final_norm", config), head)
     graph.add("Reshape", [logits, shape], outputs=["logits"], name="logits")

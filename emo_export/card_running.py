@@ -72,7 +72,8 @@ def _onnx(folders: Targets) -> str:
     return (
         f"### ONNX Runtime\n\n{needs}\n\nEach graph takes `input_ids` and `attention_mask` (int64) "
         "and `past_key_values.N.key|value` (float32, past length 0 at first), and returns `logits` "
-        "and `present.N.key|value`."
+        "and `present.N.key|value`. The optional input `logits_to_keep` (int64, one number) "
+        "says of how many last positions, 0 meaning all."
     )
 
 
