@@ -125,5 +125,4 @@ def _spread(work: Callable[[int, int], None], rows: int, cols: int) -> None:
     if len(spans) == 1:
         work(*spans[0])
         return
-    for _ in _threads().map(lambda span: work(*span), spans):
-        pass
+    list(_threads().map(lambda span: work(*span), spans))  # waits, and raises what a task raised

@@ -4,9 +4,10 @@ What every token reads (attention, the shared expert, the head) and what every p
 (the embedding) is a fifth of the weights and makes most of the error; a routed expert sees few
 tokens and is three quarters of the bytes. So the routed experts carry the type's name and the rest
 stays above them. A better `down` buys less for its bytes than any of the rest, so it stands above
-gate/up only where the file has room (q5_k_m, q3_k_l, q2_k). q4_k_m and q3_k_m are at most as large
-as llama-quantize's. `python -m tests.bench.recipes` prints what each recipe costs and buys. Norms,
-biases and the router stay in float32: a 4-bit router loops, and it is 0.05% of the size.
+gate/up only where the file has room (q5_k_m, q3_k_l, q2_k). `python -m tests.bench.recipes` prints
+what each recipe costs and buys, `python -m tests.bench.sizes` the bytes beside llama-quantize's at
+the released shape: fewer with many experts, more with few. Norms, biases and the router stay in
+float32: a 4-bit router loops, and it is 0.05% of the size.
 """
 
 from __future__ import annotations

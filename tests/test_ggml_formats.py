@@ -143,8 +143,7 @@ def test_the_dequantiser_is_gguf_pys(name: str) -> None:
     found = kind.dequantize(packed)
     typed = packed["rows"] if name not in ("f32", "f16") else packed["rows"].view(kind_dtype(name))
     expected = gguf.quants.dequantize(typed, kind.kind)
-    # gguf-py multiplies in another order in some types: the last bit may differ.
-    np.testing.assert_allclose(found, expected, rtol=2e-7, atol=0)
+    np.testing.assert_array_equal(found, expected)
 
 
 def kind_dtype(name: str) -> type:
