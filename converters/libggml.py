@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_bool, c_int, c_int64, c_size_t, c_void_p
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emo_export.converters.row_tasks import spread
 from emo_export.errors import EmoExportError
 from emo_export.install import install_command
 from emo_export.interfaces import F32
 from emo_export.llama_library import library_path
-from emo_export.threads import physical_cores
 
 Bytes = npt.NDArray[np.uint8]
-
-TASK_BYTES = 1 << 20
-"""Rows go to a thread in pieces of about this size, which stay in its core's cache."""
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_quantize_init": (None, (c_int,)),
@@ -52,11 +47,6 @@ def _library() -> ctypes.CDLL:
             f"{install_command('llama')}"
         ) from error
     return library
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(physical_cores(), thread_name_prefix="ggml")
 
 
 @functools.cache
@@ -99,7 +89,7 @@ def quantize(rows: F32, kind: int, row_bytes: int, importance: F32 | None) -> By
             None if weights is None else weights.ctypes.data,
         )
 
-    _spread(work, *source.shape)
+    spread(work, *source.shape)
     return packed
 
 
@@ -114,15 +104,5 @@ def dequantize(packed: Bytes, name: str, cols: int) -> F32:
         count = (stop - start) * cols
         function(source[start:].ctypes.data, rows[start:].ctypes.data, count)
 
-    _spread(work, *rows.shape)
+    spread(work, *rows.shape)
     return rows
-
-
-def _spread(work: Callable[[int, int], None], rows: int, cols: int) -> None:
-    """Run `work(start, stop)` over all rows, on all cores where there is enough to do."""
-    step = max(1, TASK_BYTES // (4 * cols))
-    spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-    if len(spans) == 1:
-        work(*spans[0])
-        return
-    list(_threads().map(lambda span: work(*span), spans))  # waits, and raises what a task raised
