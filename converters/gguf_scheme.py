@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS
@@ -12,8 +12,6 @@ from emo_export.errors import EmoExportError
 from emo_export.names import Role
 from emo_export.recipes import GGUF_RECIPES, Part
 from emo_export.scheme import QuantScheme, resolve
-
-FIXED = (Part.ROUTER, Part.VECTOR)
 
 
 def gguf_scheme(
@@ -61,38 +59,3 @@ def check_importance(scheme: QuantScheme, measured: bool, head: bool = True) -> 
                 "has no output.weight; let llama-imatrix measure it (--process-output), or use "
                 "--calibration FILE"
             )
-
-
-def check_overrides(overrides: Iterable[Part], scheme: QuantScheme) -> None:
-    """Refuse a type for a part that this model has not, which would change nothing."""
-    for part in overrides:
-        if part not in scheme.used_recipe:
-            raise EmoExportError(
-                f"--tensor-type {part.value}: this model's GGUF has no such part; it has "
-                + ", ".join(p.value for p in scheme.used_recipe if p not in FIXED)
-            )
-
-
-def parse_overrides(given: tuple[str, ...]) -> dict[Part, str]:
-    """`expert_down=q5_k` -> {Part.EXPERT_DOWN: "q5_k"}.
-
-    Raises EmoExportError for what is not ROLE=TYPE, and for a role whose type is fixed.
-    """
-    roles = [part.value for part in Part if part not in FIXED]
-    overrides: dict[Part, str] = {}
-    for entry in given:
-        role, _, kind = entry.lower().partition("=")
-        if role in [part.value for part in FIXED]:
-            raise EmoExportError(
-                f"--tensor-type {entry}: the {role} stays f32: quantised, text loops and little "
-                "is saved"
-            )
-        if role not in roles or kind not in GGML_FORMATS:
-            raise EmoExportError(
-                f"--tensor-type {entry}: expected ROLE=TYPE, with ROLE one of {', '.join(roles)} "
-                f"and TYPE one of {', '.join(GGML_FORMATS)}"
-            )
-        if Part(role) in overrides:
-            raise EmoExportError(f"--tensor-type {entry}: {role} is there twice")
-        overrides[Part(role)] = kind
-    return overrides

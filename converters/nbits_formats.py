@@ -12,7 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from emo_export.converters.nbits_search import extremes, searched_scales
+from emo_export.converters.row_tasks import spread
 from emo_export.interfaces import F32, Format, Packed
+from emo_export.recipes import BLOCKS
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -40,9 +43,9 @@ class IntBlocks:
     """Symmetric blocks of `block` columns with one float32 scale each.
 
     Packed as {"weight": (N, C * bits / 8) uint8, "scales": (N, C / block) float32}. What is stored
-    is q + 2**(bits-1); at 4 bits the low nibble is the even column. The scale is signed so that
-    the value of largest magnitude maps to -2**(bits-1); one of almost that size and the other sign
-    is clipped by at most one step.
+    is q + 2**(bits-1); at 4 bits the low nibble is the even column. The scale is signed: at 8 bits
+    the value of largest magnitude maps to -128, as in ONNX Runtime's own quantiser; at 4 bits the
+    scale is searched.
     """
 
     def __init__(self, bits: int, block: int) -> None:
@@ -57,18 +60,45 @@ class IntBlocks:
 
     def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
         """Rows (N, C) float32 -> packed values and scales; C must be a multiple of the block."""
-        blocks = rows.reshape(rows.shape[0], -1, self.block)
-        low, high = blocks.min(axis=-1), blocks.max(axis=-1)
-        extreme = np.where(-low >= high, low, high)
-        scales = (extreme / np.float32(-self._half)).astype(np.float32)
+        count, cols = rows.shape
+        packed = np.empty((count, cols * self.bits // 8), np.uint8)
+        scales = np.empty((count, cols // self.block), np.float32)
+
+        def work(start: int, stop: int) -> None:
+            blocks = rows[start:stop].reshape(stop - start, -1, self.block)
+            scales[start:stop] = self._scales(blocks)
+            packed[start:stop] = self.stored(blocks, scales[start:stop])
+
+        spread(work, count, cols)
+        return {"weight": packed, "scales": scales}
+
+    def _scales(self, blocks: F32) -> F32:
+        if self.bits == 8:  # a search gains next to nothing there
+            return self.fitting_scales(blocks)
+        return searched_scales(blocks, self._half)
+
+    def fitting_scales(self, blocks: F32) -> F32:
+        """Scales (N, G) with which the extreme of each of the blocks (N, G, block) just fits.
+
+        One of almost that size and the other sign is clipped by at most one step.
+        """
+        return extremes(blocks) / np.float32(-self._half)
+
+    def stored(self, blocks: F32, scales: F32) -> Bytes:
+        """Blocks (N, G, block) rounded to multiples of their scales (N, G) -> bytes (N, ...)."""
         # A block of zeros, or one so small that its scale underflows, divides by 1 instead.
-        divisor = np.where(scales == 0, np.float32(1), scales)
-        values = np.rint(blocks / divisor[..., None])
-        values = np.clip(values, -self._half, self._half - 1) + self._half
-        stored: Bytes = values.astype(np.uint8).reshape(rows.shape)
+        divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+        # As ONNX Runtime rounds: times the reciprocal (that of a subnormal scale is infinite), and
+        # the half added in float32.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = blocks * (1 / divisor)
+        subnormal = np.abs(divisor[..., 0]) < np.finfo(np.float32).tiny
+        values[subnormal] = blocks[subnormal] / divisor[subnormal]
+        values = np.clip(np.floor(values + np.float32(self._half + 0.5)), 0, 2 * self._half - 1)
+        stored: Bytes = values.astype(np.uint8).reshape(len(blocks), -1)
         if self.bits == 4:
             stored = (stored[:, 0::2] | (stored[:, 1::2] << 4)).astype(np.uint8)
-        return {"weight": stored, "scales": scales}
+        return stored
 
     def dequantize(self, packed: Packed) -> F32:
         """Packed values and scales -> rows (N, C) float32."""
@@ -107,6 +137,6 @@ class Int8Rows:
 _KINDS: tuple[Format, ...] = (
     Float32(),
     Int8Rows(),
-    *(IntBlocks(bits, block) for bits in (8, 4) for block in (32, 16)),
+    *(IntBlocks(bits, block) for bits in (8, 4) for block in BLOCKS),
 )
 NBITS_FORMATS: Mapping[str, Format] = {kind.name: kind for kind in _KINDS}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -66,7 +67,7 @@ def build_decoder(
 def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
     """Token ids (tokens,) -> their rows (tokens, D)."""
     if isinstance(embed.kind, Int8Rows):
-        values, scales = _gathered(graph, ids, embed.kind.zero)
+        values, scales = _gathered(graph, ids, 8)
         return graph.add("Mul", [values, scales])
     if not isinstance(embed.kind, IntBlocks):
         return graph.add("Gather", ["embed.weight", ids], name="embed")
@@ -82,17 +83,29 @@ def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
     return graph.add("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed")
 
 
-def _gathered(graph: Graph, ids: str, zero: int) -> tuple[str, str]:
+def _gathered(graph: Graph, ids: str, bits: int) -> tuple[str, str]:
     """Stored values (tokens, D) less their zero point, and scales (tokens, blocks)."""
     stored = graph.add("Gather", ["embed.weight", ids], name="embed")
+    if bits == 4:
+        stored = _nibbles(graph, stored)
     values = graph.add("Cast", [stored], {"to": TensorProto.FLOAT})
-    values = graph.add("Sub", [values, graph.float(zero)])
+    values = graph.add("Sub", [values, graph.float(1 << (bits - 1))])
     return values, graph.add("Gather", ["embed.scales", ids])
+
+
+def _nibbles(graph: Graph, stored: str) -> str:
+    """Bytes (tokens, D / 2) -> their halves (tokens, D), the lower one first."""
+    low = graph.add("BitwiseAnd", [stored, graph.constant("low", np.array(15, np.uint8))])
+    four = graph.constant("four", np.array(4, np.uint8))
+    high = graph.add("BitShift", [stored, four], {"direction": "RIGHT"})
+    pair = [graph.add("Unsqueeze", [half, graph.ints([2])]) for half in (low, high)]
+    both = graph.add("Concat", pair, {"axis": 2})
+    return graph.add("Reshape", [both, graph.ints([0, -1])])
 
 
 def _gathered_blocks(graph: Graph, ids: str, kind: IntBlocks) -> str:
     """The rows by plain operators: GatherBlockQuantized has no 8 bits in ONNX Runtime 1.22."""
-    values, scales = _gathered(graph, ids, 1 << (kind.bits - 1))
+    values, scales = _gathered(graph, ids, kind.bits)
     blocks = graph.add("Reshape", [values, graph.ints([0, -1, kind.block])])
     scales = graph.add("Unsqueeze", [scales, graph.ints([2])])
     return graph.add("Reshape", [graph.add("Mul", [blocks, scales]), graph.ints([0, -1])])

@@ -12,7 +12,6 @@ import onnx
 from onnx import numpy_helper
 
 from emo_export.config import EmoConfig
-from emo_export.converters.nbits_formats import NBITS_FORMATS
 from emo_export.converters.onnx_data import LOCATION
 from emo_export.converters.onnx_decoder import KEPT, build_decoder, decoder_inputs, decoder_outputs
 from emo_export.converters.onnx_graph import Graph
@@ -25,46 +24,12 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
 from emo_export.json_file import read_json
 from emo_export.names import VECTORS, Role, Slot
-from emo_export.recipes import DEFAULT_GRAPH, ONNX_RECIPES, Part, split_graph
-from emo_export.rope import cos_sin, rope_type
-from emo_export.scheme import QuantScheme, resolve
+from emo_export.recipes import split_graph
+from emo_export.rope import cos_sin
+from emo_export.scheme import QuantScheme
 from emo_export.stop_tokens import GENERATION, stop_tokens
 
 COPIED = ("tokenizer.json", "tokenizer_config.json")
-
-
-def onnx_scheme(type_name: str, config: EmoConfig) -> QuantScheme:
-    """The formats of `TYPE` or `TYPE@GRAPH` for this model.
-
-    Raises EmoExportError for an unknown type or graph, and for a type that the graph can't have.
-    """
-    kind, graph = split_graph(type_name)
-    if graph not in ONNX_RECIPES:
-        raise EmoExportError(
-            f"onnx:{type_name}: graph {graph!r} is not known; choose one of "
-            f"{', '.join(ONNX_RECIPES)}"
-        )
-    recipes = ONNX_RECIPES[graph]
-    if kind not in recipes:
-        raise EmoExportError(_unknown(kind, graph))
-    rope_type(config)
-    if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
-        raise EmoExportError("onnx: a layer whose tokens use no routed expert is not supported")
-    # QMoE has one block size for both of its matrices, and experts of all layers share a format.
-    uniform = {Part.EXPERT, Part.EXPERT_DOWN} if graph == "qmoe" else set()
-    return resolve(type_name, recipes[kind], NBITS_FORMATS, config, frozenset(uniform))
-
-
-def _unknown(kind: str, graph: str) -> str:
-    known = ", ".join(ONNX_RECIPES[graph])
-    others = [name for name, recipes in ONNX_RECIPES.items() if kind in recipes]
-    if not others:
-        place = "" if graph == DEFAULT_GRAPH else f"@{graph}"
-        return f"onnx:{kind}{place} is not a known type; choose one of {known}"
-    return (
-        f"onnx:{kind}@{graph}: the {graph} graph has {known} only; {kind} is possible as "
-        f"{', '.join(f'onnx:{kind}@{name}' for name in others)}"
-    )
 
 
 class OnnxWriter:
@@ -181,6 +146,7 @@ class OnnxWriter:
         needs = {
             "graph": self.kind.name,
             "type": split_graph(self._scheme.type_name)[0],
+            "recipe": {part.value: name for part, name in self._scheme.used_recipe.items()},
             # The standard operators know no levels.
             "accuracy_level": self._level if self.kind.microsoft else None,
             "logits_to_keep": 1 if self._last_only else 0,

@@ -74,7 +74,15 @@ def chosen_targets(
         for spec, entry in Manifest.load(folder).targets.items():
             if (folder / str(entry["path"])).resolve() == path.resolve():
                 return folder, {spec: entry}
-    return folder, {spec_of(path): {"path": path.name}}
+    return folder, {spec_of(path): {"path": path.name, **_alone(path)}}
+
+
+def _alone(path: Path) -> dict[str, Any]:
+    """What an ONNX folder away from its manifest says of itself: the types of its parts."""
+    if not path.is_dir():
+        return {}
+    recipe = read_json(path / "emo_export.json").get("recipe")
+    return {"recipe": recipe} if isinstance(recipe, dict) else {}
 
 
 def spec_of(path: Path) -> str:

@@ -66,8 +66,14 @@ def cli() -> None:
     "tensor_types",
     multiple=True,
     metavar="ROLE=TYPE",
-    help="Another type (f32, q8_0, q5_k, iq4_xs, …) for embed, attention, expert (gate and up), "
-    "expert_down, shared_expert, dense or head, as in expert_down=q5_k; may be repeated (gguf).",
+    help="Another type for embed, attention, expert (gate and up), expert_down, shared_expert, "
+    "dense or head, as in expert_down=q5_k or (onnx) head=int4, attention=int4b32; may be "
+    "repeated. It goes to the targets that know the type.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["32", "64", "128"]),
+    help="Columns that share a scale in onnx int4 and int8.  [default: 128]",
 )
 @click.option(
     "--arch",
@@ -115,6 +121,7 @@ def export(
     calibration_tokens: int,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
+    block_size: str | None,
     arch: str | None,
     heldout: tuple[Path, ...],
     heldout_tokens: int,
@@ -148,7 +155,14 @@ def export(
         calibration=calibration,
         calibration_tokens=calibration_tokens,
         imatrix=imatrix,
-        targets=TargetOptions(context, int(accuracy_level), last_logits, arch, tensor_types),
+        targets=TargetOptions(
+            context,
+            int(accuracy_level),
+            last_logits,
+            arch,
+            tensor_types,
+            None if block_size is None else int(block_size),
+        ),
         device=torch_device,
         overwrite=overwrite,
         golden=not no_golden,

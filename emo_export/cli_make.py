@@ -5,13 +5,14 @@ Only the command line may know the converters; heavy imports stay inside functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emo_export.cli_targets import parse_spec
 from emo_export.errors import EmoExportError
+from emo_export.recipes import BLOCKS, Part
 
 if TYPE_CHECKING:
     from emo_export.checkpoint import Checkpoint
@@ -21,31 +22,40 @@ if TYPE_CHECKING:
     from emo_export.scheme import QuantScheme
 
 
-def scheme_of(
-    spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any] | None = None
-) -> QuantScheme:
-    """The formats of a target for this checkpoint; refuses by name what it can't express.
+def scheme_of(spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any]) -> QuantScheme:
+    """The formats of an exported target; refuses by name what this version doesn't know.
 
-    `entry` is what a manifest says of the target: the recipe that was used, the architecture.
+    `entry` is what a manifest says of it: the recipe that was used, the architecture.
     """
     kind, type_name = parse_spec(spec)
     if kind == "gguf":
         from emo_export.converters.ggml_formats import GGML_FORMATS
         from emo_export.converters.gguf_scheme import gguf_scheme
-        from emo_export.recipes import Part
 
-        recipe = {}
-        for role, name in (entry or {}).get("recipe", {}).items():
-            if role not in list(Part) or name not in GGML_FORMATS:
-                raise EmoExportError(
-                    f"{spec}: its recipe gives {role} the type {name}, which this version does not "
-                    "know; was manifest.json changed, or made by a newer emo-export?"
-                )
-            recipe[Part(role)] = name
-        return gguf_scheme(type_name, checkpoint.config, recipe, (entry or {}).get("arch"))
-    from emo_export.converters.to_onnx import onnx_scheme
+        recipe = _recipe(spec, entry, GGML_FORMATS)
+        return gguf_scheme(type_name, checkpoint.config, recipe, entry.get("arch"))
+    from emo_export.converters.nbits_formats import NBITS_FORMATS
+    from emo_export.converters.onnx_scheme import onnx_scheme
 
-    return onnx_scheme(type_name, checkpoint.config)
+    if "recipe" not in entry and not type_name.startswith("f32"):
+        raise EmoExportError(
+            f"{spec}: its emo_export.json has no recipe, the type of each part, so what it should "
+            "compute can't be told; it was made by an early emo-export: export it again"
+        )
+    return onnx_scheme(type_name, checkpoint.config, _recipe(spec, entry, NBITS_FORMATS))
+
+
+def _recipe(spec: str, entry: Mapping[str, Any], known: Collection[str]) -> dict[Part, str]:
+    """What a manifest says of a target's types, checked."""
+    recipe = {}
+    for role, name in entry.get("recipe", {}).items():
+        if role not in list(Part) or name not in known:
+            raise EmoExportError(
+                f"{spec}: its recipe gives {role} the type {name}, which this version does not "
+                "know; was manifest.json changed, or made by a newer emo-export?"
+            )
+        recipe[Part(role)] = name
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class TargetOptions:
     last_logits: bool = False
     arch: str | None = None
     tensor_types: tuple[str, ...] = ()
+    block_size: int | None = None
 
 
 def target_maker(
@@ -73,21 +84,20 @@ def target_maker(
     if len(set(names)) != len(names):
         raise EmoExportError(f"--to names a target twice: {', '.join(specs)}")
     is_gguf = any(name.startswith("gguf:") for name in names)
-    gguf_entry = _gguf_entry(checkpoint, options, importance, is_gguf)
-    schemes = {name: scheme_of(name, checkpoint, gguf_entry) for name in names}
+    entry = _gguf_entry(checkpoint, options, importance) if is_gguf else {}
+    _check_options(names, options, importance)
+    schemes = _schemes(names, checkpoint, options, entry.get("arch"))
     if is_gguf:
-        from emo_export.converters.gguf_scheme import check_importance, check_overrides
+        from emo_export.converters.gguf_scheme import check_importance
         from emo_export.names import Role, Slot
 
         # A calibration is still empty here, and will measure the head.
         head = importance is None or not importance.sums or Slot(Role.HEAD) in importance.sums
         for name, scheme in schemes.items():
             if name.startswith("gguf:"):
-                check_overrides(gguf_entry["recipe"], scheme)
                 check_importance(scheme, importance is not None, head)
     length = config.context_length(options.context)
     tokenizer = read_tokenizer(checkpoint.path, config) if is_gguf else None
-    entry = {key: value for key, value in gguf_entry.items() if key != "recipe"}
 
     def make(folder: Path) -> list[Target]:
         return [
@@ -100,29 +110,64 @@ def target_maker(
     return make
 
 
-def _gguf_entry(
-    checkpoint: Checkpoint,
-    options: TargetOptions,
-    importance: ImportanceMatrix | None,
-    is_gguf: bool,
-) -> dict[str, Any]:
-    """What the manifest says of every GGUF target; `recipe` holds the overridden roles only."""
-    given = {
-        "--arch": options.arch,
-        "--tensor-type": options.tensor_types,
-        "--calibration or --imatrix": importance,
+def _check_options(
+    names: Sequence[str], options: TargetOptions, importance: ImportanceMatrix | None
+) -> None:
+    """Refuse options that none of the targets takes."""
+    given: dict[str, tuple[str, object]] = {
+        "--arch": ("gguf", options.arch),
+        "--calibration or --imatrix": ("gguf", importance),
+        "--block-size": ("onnx", options.block_size),
     }
-    if not is_gguf:
-        unused = [name for name, value in given.items() if value]
-        if unused:
-            raise EmoExportError(f"{unused[0]} is for gguf targets only, and there is none")
-        return {}
+    for option, (kind, value) in given.items():
+        if value and not any(name.startswith(kind) for name in names):
+            raise EmoExportError(f"{option} is for {kind} targets only, and there is none")
+    if options.block_size and not any(_has_blocks(name) for name in names):
+        raise EmoExportError(
+            "--block-size is for int4 and int8 in the graphs @qmoe and @if, and no target is one"
+        )
+
+
+def _has_blocks(spec: str) -> bool:
+    kind, type_name = parse_spec(spec)
+    return kind == "onnx" and not type_name.startswith("f32") and "@standard" not in type_name
+
+
+def _schemes(
+    names: Sequence[str], checkpoint: Checkpoint, options: TargetOptions, arch: str | None
+) -> dict[str, QuantScheme]:
+    """The formats of each target, with the types that were asked for."""
+    from emo_export.converters.ggml_formats import GGML_FORMATS
+    from emo_export.converters.gguf_scheme import gguf_scheme
+    from emo_export.converters.onnx_scheme import OVERRIDING, onnx_scheme
+    from emo_export.overrides import check_overrides, parse_overrides
+
+    types = {"gguf": tuple(GGML_FORMATS), "onnx": OVERRIDING}
+    kinds = {name: name.partition(":")[0] for name in names}
+    overrides = parse_overrides(
+        options.tensor_types, {kind: types[kind] for kind in sorted(set(kinds.values()))}
+    )
+    schemes = {}
+    for name, kind in kinds.items():
+        type_name, changed = name.partition(":")[2], overrides[kind]
+        if kind == "gguf":
+            scheme = gguf_scheme(type_name, checkpoint.config, changed, arch)
+        else:
+            block = options.block_size or BLOCKS[0]
+            scheme = onnx_scheme(type_name, checkpoint.config, changed, block)
+        check_overrides(changed, scheme, kind.upper())
+        schemes[name] = scheme
+    return schemes
+
+
+def _gguf_entry(
+    checkpoint: Checkpoint, options: TargetOptions, importance: ImportanceMatrix | None
+) -> dict[str, Any]:
+    """What the manifest says of every GGUF target."""
     from emo_export.converters.gguf_graph import choose_arch
-    from emo_export.converters.gguf_scheme import parse_overrides
     from emo_export.importance import IMATRIX
 
     entry: dict[str, Any] = {
-        "recipe": parse_overrides(options.tensor_types),
         "arch": choose_arch(checkpoint.config, options.arch),
         "context": checkpoint.config.context_length(options.context),
     }

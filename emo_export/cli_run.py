@@ -97,7 +97,7 @@ def _expressible(place: Path) -> dict[str, str] | None:
         return None
     from emo_export.config import EmoConfig
     from emo_export.converters.gguf_scheme import gguf_scheme
-    from emo_export.converters.to_onnx import onnx_scheme
+    from emo_export.converters.onnx_scheme import onnx_scheme
 
     verdicts: dict[str, str] = {}
     for kind, scheme in (("gguf", gguf_scheme), ("onnx", onnx_scheme)):

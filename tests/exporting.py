@@ -18,8 +18,9 @@ import torch
 from emo_export.checkpoint import Checkpoint
 from emo_export.converters.gguf_scheme import gguf_scheme
 from emo_export.converters.gguf_tokenizer import read_tokenizer
+from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.converters.to_gguf import GgufWriter
-from emo_export.converters.to_onnx import OnnxWriter, onnx_scheme
+from emo_export.converters.to_onnx import OnnxWriter
 from emo_export.interfaces import Runtime, Writer
 from emo_export.pipeline import stream
 from emo_export.reference import dequantised_source, logits

@@ -96,7 +96,6 @@ def test_options_for_gguf_without_a_gguf_target(
     wide: Path, text: Path, tmp_path: Path, emo: Emo
 ) -> None:
     for option, value in (
-        ("--tensor-type", "head=q8_0"),
         ("--arch", "deepseek"),
         ("--calibration", text),
     ):

@@ -19,8 +19,8 @@ from emo_export.converters.gguf_graph import FORCE, HIDE, Graph, choose_arch, gr
 from emo_export.converters.gguf_layout import Layout
 from emo_export.converters.gguf_scaled import fit_to_graph, scaled
 from emo_export.converters.gguf_scheme import gguf_scheme
+from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.converters.to_gguf import GgufWriter
-from emo_export.converters.to_onnx import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.names import Role, Slot, slots
 from emo_export.recipes import Part

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from emo_export.config import EmoConfig
-from emo_export.converters.gguf_scheme import (
-    check_importance,
-    check_overrides,
-    gguf_scheme,
-    parse_overrides,
-)
+from emo_export.converters.gguf_scheme import check_importance, gguf_scheme
 from emo_export.errors import EmoExportError
 from emo_export.importance import ImportanceMatrix
 from emo_export.names import Role, Slot
 from emo_export.recipes import Part
-from tests.synth import CONFIGS, make_config
+from tests.synth import make_config
 
 Q, DOWN = Slot(Role.Q, 0), Slot(Role.DOWN, 0, 3)
 WIDE = EmoConfig.from_dict(make_config(hidden_size=256, intermediate_size=256))
@@ -78,46 +73,3 @@ def test_llama_imatrix_may_not_have_measured_the_head() -> None:
     with pytest.raises(EmoExportError, match=r"lm_head\.weight can't be iq2_xs.*--process-output"):
         check_importance(scheme, measured=True, head=False)
     check_importance(gguf_scheme("iq2_xs", WIDE), measured=True, head=False)
-
-
-def test_overrides() -> None:
-    assert parse_overrides(()) == {}
-    found = parse_overrides(("expert_down=Q5_K", "HEAD=f16"))
-    assert found == {Part.EXPERT_DOWN: "q5_k", Part.HEAD: "f16"}
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("expert_down", "expected ROLE=TYPE"),
-        ("expert_down=", "expected ROLE=TYPE"),
-        ("=q4_k", "expected ROLE=TYPE"),
-        ("", "expected ROLE=TYPE"),
-        ("expert_down=q4_k_m", "TYPE one of f32, f16"),
-        ("expert_down=q4_k=q5_k", "expected ROLE=TYPE"),
-        ("experts=q4_k", "ROLE one of embed, attention, expert, expert_down, shared_expert"),
-        ("router=q8_0", "router stays f32"),
-        ("vector=f16", "vector stays f32"),
-    ],
-)
-def test_overrides_that_are_refused(given: str, said: str) -> None:
-    with pytest.raises(EmoExportError, match=f"--tensor-type {given}.*{said}"):
-        parse_overrides((given,))
-    with pytest.raises(EmoExportError, match="head is there twice"):
-        parse_overrides(("head=q8_0", "Head=q6_k"))
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("mha", Part.DENSE),
-        ("tied", Part.HEAD),
-        ("no_shared", Part.SHARED_EXPERT),
-        ("always_active", Part.SHARED_EXPERT),  # they stand among the routed experts
-    ],
-)
-def test_a_type_for_what_the_model_has_not_is_refused(name: str, part: Part) -> None:
-    scheme = gguf_scheme("q4_0", EmoConfig.from_dict(make_config(**CONFIGS[name])))
-    with pytest.raises(EmoExportError, match=f"--tensor-type {part.value}: this model.* has no"):
-        check_overrides([part], scheme)
-    check_overrides([p for p in Part if p in scheme.used_recipe], scheme)

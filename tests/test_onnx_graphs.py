@@ -19,7 +19,7 @@ from emo_export.converters.onnx_data import ExternalData
 from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
 from emo_export.converters.onnx_graph import Graph
 from emo_export.converters.onnx_kinds import KINDS
-from emo_export.converters.to_onnx import onnx_scheme
+from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.inspect import inspect_path
 from emo_export.recipes import ONNX_RECIPES

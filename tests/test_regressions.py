@@ -14,8 +14,8 @@ from emo_export.checkpoint import Checkpoint
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS
 from emo_export.converters.gguf_scheme import gguf_scheme
+from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.converters.to_gguf import GgufWriter
-from emo_export.converters.to_onnx import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.parity import Golden
 from tests.exporting import case

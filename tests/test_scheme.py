@@ -8,7 +8,7 @@ import pytest
 
 from emo_export.config import EmoConfig
 from emo_export.converters.gguf_scheme import gguf_scheme
-from emo_export.converters.to_onnx import onnx_scheme
+from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.names import Role, shape_of, slots
 from emo_export.recipes import Part
@@ -35,7 +35,9 @@ def config_of(**overrides: Any) -> EmoConfig:
 
 def scheme(target: str, config: EmoConfig) -> QuantScheme:
     kind, _, type_name = target.partition(":")
-    return {"gguf": gguf_scheme, "onnx": onnx_scheme}[kind](type_name, config)
+    if kind == "gguf":
+        return gguf_scheme(type_name, config)
+    return onnx_scheme(type_name, config, block=32)
 
 
 @pytest.mark.parametrize("target", EXPECTED)
@@ -102,7 +104,7 @@ def test_a_row_that_does_not_fit_falls_back_by_name() -> None:
 
 def test_qmoe_has_one_block_for_all_routed_experts() -> None:
     config = config_of(hidden_size=64, intermediate_size=48)
-    found = onnx_scheme("int4", config)
+    found = onnx_scheme("int4", config, block=32)
     for slot in slots(config):
         name = found.format_of(slot).name
         if slot.role in EXPERT_ROLES and slot.expert < 7:

@@ -15,7 +15,8 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from emo_export.checkpoint import Checkpoint
 from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
-from emo_export.converters.to_onnx import OnnxWriter, onnx_scheme
+from emo_export.converters.onnx_scheme import onnx_scheme
+from emo_export.converters.to_onnx import OnnxWriter
 from emo_export.errors import EmoExportError
 from emo_export.names import Role, Slot
 from emo_export.runtimes.ort import OnnxModel
