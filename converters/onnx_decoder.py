@@ -153,10 +153,14 @@ def decoder_inputs(config: EmoConfig) -> list[onnx.ValueInfoProto]:
     return [*inputs, helper.make_tensor_value_info(KEPT, TensorProto.INT64, [1])]
 
 
-def decoder_outputs(config: EmoConfig) -> list[onnx.ValueInfoProto]:
-    """Logits of the kept positions, and the keys and values to pass to the next step."""
+def decoder_outputs(config: EmoConfig, *, last_only: bool = False) -> list[onnx.ValueInfoProto]:
+    """Logits of the kept positions, and the keys and values to pass to the next step.
+
+    The positions are declared as they are by default: engines that reserve the output ahead, as
+    optimum's I/O binding does, size it by the dimensions of the inputs.
+    """
     shape: list[int | str | None] = ["batch", config.num_key_value_heads, "total", config.head_dim]
-    logits: list[int | str | None] = ["batch", "positions", config.vocab_size]
+    logits: list[int | str | None] = ["batch", 1 if last_only else "tokens", config.vocab_size]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits)]
     for index in range(config.num_hidden_layers):
         outputs += [

@@ -29,7 +29,19 @@ from emo_export.rope import cos_sin
 from emo_export.scheme import QuantScheme
 from emo_export.stop_tokens import GENERATION, stop_tokens
 
-COPIED = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def loaded_as(config: EmoConfig) -> str:
+    """The model_type under which transformers and optimum open the folder, knowing no `emo`.
+
+    Optimum takes the shape of an empty KV cache from it: `olmoe` has one KV head for each head and
+    heads as wide as the hidden size together; `nemotron` reads num_key_value_heads and head_dim.
+    Source: optimum-onnx 0.1.0, modeling_decoder.py.
+    """
+    heads = config.num_attention_heads
+    plain = config.num_key_value_heads == heads and heads * config.head_dim == config.hidden_size
+    return "olmoe" if plain else "nemotron"
 
 
 class OnnxWriter:
@@ -132,18 +144,21 @@ class OnnxWriter:
         kept = np.array([1 if self._last_only else 0], dtype=np.int64)
         graph.defaults.append(numpy_helper.from_array(kept, KEPT))
         build_decoder(graph, self._config, layout.layers, layout.embed, layout.head)
-        return graph.model(decoder_inputs(self._config), decoder_outputs(self._config), layout.data)
+        outputs = decoder_outputs(self._config, last_only=self._last_only)
+        return graph.model(decoder_inputs(self._config), outputs, layout.data)
 
     def _write_side_files(self) -> None:
         """config.json for the runtimes, the tokenizer, and what the graph needs to run."""
         raw = dict(read_json(self._checkpoint / "config.json"))
         raw.pop("auto_map", None)  # no remote code is shipped
         raw |= {
+            "model_type": loaded_as(self._config),
             "head_dim": self._config.head_dim,
             "num_key_value_heads": self._config.num_key_value_heads,
             "max_position_embeddings": self._context,
         }
         needs = {
+            "model_type": "emo",
             "graph": self.kind.name,
             "type": split_graph(self._scheme.type_name)[0],
             "recipe": {part.value: name for part, name in self._scheme.used_recipe.items()},
@@ -162,9 +177,16 @@ class OnnxWriter:
             one = len(self._stops) == 1
             generation["eos_token_id"] = self._stops[0] if one else self._stops
         _write_json(self.folder / GENERATION, generation)
-        for name in COPIED:
-            if (self._checkpoint / name).is_file():
-                shutil.copyfile(self._checkpoint / name, self.folder / name)
+        if (self._checkpoint / TOKENIZER).is_file():
+            shutil.copyfile(self._checkpoint / TOKENIZER, self.folder / TOKENIZER)
+        if (self._checkpoint / TOKENIZER_CONFIG).is_file():
+            settings = dict(read_json(self._checkpoint / TOKENIZER_CONFIG))
+            settings.pop("auto_map", None)
+            # GPT2Tokenizer, the class in EMO's files, splits text as GPT-2 does in transformers 5,
+            # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings["model_input_names"] = ["input_ids", "attention_mask"]
+            _write_json(self.folder / TOKENIZER_CONFIG, settings)
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -277,3 +277,11 @@ def test_limits_are_those_of_the_type() -> None:
     assert tolerances("onnx:int4@if") == tolerances("onnx:int4")
     with pytest.raises(EmoExportError, match="onnx:int3@if: tolerances"):
         tolerances("onnx:int3@if")
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("mha", "olmoe"), ("gqa", "nemotron"), ("head_dim", "nemotron")]
+)
+def test_the_model_type_that_optimum_is_told_fits_the_heads(name: str, model_type: str) -> None:
+    config = json.loads((exported(case(name).folder, "onnx:f32") / "config.json").read_text())
+    assert config["model_type"] == model_type

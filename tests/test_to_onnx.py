@@ -80,17 +80,26 @@ def test_the_files_beside_the_graph(type_name: str) -> None:
     names = {"config.json", "emo_export.json", "model.onnx", "model.onnx.data"}
     copied = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert {path.name for path in made.iterdir()} == names | copied
-    for name in copied - {"generation_config.json"}:
-        assert (made / name).read_bytes() == (NANO / name).read_bytes()
+    assert (made / "tokenizer.json").read_bytes() == (NANO / "tokenizer.json").read_bytes()
+    settings, given = (
+        json.loads((folder / "tokenizer_config.json").read_text("utf-8")) for folder in (made, NANO)
+    )
+    assert given["tokenizer_class"] == "GPT2Tokenizer"
+    assert settings == given | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
     generation = json.loads((made / "generation_config.json").read_text("utf-8"))
     assert generation == json.loads((NANO / "generation_config.json").read_text("utf-8"))
     config = json.loads((made / "config.json").read_text("utf-8"))
     original = json.loads((NANO / "config.json").read_text("utf-8"))
     assert "auto_map" not in config and config["head_dim"] == 64
     changed = {key for key in original | config if original.get(key) != config.get(key)}
-    assert changed == {"auto_map", "head_dim"}
+    assert changed == {"auto_map", "head_dim", "model_type"}
+    assert config["model_type"] == "olmoe" and config["architectures"] == ["EmoForCausalLM"]
     needs = json.loads((made / "emo_export.json").read_text("utf-8"))
-    assert needs["type"] == type_name and needs["share_kv_buffer"] is True
+    assert needs["model_type"] == "emo" and needs["type"] == type_name
+    assert needs["share_kv_buffer"] is True
     assert tuple(map(int, needs["onnxruntime_min"].split("."))) >= (1, 31)
 
 
