@@ -4,6 +4,9 @@ GroupQueryAttention does rotation, cache and attention in one and writes the cac
 takes head sizes that are multiples of 16. RotaryEmbedding and Attention are standard since opset
 23. Below that the same is spelt out. Source: onnxruntime `group_query_attention_helper.h`, the ONNX
 operator reference.
+
+A row of a batch computes what its real tokens compute alone, whichever side its padding is on:
+optimum pads on the left, onnxruntime-genai on the right.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def attention_frame(graph: Graph, config: EmoConfig) -> Attention:
 
 
 class Attention(ABC):
-    """The shapes and the padding mask that every layer's attention shares."""
+    """What every layer's attention shares: shapes, positions, and the mask as a bias."""
 
     def __init__(self, graph: Graph, config: EmoConfig) -> None:
         self._graph, self._config = graph, config
@@ -46,12 +49,27 @@ class Attention(ABC):
         self._tokens = graph.add("Gather", [shape, one], {"axis": 0})
         self.batch_tokens = graph.add("Concat", [shape, graph.ints([-1])], {"axis": 0})
         self._total = graph.add("Gather", [graph.add("Shape", ["attention_mask"]), one])
-        kept = graph.add("Cast", ["attention_mask"], {"to": TensorProto.FLOAT})
-        padding = graph.add("Sub", [graph.float(1.0), kept])
-        padding = graph.add("Mul", [padding, graph.float(MASKED)])
-        padding = graph.add("Unsqueeze", [padding, graph.ints([1, 2])])
+        real = graph.add("Cast", ["attention_mask"], {"to": TensorProto.BOOL})
+        self._positions = self._positions_of(real)  # (B, T)
+        hidden = graph.add("Where", [real, graph.float(0.0), graph.float(MASKED)])
+        hidden = graph.add("Unsqueeze", [hidden, graph.ints([1, 2])])
         wide = graph.add("Concat", [self._batch, one, self._tokens, self._total], {"axis": 0})
-        self._bias = graph.add("Expand", [padding, wide])  # (B, 1, T, total)
+        self._bias = graph.add("Expand", [hidden, wide])  # (B, 1, T, total)
+
+    @abstractmethod
+    def _positions_of(self, real: str) -> str:
+        """Real tokens (B, total) -> rotary positions of the last T: (B, T)."""
+
+    def _preceding(self, counted: str) -> str:
+        """Bool (B, total) -> how many of a row's come before each column: int64 (B, total)."""
+        ones = self._graph.add("Cast", [counted], {"to": TensorProto.INT64})
+        return self._graph.add("CumSum", [ones, self._graph.ints(1)], {"exclusive": 1})
+
+    def _latest(self, columns: str) -> str:
+        """(B, total) -> the last T of each row: (B, T)."""
+        add, ints = self._graph.add, self._graph.ints
+        begin = add("Neg", [self._tokens])
+        return add("Slice", [columns, begin, ints([2**63 - 1]), ints([1])])
 
     def attention(self, index: int, qkv: str) -> str:
         """Projected q, k, v side by side (B*T, ...) -> mixed heads (B*T, H * head size)."""
@@ -70,15 +88,39 @@ class FusedAttention(Attention):
 
     def __init__(self, graph: Graph, config: EmoConfig) -> None:
         super().__init__(graph, config)
-        # Left padding: every row ends at total-1, and the bias hides what is padded.
+        # Every row ends at total-1, and the bias hides what is padded.
         last = graph.add("Sub", [self._total, graph.ints([1])])
         last = graph.add("Cast", [last], {"to": TensorProto.INT32})
-        self._last = graph.add("Expand", [last, self._batch])
+        self._ends = graph.add("Expand", [last, self._batch])
         total = graph.add("Squeeze", [self._total, graph.ints([0])])
         self._total32 = graph.add("Cast", [total], {"to": TensorProto.INT32})
 
+    def _positions_of(self, real: str) -> str:
+        """A prompt is rotated by column, so a later token continues its row's columns.
+
+        GroupQueryAttention reads position_ids after a past only (`rotary_params` in onnxruntime
+        `group_query_attention.cc`). Columns count until a row's right padding begins.
+        """
+        add, ints = self._graph.add, self._graph.ints
+        none_yet = add("Equal", [self._preceding(real), ints(0)])
+        positions = self._preceding(add("Or", [real, none_yet]))
+        self._refuse_holes(real, positions)
+        return self._latest(positions)
+
+    def _refuse_holes(self, real: str, positions: str) -> None:
+        """Fail on a prompt that is padded between real tokens, which the rotation can't follow."""
+        add, ints = self._graph.add, self._graph.ints
+        columns = add("Range", [ints(0), add("Squeeze", [self._total, ints([0])]), ints(1)])
+        skipped = add("Where", [real, add("Sub", [columns, positions]), ints(0)])
+        skipped = add("ReduceMax", [skipped], {"keepdims": 0})
+        is_prompt = add("Equal", [self._total, self._tokens])
+        beyond = add("Where", [is_prompt, skipped, ints(0)])
+        # An index out of range is an error; this name is in ONNX Runtime's message.
+        name = "attention_mask_has_padding_between_tokens"
+        self._total = add("Gather", [self._total, beyond], name=name)
+
     def _mixed(self, index: int, packed: str) -> str:
-        ends = [self._last, self._total32, "cos", "sin", "", self._bias]
+        ends = [self._ends, self._total32, "cos", "sin", self._positions, self._bias]
         attributes = {
             "num_heads": self._config.num_attention_heads,
             "kv_num_heads": self._config.num_key_value_heads,
@@ -96,7 +138,7 @@ class FusedAttention(Attention):
 
 
 class StandardAttention(Attention):
-    """RotaryEmbedding and Attention of opset 23."""
+    """RotaryEmbedding and Attention of opset 23; padding may be anywhere."""
 
     def __init__(self, graph: Graph, config: EmoConfig) -> None:
         super().__init__(graph, config)
@@ -104,17 +146,18 @@ class StandardAttention(Attention):
         total = graph.add("Squeeze", [self._total, graph.ints([0])])
         past = graph.add("Sub", [total, graph.add("Squeeze", [self._tokens, graph.ints([0])])])
         keys = graph.add("Range", [zero, total, graph.ints(1)])
-        self._queries = graph.add("Range", [past, total, graph.ints(1)])
-        column = graph.add("Unsqueeze", [self._queries, graph.ints([1])])
+        queries = graph.add("Range", [past, total, graph.ints(1)])
+        column = graph.add("Unsqueeze", [queries, graph.ints([1])])
         future = graph.add("Greater", [keys, column])
         hidden = graph.add("Where", [future, graph.float(MASKED), graph.float(0.0)])
         self._bias = graph.add("Add", [self._bias, hidden])
-        self._prepare_rotation()
+        # Gather checks its indices in every ONNX Runtime, RotaryEmbedding of 1.23 does not.
+        self._cos, self._sin = (
+            graph.add("Gather", [table, self._positions]) for table in ("cos", "sin")
+        )
 
-    def _prepare_rotation(self) -> None:
-        graph = self._graph
-        wide = graph.add("Concat", [self._batch, self._tokens], {"axis": 0})
-        self._positions = graph.add("Expand", [self._queries, wide])
+    def _positions_of(self, real: str) -> str:
+        return self._latest(self._preceding(real))
 
     def _mixed(self, index: int, packed: str) -> str:
         graph, config, name = self._graph, self._config, f"layers.{index}.attention"
@@ -134,7 +177,7 @@ class StandardAttention(Attention):
         return graph.add("Transpose", [mixed], {"perm": [0, 2, 1, 3]})
 
     def _rotated(self, x: str) -> str:
-        return self._graph.add("RotaryEmbedding", [x, "cos", "sin", self._positions])
+        return self._graph.add("RotaryEmbedding", [x, self._cos, self._sin])
 
     def _attend(self, index: int, query: str, key: str, value: str) -> str:
         """Query (B, H, T, head size), key and value (B, kv, T, head size) -> (B, H, T, ...)."""
@@ -147,9 +190,11 @@ class StandardAttention(Attention):
 class SpeltOut(StandardAttention):
     """The same in operators that ONNX Runtime had before opset 23."""
 
-    def _prepare_rotation(self) -> None:
-        add = self._graph.add
-        self._cos, self._sin = (add("Gather", [table, self._queries]) for table in ("cos", "sin"))
+    def __init__(self, graph: Graph, config: EmoConfig) -> None:
+        super().__init__(graph, config)
+        self._cos, self._sin = (
+            graph.add("Unsqueeze", [rows, graph.ints([1])]) for rows in (self._cos, self._sin)
+        )  # (B, 1, T, head size / 2)
 
     def _rotated(self, x: str) -> str:
         """Feature i turns with feature i + head size / 2."""

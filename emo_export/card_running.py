@@ -73,7 +73,9 @@ def _onnx(folders: Targets) -> str:
         f"### ONNX Runtime\n\n{needs}\n\nEach graph takes `input_ids` and `attention_mask` (int64) "
         "and `past_key_values.N.key|value` (float32, past length 0 at first), and returns `logits` "
         "and `present.N.key|value`. The optional input `logits_to_keep` (int64, one number) "
-        "says of how many last positions, 0 meaning all."
+        "says of how many last positions, 0 meaning all.\n\n"
+        "Rows of a batch may be padded on the left or on the right, with 0 in `attention_mask`; "
+        "positions follow from it. Beyond the context a graph fails."
     )
 
 
