@@ -39,19 +39,17 @@ def _exact_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
                 attribute.i = 0
             elif attribute.type == onnx.AttributeProto.GRAPH:
                 _make_exact(attribute.g)
-        if node.op_type == "DynamicQuantizeLinear":
-            yield from _unquantised(node)
+        if node.op_type == "QuantizeLinear":
+            yield _unquantised(node)
         elif node.op_type == "MatMulInteger":
             yield from _float_product(node)
         else:
             yield node
 
 
-def _unquantised(node: NodeProto) -> Iterator[NodeProto]:
-    """The input as it is, with the scale 1; the zero point goes with the product that used it."""
-    value, scale, _ = node.output
-    yield helper.make_node("Identity", node.input, [value])
-    yield helper.make_node("Constant", [], [scale], value_float=1.0)
+def _unquantised(node: NodeProto) -> NodeProto:
+    """The scaled input without rounding; the zero point goes with the product that used it."""
+    return helper.make_node("Div", node.input[:2], list(node.output))
 
 
 def _float_product(node: NodeProto) -> Iterator[NodeProto]:

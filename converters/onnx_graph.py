@@ -125,18 +125,17 @@ class Graph:
     def int8_matmul(self, x: str, weight: str, scales: str, name: str) -> str:
         """X (..., C) by stored int8 rows, transposed: (..., C, N), scales (..., N) -> (..., N).
 
-        DynamicQuantizeLinear has one scale for all it is given. So every row is first brought to
-        the range -1 to 1, or one token's outlier would round the others' features away.
+        Every row of x has a scale of its own. DynamicQuantizeLinear has one for all it is given: a
+        token's outlier would round the others' features away, and a batch change its rows.
         """
         peak = self.add("ReduceMax", [self.add("Abs", [x]), self.ints([-1])], {"keepdims": 1})
         peak = self.add("Max", [peak, self.float(_SMALLEST)])
-        parts = [f"{name}.{part}" for part in ("int8", "scale", "zero")]
-        self.add("DynamicQuantizeLinear", [self.add("Div", [x, peak])], outputs=parts)
+        step = self.add("Mul", [peak, self.float(1 / 127)])
         middle = self.constant("middle", np.array(Int8Rows.zero, dtype=np.uint8))
-        sums = self.add("MatMulInteger", [parts[0], weight, parts[2], middle], name=name)
+        x8 = self.add("QuantizeLinear", [self.add("Div", [x, step]), self.float(1.0), middle])
+        sums = self.add("MatMulInteger", [x8, weight, middle, middle], name=name)
         sums = self.add("Cast", [sums], {"to": TensorProto.FLOAT})
-        values = self.add("Mul", [sums, self.add("Mul", [scales, parts[1]])])
-        return self.add("Mul", [values, peak])
+        return self.add("Mul", [self.add("Mul", [sums, scales]), step])
 
     def swiglu(self, gate: str, up: str) -> str:
         """silu(gate) * up."""
