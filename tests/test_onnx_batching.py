@@ -238,7 +238,7 @@ def test_names_and_shapes_are_those_that_optimum_and_genai_feed(graph: str) -> N
         "logits_to_keep": [1],
     }
     assert outputs == {
-        "logits": ["batch", "positions", 512],
+        "logits": ["batch", "tokens", 512],
         **{f"present.{name}": ["batch", 2, "total", 16] for name in layers},
     }
     # Neither needs position_ids; an input that has a default is no input that they must feed.

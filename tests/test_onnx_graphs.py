@@ -142,7 +142,7 @@ def test_a_folder_says_what_it_is(graph: str) -> None:
 @pytest.mark.parametrize("type_name", ONNX_RECIPES["standard"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> None:
-    made = case(name)
+    made, exactly = case(name), type_name == "f32"
     folder = exported(made.folder, f"onnx:{type_name}@standard")
     model = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -155,13 +155,17 @@ def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> 
     names = [value.name for value in model.graph.input][2:-1]
     shape = [value.dim_value for value in model.graph.input[2].type.tensor_type.shape.dim]
     past = dict.fromkeys(names, np.zeros((2, shape[1], 0, shape[3]), np.float32))
+    divergence = []
     for start, end in ((0, 5), (5, 6), (6, 8)):
         ids, mask = made.ids[:, start:end], np.ones((2, end), np.int64)
         logits, *present = reference.run(None, {"input_ids": ids, "attention_mask": mask} | past)
-        assert_same(session(ids, mask), logits, TIGHT)
+        divergence.append(kl(logits, session(ids, mask)).ravel())
         past = dict(zip(names, present, strict=True))
         for key, value in past.items():
-            np.testing.assert_allclose(session.past[key], value, atol=2e-5)
+            np.testing.assert_allclose(session.past[key], value, atol=2e-5 if exactly else 0.05)
+    found = np.concatenate(divergence)
+    # An activation half-way between two int8 values may fall either way, and moves one row.
+    assert np.median(found) <= TIGHT and found.max() <= (TIGHT if exactly else 1e-2)
 
 
 @pytest.mark.parametrize("last_only", [False, True])
