@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +16,21 @@ from emo_export.converters.onnx_graph import Graph
 from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.onnx_layout import Layout
 from emo_export.converters.onnx_routing import router_rows
+from emo_export.converters.onnx_sides import (
+    write_config,
+    write_generation,
+    write_json,
+    write_tokenizer,
+)
 from emo_export.converters.placed_file import PlacedFile
 from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
-from emo_export.json_file import read_json
 from emo_export.names import VECTORS, Role, Slot
 from emo_export.recipes import split_graph
 from emo_export.rope import cos_sin
 from emo_export.scheme import QuantScheme
-from emo_export.stop_tokens import GENERATION, stop_tokens
-
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-
-
-def loaded_as(config: EmoConfig) -> str:
-    """The model_type under which transformers and optimum open the folder, knowing no `emo`.
-
-    Optimum takes the shape of an empty KV cache from it: `olmoe` has one KV head for each head and
-    heads as wide as the hidden size together; `nemotron` reads num_key_value_heads and head_dim.
-    Source: optimum-onnx 0.1.0, modeling_decoder.py.
-    """
-    heads = config.num_attention_heads
-    plain = config.num_key_value_heads == heads and heads * config.head_dim == config.hidden_size
-    return "olmoe" if plain else "nemotron"
+from emo_export.stop_tokens import stop_tokens
 
 
 class OnnxWriter:
@@ -62,7 +51,7 @@ class OnnxWriter:
         self.folder = folder
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._context, self._level, self._last_only = context, accuracy_level, last_only
-        self._stops = list(stop_tokens(checkpoint, config))
+        self._stops = stop_tokens(checkpoint, config)
         self.kind = KINDS[split_graph(scheme.type_name)[1]]
         self._layout = Layout(self.kind, config, scheme, context)
         self._file: PlacedFile | None = None
@@ -148,15 +137,6 @@ class OnnxWriter:
         return graph.model(decoder_inputs(self._config), outputs, layout.data)
 
     def _write_side_files(self) -> None:
-        """config.json for the runtimes, the tokenizer, and what the graph needs to run."""
-        raw = dict(read_json(self._checkpoint / "config.json"))
-        raw.pop("auto_map", None)  # no remote code is shipped
-        raw |= {
-            "model_type": loaded_as(self._config),
-            "head_dim": self._config.head_dim,
-            "num_key_value_heads": self._config.num_key_value_heads,
-            "max_position_embeddings": self._context,
-        }
         needs = {
             "model_type": "emo",
             "graph": self.kind.name,
@@ -169,25 +149,7 @@ class OnnxWriter:
             # GroupQueryAttention may write the present into the past's buffer.
             "share_kv_buffer": self.kind.uses_gqa(self._config),
         }
-        _write_json(self.folder / "config.json", raw)
-        _write_json(self.folder / "emo_export.json", needs)
-        given = self._checkpoint / GENERATION
-        generation = read_json(given) if given.is_file() else {}
-        if self._stops:
-            one = len(self._stops) == 1
-            generation["eos_token_id"] = self._stops[0] if one else self._stops
-        _write_json(self.folder / GENERATION, generation)
-        if (self._checkpoint / TOKENIZER).is_file():
-            shutil.copyfile(self._checkpoint / TOKENIZER, self.folder / TOKENIZER)
-        if (self._checkpoint / TOKENIZER_CONFIG).is_file():
-            settings = dict(read_json(self._checkpoint / TOKENIZER_CONFIG))
-            settings.pop("auto_map", None)
-            # GPT2Tokenizer, the class in EMO's files, splits text as GPT-2 does in transformers 5,
-            # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            settings["model_input_names"] = ["input_ids", "attention_mask"]
-            _write_json(self.folder / TOKENIZER_CONFIG, settings)
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_config(self.folder, self._checkpoint, self._config, self._context)
+        write_json(self.folder / "emo_export.json", needs)
+        write_generation(self.folder, self._checkpoint, self._stops)
+        write_tokenizer(self.folder, self._checkpoint)
