@@ -46,16 +46,20 @@ def _regex(regex: str) -> Shape:
     return (f"Split by regex {regex!r}", _BYTES)
 
 
-def _spellings(digits: str) -> tuple[Shape, ...]:
+def spellings(digits: str) -> tuple[str, ...]:
     """The three spellings of cl100k's regex, with `digits` for how many go together."""
     return tuple(
-        _regex(contractions + rest.replace("DIGITS", digits))
+        contractions + rest.replace("DIGITS", digits)
         for contractions, rest in (
             (_CONTRACTIONS, _GREEDY),
             (_CONTRACTIONS, _POSSESSIVE),
             (_TIKTOKEN_CONTRACTIONS, _POSSESSIVE),
         )
     )
+
+
+def _shapes(digits: str) -> tuple[Shape, ...]:
+    return tuple(map(_regex, spellings(digits)))
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ class Split:
 
 
 SPLITS = (
-    Split("cl100k", "dbrx", _spellings("{1,3}")),
-    Split("llama-3", "llama-bpe", _spellings("{1,3}"), ignore_merges=True),
+    Split("cl100k", "dbrx", _shapes("{1,3}")),
+    Split("llama-3", "llama-bpe", _shapes("{1,3}"), ignore_merges=True),
     Split("gpt-2", "gpt-2", ((_GPT2_BYTES,), _regex(_GPT2))),  # olmo and phi-2 too
-    Split("qwen2", "qwen2", _spellings("")),
+    Split("qwen2", "qwen2", _shapes("")),
     Split("qwen3.5", "qwen35", (_regex(_CONTRACTIONS + _MARKS),)),
     Split("starcoder", "starcoder", ((_DIGITS, _GPT2_BYTES),)),  # refact and smollm too
 )

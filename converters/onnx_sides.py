@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emo_export.config import EmoConfig
+from emo_export.converters.genai_tokenizer import respelt
 from emo_export.json_file import read_json
 from emo_export.stop_tokens import GENERATION
 
@@ -49,11 +50,16 @@ def write_generation(folder: Path, checkpoint: Path, stops: Sequence[int]) -> No
 
 
 def write_tokenizer(folder: Path, checkpoint: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, where the checkpoint has them."""
-    if (checkpoint / TOKENIZER).is_file():
-        shutil.copyfile(checkpoint / TOKENIZER, folder / TOKENIZER)
-    if (checkpoint / TOKENIZER_CONFIG).is_file():
-        settings = dict(read_json(checkpoint / TOKENIZER_CONFIG))
+    """tokenizer.json and tokenizer_config.json, where the checkpoint has a tokenizer."""
+    source, given = checkpoint / TOKENIZER, checkpoint / TOKENIZER_CONFIG
+    if source.is_file():
+        changed = respelt(read_json(source))
+        if changed is None:
+            shutil.copyfile(source, folder / TOKENIZER)
+        else:
+            write_json(folder / TOKENIZER, changed)
+    if source.is_file() or given.is_file():  # onnxruntime-genai opens no tokenizer without it
+        settings = dict(read_json(given)) if given.is_file() else {}
         settings.pop("auto_map", None)
         # GPT2Tokenizer, the class in EMO's files, splits text as GPT-2 does in transformers 5,
         # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.

@@ -10,8 +10,10 @@ import onnx
 from onnx import numpy_helper
 
 from emo_export.config import EmoConfig
+from emo_export.converters.genai_tokenizer import why_no_genai
 from emo_export.converters.onnx_data import LOCATION
 from emo_export.converters.onnx_decoder import KEPT, build_decoder, decoder_inputs, decoder_outputs
+from emo_export.converters.onnx_genai import GENAI, genai_config
 from emo_export.converters.onnx_graph import Graph
 from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.onnx_layout import Layout
@@ -34,7 +36,10 @@ from emo_export.stop_tokens import stop_tokens
 
 
 class OnnxWriter:
-    """Writes model.onnx, model.onnx.data and the files beside them; holds one expert's gate."""
+    """Writes model.onnx, model.onnx.data and the files beside them; holds one expert's gate.
+
+    `no_genai` says why there will be no genai_config.json; it is empty when there will be one.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class OnnxWriter:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._context, self._level, self._last_only = context, accuracy_level, last_only
         self._stops = stop_tokens(checkpoint, config)
+        self.no_genai = why_no_genai(checkpoint, self._stops)
         self.kind = KINDS[split_graph(scheme.type_name)[1]]
         self._layout = Layout(self.kind, config, scheme, context)
         self._file: PlacedFile | None = None
@@ -153,3 +159,7 @@ class OnnxWriter:
         write_json(self.folder / "emo_export.json", needs)
         write_generation(self.folder, self._checkpoint, self._stops)
         write_tokenizer(self.folder, self._checkpoint)
+        if not self.no_genai:
+            share = self.kind.uses_gqa(self._config)
+            genai = genai_config(self._config, self._context, self._stops, share_kv_buffer=share)
+            write_json(self.folder / GENAI, genai)

@@ -27,6 +27,21 @@ ONNX_GRAPHS = {
     "standard": "no operator but ONNX's own, of opset 23: other engines may open it too",
 }
 
+GENAI = """\
+import onnxruntime_genai as og
+
+model = og.Model({folder!r})
+tokenizer = og.Tokenizer(model)
+prompt = tokenizer.encode("The")
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=len(prompt) + 64)
+generator = og.Generator(model, params)
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+"""
+
 
 def modelfile_name(path: str) -> str:
     """model-Q4_K_M.gguf -> model-Q4_K_M.Modelfile."""
@@ -69,13 +84,24 @@ def _onnx(folders: Targets) -> str:
         for target in folders.values()
     ]
     needs = "\n".join(lines)
-    return (
+    text = (
         f"### ONNX Runtime\n\n{needs}\n\nEach graph takes `input_ids` and `attention_mask` (int64) "
         "and `past_key_values.N.key|value` (float32, past length 0 at first), and returns `logits` "
         "and `present.N.key|value`. The optional input `logits_to_keep` (int64, one number) "
         "says of how many last positions, 0 meaning all.\n\n"
         "Rows of a batch may be padded on the left or on the right, with 0 in `attention_mask`; "
         "positions follow from it. Beyond the context a graph fails."
+    )
+    genai = [str(target["path"]) for target in folders.values() if target.get("no_genai") == ""]
+    return f"{text}\n\n{_genai(genai[0])}" if genai else text
+
+
+def _genai(folder: str) -> str:
+    """A few lines of Python that write text; tests/test_genai_use.py runs them."""
+    code = GENAI.format(folder=folder)
+    return (
+        "### onnxruntime-genai\n\nIt opens the folder of an ONNX target as it is, with its own "
+        f"tokenizer (`pip install onnxruntime-genai`, 0.18):\n\n```python\n{code}```"
     )
 
 

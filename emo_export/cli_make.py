@@ -226,6 +226,5 @@ def _onnx_target(
         last_only=options.last_logits,
     )
     kind = writer.kind
-    return Target(
-        spec, place, writer, scheme, {"graph": kind.name, "onnxruntime": kind.onnxruntime_min}
-    )
+    entry = {"graph": kind.name, "onnxruntime": kind.onnxruntime_min, "no_genai": writer.no_genai}
+    return Target(spec, place, writer, scheme, entry)

@@ -69,6 +69,8 @@ def progress_steps() -> Iterator[Steps]:
             for target in targets:
                 say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB of weights -> {target.path}")
                 _warn_fallbacks(target)
+            for reason in {target.entry.get("no_genai") for target in targets} - {None, ""}:
+                say(f"warning: no genai_config.json is written: {reason}")
             if not console.is_terminal:
                 say(f"reading {source_bytes / 1e6:.1f} MB once")
             bar.update(task, total=source_bytes, visible=True)

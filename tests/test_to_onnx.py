@@ -77,7 +77,7 @@ def test_the_files_are_what_onnx_expects(folder: Path, type_name: str) -> None:
 @pytest.mark.parametrize("type_name", TYPES)
 def test_the_files_beside_the_graph(type_name: str) -> None:
     made = exported(NANO, f"onnx:{type_name}")
-    names = {"config.json", "emo_export.json", "model.onnx", "model.onnx.data"}
+    names = {"config.json", "emo_export.json", "genai_config.json", "model.onnx", "model.onnx.data"}
     copied = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert {path.name for path in made.iterdir()} == names | copied
     assert (made / "tokenizer.json").read_bytes() == (NANO / "tokenizer.json").read_bytes()
