@@ -73,6 +73,18 @@ def test_quantised_graphs_say_what_our_runtime_says(target: str) -> None:
     assert_same(logits[None], found.logits, 1e-9)
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_logits_of_the_last_position_by_default(graph: str, tmp_path: Path) -> None:
+    folder = case("gqa").folder
+    made = export_to(tmp_path, folder, onnx=[f"f32{graph}"], last_only=True)[f"onnx:f32{graph}"]
+    prompts = case("gqa").ids[:, :9].tolist()
+    found, all_positions = (
+        generate(path, prompts, 7) for path in (made, exported(folder, f"onnx:f32{graph}"))
+    )
+    np.testing.assert_array_equal(found.tokens, all_positions.tokens)
+    np.testing.assert_allclose(found.logits, all_positions.logits, atol=1e-5)
+
+
 def test_a_second_prompt_after_a_text() -> None:
     folder, first, second = exported(NANO, "onnx:f32"), *PROMPTS.values()
     model = og.Model(str(folder))
