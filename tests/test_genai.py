@@ -186,3 +186,18 @@ def test_beam_search(graph: str) -> None:
         generator.generate_next_token()
     found = [generator.get_sequence(i)[len(prompt) :].tolist() for i in range(3)]
     assert found == beams_of(folder, prompt, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["gqa", "odd_36_32"])
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.xfail(strict=True, reason="the graphs know padding on the left only")
+def test_a_batch_of_unequal_prompts(graph: str, name: str) -> None:
+    """encode_batch pads on the right, and a step's mask then has a gap: 1 1 0 0 1."""
+    made, steps, lengths = case(name), 5, (4, 11)
+    folder = exported(made.folder, f"onnx:f32{graph}")
+    prompts = [made.ids[row, :length].tolist() for row, length in enumerate(lengths)]
+    padded = [prompt + [511] * (max(lengths) - len(prompt)) for prompt in prompts]
+    found = generate(folder, padded, steps)
+    for row, prompt in enumerate(prompts):
+        want, _ = oracle_logits(made.folder, np.array([[*prompt, *found.tokens[row]]]))
+        assert_same(want[0, len(prompt) - 1 : -1], found.logits[row], TIGHT)
