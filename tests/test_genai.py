@@ -190,7 +190,6 @@ def test_beam_search(graph: str) -> None:
 
 @pytest.mark.parametrize("name", ["gqa", "odd_36_32"])
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.xfail(strict=True, reason="the graphs know padding on the left only")
 def test_a_batch_of_unequal_prompts(graph: str, name: str) -> None:
     """encode_batch pads on the right, and a step's mask then has a gap: 1 1 0 0 1."""
     made, steps, lengths = case(name), 5, (4, 11)
