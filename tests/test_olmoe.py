@@ -1,0 +1,65 @@
+"""The stand-in in transformers, which the tests set up by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from emo_export.config import EmoConfig
+from emo_export.read_per_token import olmoe_bytes
+from tests.paths import ROOT
+from tests.synth import make_config
+from tests.transformers_env import transformers_python
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from emo_export.olmoe import OlmoeStandIn
+model = OlmoeStandIn(Path(sys.argv[1]), threads=1)
+weights = dict(model._model.named_parameters())
+ids = np.random.default_rng(0).integers(0, model.vocab_size, 12)
+whole = model.forward(ids)
+model.reset()
+parts = [model.forward(piece) for piece in np.split(ids, [8, 9, 10, 11])]
+model.reset()
+last = model.forward(ids, last=True)
+print(json.dumps({
+    "types": sorted({str(w.dtype) for w in weights.values()}),
+    "bytes": sum(w.numel() * w.element_size() for w in weights.values()),
+    "shapes": [whole.shape, last.shape],
+    "spread": float(whole.std()),
+    "by_steps": float(np.abs(np.concatenate(parts) - whole).max()),
+    "last": float(np.abs(last - whole[-1:]).max()),
+    "engine": dict(model.describe()),
+}))
+"""
+
+
+def in_transformers(*arguments: object) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [str(transformers_python()), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("changed", [{}, {"num_key_value_heads": 2, "tie_word_embeddings": True}])
+def test_the_stand_in_is_an_olmoe_of_the_shape(changed: dict[str, object], tmp_path: Path) -> None:
+    config = make_config(**changed)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    found = json.loads(in_transformers("-c", SCRIPT, path).splitlines()[-1])
+    assert found["types"] == ["torch.bfloat16"]
+    assert found["bytes"] == olmoe_bytes(EmoConfig.from_dict(config))
+    assert found["shapes"] == [[12, 512], [1, 512]]
+    # bfloat16 has 8 bits: steps through the cache differ from the whole by a few roundings.
+    assert found["spread"] > 0.1
+    assert found["by_steps"] < 0.2 * found["spread"]
+    assert found["last"] < 0.1 * found["spread"]
+    assert "in prefill" in found["engine"]["experts"]
