@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from emo_export import __version__
+from emo_export.cli_bench_command import bench
 from emo_export.cli_output import Commands, stdout
 from emo_export.errors import EmoExportError, ParityError
 
@@ -284,6 +285,8 @@ def doctor(as_json: bool) -> None:
 
     run_doctor(as_json, stdout())
 
+
+cli.add_command(bench)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []

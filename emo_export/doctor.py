@@ -64,7 +64,7 @@ def examine(llama_info: Callable[[], str] | None = None, root: Path = Path("/"))
     checks = [_python(), *_libraries(wanted), _onnxruntime()]
     if llama_info is not None:
         checks.append(_llama(llama_info))
-    checks += [*_cpu(root), _memory(root), *_disks(), _hub()]
+    checks += [*cpu_checks(root), memory_check(root), *_disks(), _hub()]
     return checks + list(_commands(wanted, {check.name for check in checks if not check.ok}))
 
 
@@ -179,7 +179,8 @@ def _llama(info: Callable[[], str]) -> Check:
         return Check(name, f"no: {said}", False, use, _install("llama"))
 
 
-def _cpu(root: Path) -> Iterator[Check]:
+def cpu_checks(root: Path = Path("/")) -> Iterator[Check]:
+    """Which processor this is, and which of its instructions matter."""
     processors = _cpuinfo(root)
     seen = {key: value for fields in processors for key, value in fields.items()}
     model = seen.get("model name") or seen.get("Model") or platform.processor()
@@ -221,9 +222,23 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _memory(root: Path) -> Check:
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a new process can have, by /proc and its cgroup's limit; else None."""
+    available = _memory_sizes(root).get("MemAvailable:")
+    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
+    if available is None or not limit.isdecimal():
+        return available
+    return min(available, int(limit))
+
+
+def _memory_sizes(root: Path) -> dict[str, int]:
     lines = (line.split() for line in _read(root / "proc/meminfo").splitlines())
-    sizes = {parts[0]: int(parts[1]) * 1024 for parts in lines if len(parts) > 2}
+    return {parts[0]: int(parts[1]) * 1024 for parts in lines if len(parts) > 2}
+
+
+def memory_check(root: Path = Path("/")) -> Check:
+    """How much memory there is and how much is free."""
+    sizes = _memory_sizes(root)
     total, available = sizes.get("MemTotal:"), sizes.get("MemAvailable:")
     if total is None or available is None:
         return Check("memory", "unknown on this system", True, "the model and its cache")

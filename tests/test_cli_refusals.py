@@ -186,7 +186,7 @@ def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Pat
 
 
 def test_help_of_every_command_shows_an_example(emo: Emo) -> None:
-    for command in ("export", "validate", "run", "inspect", "verify", "doctor"):
+    for command in ("export", "validate", "run", "bench", "inspect", "verify", "doctor"):
         done = emo(command, "--help")
         assert done.code == 0 and f"emo-export {command}" in done.out
 

@@ -227,6 +227,9 @@ def test_memory(tmp_path: Path, no_probe: None) -> None:
     assert not capped.ok
     assert memory("none", "").found == "unknown on this system"
     assert not memory("full", MEMORY.replace("6000000", "100")).ok
+    assert doctor.available_memory(tmp_path / "plain") == 6_000_000 * 1024
+    assert doctor.available_memory(tmp_path / "capped") == 500 << 20
+    assert doctor.available_memory(tmp_path / "none") is None
 
 
 def test_a_system_without_proc(tmp_path: Path, no_probe: None) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from emo_export.config import EmoConfig
 from emo_export.read_per_token import olmoe_bytes
+from tests.exporting import export_to
 from tests.paths import ROOT
-from tests.synth import make_config
+from tests.synth import make_checkpoint, make_config
 from tests.transformers_env import transformers_python
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,18 @@ print(json.dumps({
 """
 
 
+SHORT_OF_MEMORY = """
+import sys
+from emo_export import cli, cli_bench
+cli_bench.available_memory = lambda: 100_000
+sys.stderr = sys.stdout
+try:
+    cli.main()
+except SystemExit as stop:
+    print(stop.code)
+"""
+
+
 def in_transformers(*arguments: object) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(transformers_python()), *map(str, arguments)]
@@ -63,3 +76,19 @@ def test_the_stand_in_is_an_olmoe_of_the_shape(changed: dict[str, object], tmp_p
     assert found["by_steps"] < 0.2 * found["spread"]
     assert found["last"] < 0.1 * found["spread"]
     assert "in prefill" in found["engine"]["experts"]
+
+
+def test_bench_beside_the_stand_in(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    model = export_to(tmp_path / "out", checkpoint, onnx=["int4"])["onnx:int4"]
+    arguments = ["--olmoe-bf16", checkpoint, "--prefill", 16, "--decode", 4, "--depth", 4]
+    arguments += ["--rounds", 2, "--json"]
+    found = json.loads(in_transformers("-m", "emo_export.cli", "bench", model, *arguments))
+    turns = [run["label"] for run in found["runs"]]
+    assert turns == ["onnx:int4", "olmoe:bf16"] * 2
+    assert found["models"][1]["engine"]["KV cache"] == "bf16"
+    assert found["models"][1]["figures"]["decode"][0] > 0
+    command = ["-c", SHORT_OF_MEMORY, "bench", model, "--olmoe-bf16", checkpoint]
+    said = in_transformers(*command)
+    assert "0.0 GB of memory are needed and 0.0 GB are available" in said
+    assert said.split()[-1] == "2"

@@ -1,0 +1,107 @@
+"""The measured process of `bench`: opens one model and times it on request.
+
+Requests come as JSON lines on stdin, answers go to what stdout was; libraries that write to stdout
+write to stderr here. It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emo_export.cli_targets import open_runtime
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.interfaces import Ids, Runtime
+
+SEED = 0
+READ = 8 << 20
+
+
+class Measured:
+    """One opened model; every request is a method that answers a JSON object."""
+
+    def __init__(self) -> None:
+        self._runtime: Runtime | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what a request says. Raises EmoExportError when the engine refuses."""
+        if request["do"] == "open":
+            return self._open(request)
+        if self._runtime is None:
+            raise EmoExportError("nothing has been opened")
+        if request["do"] == "prefill":
+            return self._prefill(self._runtime, request["tokens"])
+        return self._decode(self._runtime, request["tokens"], request["depth"])
+
+    def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        path = Path(request["path"])
+        if request["kind"] == "olmoe":
+            from emo_export.olmoe import OlmoeStandIn
+
+            start = time.perf_counter()
+            self._runtime = OlmoeStandIn(path, request["threads"])
+        else:
+            _read_through(path)  # from here on the disk has no part in it
+            start = time.perf_counter()
+            self._runtime = open_runtime(path, request["threads"])
+        return {
+            "seconds": time.perf_counter() - start,
+            "engine": dict(self._runtime.describe()),
+        }
+
+    def _prefill(self, runtime: Runtime, tokens: int) -> dict[str, Any]:
+        runtime.reset()
+        ids = _ids(runtime, tokens)
+        start = time.perf_counter()
+        runtime.forward(ids, last=True)
+        return {"seconds": time.perf_counter() - start}
+
+    def _decode(self, runtime: Runtime, tokens: int, depth: int) -> dict[str, Any]:
+        runtime.reset()
+        ids = _ids(runtime, depth + tokens)
+        runtime.forward(ids[:depth], last=True)
+        start = time.perf_counter()
+        for at in range(depth, depth + tokens):
+            runtime.forward(ids[at : at + 1], last=True)
+        return {"seconds": time.perf_counter() - start}
+
+
+def _ids(runtime: Runtime, count: int) -> Ids:
+    """The same random tokens every time (count,): each chooses experts of its own."""
+    return np.random.default_rng(SEED).integers(0, runtime.vocab_size, count)
+
+
+def _read_through(path: Path) -> None:
+    """Read a file, or those of a folder, so that they are in the page cache if that has room."""
+    files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+    buffer = memoryview(bytearray(READ))
+    for file in files:
+        with file.open("rb", buffering=0) as handle:
+            while handle.readinto(buffer):
+                pass
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    measured = Measured()
+    for line in sys.stdin:
+        try:
+            found = measured.answer(json.loads(line))
+        except EmoExportError as error:
+            missing = isinstance(error, MissingDependencyError)
+            found = {"error": str(error), "missing": missing}
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
