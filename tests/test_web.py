@@ -24,10 +24,10 @@ from tests.exporting import (
     exported,
     kl,
 )
-from tests.paths import NANO, ROOT
+from tests.paths import NANO
 from tests.test_llama_tools import ADVERSARIAL
 from tests.test_to_onnx import exact
-from tests.web_tools import lay_out, node
+from tests.web_tools import EXAMPLE, TESTS, lay_out, node
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +45,7 @@ def golden() -> dict[str, Array]:
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    driver = ROOT / "tests" / "web" / "driver.mjs"
-    return lay_out(tmp_path_factory.mktemp("web") / "example", driver)
+    return lay_out(tmp_path_factory.mktemp("web") / "example", EXAMPLE, TESTS / "driver.mjs")
 
 
 def run(web: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
