@@ -1,7 +1,8 @@
-"""What quantisation costs emo-nano: a GGUF in llama.cpp beside the float original, held-out text.
+"""What quantisation costs emo-nano: a file in its engine beside the float original, held-out text.
 
 Shared by the commands that measure. The reference runs once; every file is judged on its tokens by
-the same code: llama.cpp on one thread, a float32 cache and no flash attention, as in `validate`.
+the same code, on one thread, and llama.cpp with a float32 cache and no flash attention, as in
+`validate`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from gguf import GGUFReader
 
 from emo_export.checkpoint import Checkpoint
 from emo_export.cli import cli
-from emo_export.converters.gguf_twin import write_float_twin
+from emo_export.cli_targets import exact_opener
+from emo_export.converters.onnx_data import LOCATION
 from emo_export.golden import HELDOUT
-from emo_export.interfaces import F32, Ids
+from emo_export.interfaces import F32, Ids, Runtime
 from emo_export.parity import log_softmax
 from emo_export.reference import float_source, logits
 from emo_export.runtimes.llama_cpp import LlamaCpp
+from emo_export.runtimes.ort import OnnxModel
 from emo_export.texts import open_tokenizer, sequences_of, text_files
 from tests.paths import NANO
 
@@ -66,9 +69,22 @@ def original(tokens: int) -> Original:
 
 
 def measure(path: Path, reference: Original) -> Quality:
-    """Judge a GGUF as it is: llama.cpp may round activations beside quantised weights."""
+    """Judge a GGUF or an ONNX folder as it is: engines may round activations beside its weights."""
+    if path.is_dir():
+        return _judge(OnnxModel(path, threads=1), reference)
+    return _judge(LlamaCpp(path, threads=1, context=HELDOUT, parity=True), reference)
+
+
+def measure_exact(path: Path, reference: Original) -> Quality:
+    """Judge the weights alone, beside which activations stay float."""
+    with exact_opener(path, 1) as (open_exact, why):
+        if open_exact is None:
+            raise RuntimeError(why)
+        return _judge(open_exact(), reference)
+
+
+def _judge(runtime: Runtime, reference: Original) -> Quality:
     divergence, agree, lost = [], [], []
-    runtime = LlamaCpp(path, threads=1, context=HELDOUT, parity=True)
     try:
         for ids, wide in zip(reference.sequences, reference.log_probs, strict=True):
             runtime.reset()
@@ -82,14 +98,6 @@ def measure(path: Path, reference: Original) -> Quality:
     ratio = np.exp(np.concatenate(lost).mean())
     kl, top1 = np.concatenate(divergence).mean(), np.concatenate(agree).mean()
     return Quality(float(kl), float(top1), float(ratio))
-
-
-def measure_exact(path: Path, reference: Original) -> Quality:
-    """Judge the weights alone: the float32 twin of a file, in which activations stay float."""
-    with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
-        twin = Path(folder) / "twin.gguf"
-        write_float_twin(path, twin)
-        return measure(twin, reference)
 
 
 def export(out: Path, *options: object) -> None:
@@ -106,8 +114,8 @@ def bits_per_weight(path: Path) -> float:
 
 
 def megabytes(path: Path) -> float:
-    """Size of a file, tokenizer and all."""
-    return path.stat().st_size / 1e6
+    """Size of a GGUF file, tokenizer and all, or of an ONNX folder's weights."""
+    return (path / LOCATION if path.is_dir() else path).stat().st_size / 1e6
 
 
 @contextlib.contextmanager
