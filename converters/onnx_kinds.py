@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emo_export.config import EmoConfig
+from emo_export.recipes import ONNXRUNTIME_MIN
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,10 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        # QMoE has router_weights and a CPU kernel for accuracy_level from 1.31 on.
-        Kind("qmoe", 23, 11, "1.31", microsoft=True),
-        # 1.22 has no kernel of opset 23; tests/bench/ort_versions.py judged this graph there.
-        Kind("if", 21, 10, "1.22", microsoft=True),
-        # 1.23 is the first with kernels of opset 23 (the same script; its Attention takes a cache).
-        Kind("standard", 23, 11, "1.23", microsoft=False),
+        Kind("qmoe", 23, 11, ONNXRUNTIME_MIN["qmoe"], microsoft=True),
+        # 1.22 has no kernel of opset 23.
+        Kind("if", 21, 10, ONNXRUNTIME_MIN["if"], microsoft=True),
+        # Attention takes a cache from opset 23 on.
+        Kind("standard", 23, 11, ONNXRUNTIME_MIN["standard"], microsoft=False),
     )
 }

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from emo_export.install import DISTRIBUTION, install_command
+from emo_export.onnx_probe import PROBE, described
 
 BASE = ""  # what every install has, as if it were an extra
 USES: Mapping[str, str] = {
@@ -31,7 +32,6 @@ USES: Mapping[str, str] = {
 HUB = "huggingface_hub"
 HUB_USE = "fetching checkpoints by their Hugging Face id"
 ENGINES = {"ort": "onnxruntime loads", "llama": "llama.cpp loads"}
-PROBE = "import onnxruntime as o; print(o.__version__, *o.get_available_providers())"
 PROBE_SECONDS = 120
 SIMD: Mapping[str, Sequence[str]] = {
     "x86": ("avx2", "avx512_vnni", "avx_vnni"),
@@ -167,7 +167,7 @@ def _onnxruntime() -> Check:
         said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
         return Check(name, f"no: {said[-1]}", False, use, remedy)
     ok = "CPUExecutionProvider" in done.stdout
-    return Check(name, done.stdout.strip(), ok, use, "" if ok else remedy)
+    return Check(name, described(done.stdout), ok, use, "" if ok else remedy)
 
 
 def _llama(info: Callable[[], str]) -> Check:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,10 +16,10 @@ from emo_export.errors import EmoExportError
 from emo_export.gguf_header import GgufArray
 from emo_export.json_file import read_json
 from emo_export.onnx_header import OnnxFile, OnnxTensor, read_onnx
+from emo_export.onnx_needs import REQUIREMENTS, read_requirements
 from emo_export.recipes import Part
 
 MODEL = "model.onnx"
-REQUIREMENTS = "emo_export.json"
 ONNX_SHAPE = (
     "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads "
     "head_dim num_experts num_experts_per_tok num_shared_experts vocab_size"
@@ -53,6 +54,8 @@ def onnx_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
     needs = _object(folder / REQUIREMENTS, "not made by emo-export", warnings)
     graph = needs.get("graph", file.metadata.get("emo_export.graph"))
     tokenizer = has_tokenizer(folder, warnings)
+    if needs:
+        _check_engine(folder, warnings)
     return {
         "graph": {
             "kind": plain(graph or _guess(file)),
@@ -74,6 +77,16 @@ def onnx_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
             "share_kv_buffer": plain(needs.get("share_kv_buffer")),
         },
     }
+
+
+def _check_engine(folder: Path, warnings: list[str]) -> None:
+    """Warn where the ONNX Runtime that is installed here, if one is, would refuse the folder."""
+    try:
+        read_requirements(folder).check(folder, metadata.version("onnxruntime"))
+    except metadata.PackageNotFoundError:
+        return
+    except EmoExportError as error:
+        warnings.append(str(error))
 
 
 def has_tokenizer(folder: Path, warnings: list[str]) -> bool:

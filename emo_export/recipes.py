@@ -94,6 +94,13 @@ ONNX_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
 }
 """The recipes of each ONNX graph; a target is TYPE of the default graph or TYPE@GRAPH."""
 
+ONNXRUNTIME_MIN: Mapping[str, str] = {
+    "qmoe": "1.31",  # QMoE has router_weights and a CPU kernel for accuracy_level from then on
+    "if": "1.22",  # tests/bench/ort_versions.py judged this graph there
+    "standard": "1.23",  # the first with kernels of opset 23 (the same script)
+}
+"""The ONNX Runtime that each graph needs at least."""
+
 
 def split_graph(type_name: str) -> tuple[str, str]:
     """`int4@if` -> ("int4", "if"); a type alone is of the default graph."""

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.install import install_command
+from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
+from emo_export.onnx_needs import Requirements
 from emo_export.runtimes.checks import check_ids
-from emo_export.runtimes.folder import Requirements, read_config, read_requirements
+from emo_export.runtimes.engine import CPU, MODEL, check_engine, import_onnxruntime
+from emo_export.runtimes.folder import read_config
 from emo_export.runtimes.hf_tokenizer import HfTokenizer
 from emo_export.threads import physical_cores
 
 __all__ = ["HfTokenizer", "OnnxModel"]
 
-MODEL = "model.onnx"
 KEPT = "logits_to_keep"  # an input with a default: how many of the last positions, 0 for all
 LOG_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions as well
 DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -45,13 +45,12 @@ class OnnxModel:
         graph: bytes | None = None,
     ) -> None:
         """Raises EmoExportError for a folder that is incomplete or that ONNX Runtime refuses."""
-        self._ort = _import_onnxruntime()
+        self._ort = import_onnxruntime()
         config = read_config(folder)
         self.vocab_size = config["vocab_size"]
         self.context_length = config["max_position_embeddings"]
         self._cache_shape = (config["num_key_value_heads"], config["head_dim"])
-        self._needs: Requirements = read_requirements(folder)
-        self._needs.check_version(folder, self._ort.__version__)
+        self._needs: Requirements = check_engine(folder)
         if graph is None and not (folder / MODEL).is_file():
             raise EmoExportError(f"there is no {MODEL} in {folder}")
         self._threads = physical_cores() if threads is None else threads
@@ -75,7 +74,7 @@ class OnnxModel:
             options.add_session_config_entry(key, value)
         model = str(folder / MODEL) if graph is None else graph
         try:
-            return self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return self._ort.InferenceSession(model, options, providers=[CPU])
         # Its exceptions share no base class but Exception.
         except Exception as error:
             raise EmoExportError(
@@ -172,16 +171,6 @@ class OnnxModel:
 
     def _value(self, array: Any) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"running an ONNX model needs the package onnxruntime: {install_command('ort')}"
-        ) from error
-    return onnxruntime
 
 
 def _cache_names(prefix: str, layers: int) -> list[str]:
