@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from emo_export.artifact import chosen_targets
-from emo_export.cli_targets import missing_engine, open_runtime, tokenizer_of
+from emo_export.cli_targets import OnnxSettings, missing_engine, open_runtime, tokenizer_of
 from emo_export.errors import EmoExportError
 
 
@@ -27,13 +27,18 @@ class Sampling:
 
 
 def run_text(
-    path: Path, prompt: str, target: str | None, threads: int | None, sampling: Sampling
+    path: Path,
+    prompt: str,
+    target: str | None,
+    threads: int | None,
+    sampling: Sampling,
+    settings: OnnxSettings,
 ) -> None:
     """Stream text to stdout as it comes."""
     from emo_export.runtimes.generate import generate
 
     artifact = _first_that_runs(path, target)
-    runtime = open_runtime(artifact, threads)
+    runtime = open_runtime(artifact, threads, settings=settings)
     try:
         tokenizer = tokenizer_of(artifact, runtime)
         for piece in generate(

@@ -11,10 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError, MissingDependencyError
@@ -70,19 +73,57 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return kind, type_name if graph in ("", DEFAULT_GRAPH) else f"{type_name}@{graph}"
 
 
-def open_runtime(path: Path, threads: int | None, *, parity: bool = False) -> Runtime:
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How ONNX Runtime keeps the weights and waits, as the options of `run` describe it."""
+
+    prepacked: bool = False
+    cache: Path | None = None
+    spin: bool | None = None
+
+    def check(self, path: Path) -> None:
+        """Refuse, with EmoExportError, what would have no effect on this file or folder."""
+        if self.cache is not None and not self.prepacked:
+            raise EmoExportError("--cache-dir has no effect without --cache-prepacked")
+        if not path.is_dir() and (self.prepacked or self.spin is not None):
+            name = "--cache-prepacked" if self.prepacked else "--spin/--no-spin"
+            raise EmoExportError(
+                f"{path}: {name} is for ONNX targets (llama.cpp maps its weights anyway); "
+                "choose one with --target"
+            )
+
+
+ONNX_DEFAULTS = OnnxSettings()
+
+
+def open_runtime(
+    path: Path,
+    threads: int | None,
+    *,
+    parity: bool = False,
+    settings: OnnxSettings = ONNX_DEFAULTS,
+) -> Runtime:
     """The engine for a .gguf file or an ONNX folder; a small model gets one thread."""
+    settings.check(path)
     if threads is None and size_of(path) < SMALL_MODEL:
         threads = 1
     if path.is_dir():
         from emo_export.runtimes.ort import OnnxModel
 
-        return OnnxModel(path, threads=threads)
+        prepacked = _prepacked_copy(path, settings.cache) if settings.prepacked else None
+        spin = settings.spin is not False
+        return OnnxModel(path, threads=threads, prepacked=prepacked, spin=spin)
     from emo_export.gguf_header import read_gguf
     from emo_export.runtimes.llama_cpp import LlamaCpp
 
     _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
     return LlamaCpp(path, threads=threads, parity=parity)
+
+
+def _prepacked_copy(path: Path, cache: Path | None) -> Path:
+    from emo_export.runtimes.prepacked import default_cache, prepacked_copy
+
+    return prepacked_copy(path, cache or default_cache(), lambda text: click.echo(text, err=True))
 
 
 def _check_experts(path: Path, file: GgufFile) -> None:

@@ -15,6 +15,7 @@ from emo_export.onnx_needs import Requirements
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.engine import CPU, MODEL, check_engine, import_onnxruntime
 from emo_export.runtimes.folder import read_config
+from emo_export.runtimes.heap import return_large_blocks
 from emo_export.runtimes.hf_tokenizer import HfTokenizer
 from emo_export.threads import physical_cores
 
@@ -23,6 +24,7 @@ __all__ = ["HfTokenizer", "OnnxModel"]
 KEPT = "logits_to_keep"  # an input with a default: how many of the last positions, 0 for all
 LOG_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions as well
 DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+SPIN_KEY = "session.intra_op.allow_spinning"
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -31,7 +33,9 @@ class OnnxModel:
 
     `threads`: default one per physical core. `session_options`: ONNX Runtime's configuration
     entries by key. `graph`: the bytes of a model to load in place of model.onnx (one that computes
-    at another accuracy, say); its external data still comes from the folder.
+    at another accuracy, say); its external data still comes from the folder. `prepacked`: the copy
+    that `prepacked_copy` made of the folder, to load in place of model.onnx with little anonymous
+    memory. `spin`: threads wait for work in a loop, which is faster and keeps their cores busy.
     """
 
     name = "ONNX Runtime"
@@ -43,6 +47,8 @@ class OnnxModel:
         threads: int | None = None,
         session_options: Mapping[str, str] = NO_OPTIONS,
         graph: bytes | None = None,
+        prepacked: Path | None = None,
+        spin: bool = True,
     ) -> None:
         """Raises EmoExportError for a folder that is incomplete or that ONNX Runtime refuses."""
         self._ort = import_onnxruntime()
@@ -53,11 +59,18 @@ class OnnxModel:
         self._needs: Requirements = check_engine(folder)
         if graph is None and not (folder / MODEL).is_file():
             raise EmoExportError(f"there is no {MODEL} in {folder}")
+        if graph is not None and prepacked is not None:
+            raise EmoExportError(
+                "a graph of its own has its weights elsewhere than a prepacked copy"
+            )
         self._threads = physical_cores() if threads is None else threads
         if self._threads < 1:
             raise EmoExportError(f"threads is {threads}, expected 1 or more")
-        self._entries = dict(session_options)
-        self._session: Any = self._open(folder, graph)
+        self._entries = dict(session_options) | ({} if spin else {SPIN_KEY: "0"})
+        self._prepacked = prepacked is not None
+        if prepacked is not None:
+            return_large_blocks()
+        self._session: Any = self._open(prepacked or folder, graph)
         self._past_names = _cache_names("past_key_values", config["num_hidden_layers"])
         self._present_names = _cache_names("present", config["num_hidden_layers"])
         self._check_graph(folder)
@@ -77,9 +90,10 @@ class OnnxModel:
             return self._ort.InferenceSession(model, options, providers=[CPU])
         # Its exceptions share no base class but Exception.
         except Exception as error:
+            advice = "; remove that folder to have it made again" if self._prepacked else ""
             raise EmoExportError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {folder / MODEL}: "
-                f"{_one_line(error)}"
+                f"{_one_line(error)}{advice}"
             ) from error
 
     def _check_graph(self, folder: Path) -> None:
@@ -163,6 +177,7 @@ class OnnxModel:
             "engine": self.name,
             "version": f"onnxruntime {self._ort.__version__}",
             "provider": "CPUExecutionProvider",
+            "weights": "prepacked copy, mapped" if self._prepacked else "as exported",
             "KV cache": "f32, in place" if self._needs.share_kv_buffer else "f32",
             "threads": str(self._threads),
             "context": str(self.context_length),

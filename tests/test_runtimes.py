@@ -18,7 +18,7 @@ TOKENIZERS: tuple[type[Tokenizer], ...] = (LlamaTokenizer, HfTokenizer)
 HEAVY = {"torch", "onnx", "transformers", "gguf", "safetensors", "onnxruntime", "xllamacpp"}
 
 
-@pytest.mark.parametrize("module", ["ort", "llama_cpp", "generate", "hf_tokenizer"])
+@pytest.mark.parametrize("module", ["ort", "llama_cpp", "generate", "hf_tokenizer", "prepacked"])
 def test_importing_a_runtime_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, emo_export.runtimes.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
