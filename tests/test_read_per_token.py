@@ -30,7 +30,7 @@ D, F, V = 64, 32, 512
 MATRICES = 4 * D * D  # q, k, v, o of a layer
 EXPERT = 3 * D * F
 NORMS = 2 * D
-INT4, INT8 = 0.5 + 4 / 32, 1 + 4 / 32  # bytes of a weight with its part of a float32 scale
+BLOCK32, BLOCK64 = 4 / 32, 4 / 64  # bytes of a weight that are its part of a float32 scale
 ANGLES = 2 * 8 * 4  # a row of the tables of cos and sin, for heads of 16
 
 
@@ -93,8 +93,12 @@ def test_onnx_of_each_graph(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int4", "int4@if"])
 def test_onnx_int4(kind: str, tmp_path: Path) -> None:
-    layer = (MATRICES + EXPERT) * INT8 + 2 * EXPERT * INT4 + (NORMS + 7 * D) * 4
-    ends = (V * D + D) * INT8 + D * 4 + ANGLES
+    # Blocks of 64, but of 32 for down's rows, and for all of an operator that has one length.
+    up, down = (BLOCK32, BLOCK32) if kind == "int4" else (BLOCK64, BLOCK32)
+    routed = D * F * (2 * (0.5 + up) + 0.5 + down)
+    shared = D * F * (2 * (1 + BLOCK64) + 1 + BLOCK32)
+    layer = MATRICES * (1 + BLOCK64) + shared + 2 * routed + (NORMS + 7 * D) * 4
+    ends = (V * D + D) * (1 + BLOCK64) + D * 4 + ANGLES
     assert of_onnx(tmp_path, "mha", kind).weights == pytest.approx(2 * layer + ends)
 
 

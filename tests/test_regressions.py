@@ -21,7 +21,7 @@ from emo_export.parity import Golden
 from tests.exporting import case
 from tests.synth import make_checkpoint, make_config
 from tests.test_gguf_tokenizer import added, changed, read
-from tests.test_nbits_formats import KINDS, by_onnxruntime, kind_of
+from tests.test_nbits_formats import KINDS, by_onnxruntime, kind_of, nearest
 from tests.test_parity import small_golden
 from tests.test_placed_file import WRITE
 
@@ -29,7 +29,7 @@ from tests.test_placed_file import WRITE
 @pytest.mark.parametrize(("bits", "block"), KINDS)
 def test_1_exact_ties_take_the_sign_that_onnxruntime_takes(bits, block):
     rows = np.random.default_rng(0).integers(-4, 5, (64, 4 * block)).astype(np.float32)
-    packed = kind_of(bits, block).quantize(rows)
+    packed = nearest(kind_of(bits, block), rows)
     weight, scales = by_onnxruntime(rows, bits, block)
     np.testing.assert_array_equal(packed["scales"], scales)
     np.testing.assert_array_equal(packed["weight"], weight)
