@@ -142,13 +142,13 @@ def test_a_copy_leaves_little_anonymous_memory(target: str, cache: Path) -> None
     without, with_copy = (int(process.communicate(timeout=60)[0]) for process in both)
     assert without > 0.9 * weights
     # kernels that find no block of theirs pack again: each would show here
-    assert without - with_copy > 0.75 * weights
+    assert without - with_copy > 0.65 * weights
 
 
 def test_it_is_made_once(folder: Path, cache: Path) -> None:
     said: list[str] = []
     copy = prepacked_copy(folder, cache, said.append)
-    assert "prepacking 16 MB of weights once" in said[0] and str(copy) in said[0]
+    assert "prepacking 14 MB of weights once" in said[0] and str(copy) in said[0]
     assert said[1].startswith("prepacked in ")
     assert prepacked_copy(folder, cache, silent) == copy
     assert [path for path in cache.iterdir() if path.is_dir()] == [copy]
@@ -264,7 +264,7 @@ def test_a_short_disk_is_told_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=5_000_000))
     with pytest.raises(EmoExportError) as error:
         prepacked_copy(folder, cache, silent)
-    assert "needs up to 71 MB, its disk has 5 MB free; name a folder on another disk" in str(
+    assert "needs up to 62 MB, its disk has 5 MB free; name a folder on another disk" in str(
         error.value
     )
     assert str(cache) in str(error.value)
@@ -303,7 +303,7 @@ def test_run_makes_and_uses_a_copy(folder: Path, cache: Path, emo: Emo) -> None:
     first, second = emo(*text, *options), emo(*text, *options)
     assert [done.code for done in (plain, first, second)] == [0, 0, 0]
     assert plain.out == first.out == second.out
-    assert "prepacking 16 MB" in first.err and "prepacked in" in first.err
+    assert "prepacking 14 MB" in first.err and "prepacked in" in first.err
     assert second.err == ""
     (copy,) = cache.glob("model-*")
     os.truncate(copy / "model.onnx", 100)  # its record tells
