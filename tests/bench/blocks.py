@@ -29,8 +29,8 @@ from rich.table import Table
 from emo_export.threads import physical_cores
 
 COLS = 2048
-SMALL, LARGE = 256, 65536  # rows: a quarter of a MB of int4, and 67 MB
-EXPERTS, USED, WIDTH = 32, 7, 1024
+SMALL, LARGE = 256, 3 << 16  # rows: a quarter of a MB of int4, and 200 MB
+EXPERTS, USED, WIDTH = 64, 7, 1024  # 200 MB and more
 SHAPES = [(bits, block) for bits in (4, 8) for block in (16, 32, 64, 128, 256)]
 SECONDS, TOKENS = 0.4, 32
 
