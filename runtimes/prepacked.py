@@ -156,6 +156,8 @@ def _build(
     unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=cache))
     try:
         write_prepacked(folder, unfinished, group_bytes)
+        if prepacked_key(folder) != key:
+            raise EmoExportError(f"{folder}: changed while it was prepacked; run again")
         files = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
         record = json.dumps({"key": asdict(key), "files": files}, indent=2)
         with writing(unfinished / RECORD):

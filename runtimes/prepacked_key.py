@@ -30,13 +30,15 @@ CPU_LINES = (
 class PrepackedKey:
     """Source and place of use of a copy.
 
-    `graph` is the SHA-256 of model.onnx; `weights` are its external data files: name, bytes and
-    time of change in ns, since a digest of them would read the whole model at every start.
+    `graph` is the SHA-256 of model.onnx; `weights` are its external data files: name, bytes, and
+    in ns when the data and when the file changed, since a digest of them would read the whole
+    model at every start. The first of these times may be anything in an unpacked archive or after
+    `cp -p`; the second is set by the system alone.
     """
 
     source: str
     graph: str
-    weights: tuple[tuple[str, int, int], ...]
+    weights: tuple[tuple[str, int, int, int], ...]
     onnxruntime: str
     cpu: str
     layout: int = LAYOUT
@@ -50,7 +52,7 @@ class PrepackedKey:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights."""
-        return sum(size for _, size, _ in self.weights)
+        return sum(weight[1] for weight in self.weights)
 
 
 def prepacked_key(folder: Path, root: Path = Path("/")) -> PrepackedKey:
@@ -65,7 +67,7 @@ def prepacked_key(folder: Path, root: Path = Path("/")) -> PrepackedKey:
     return PrepackedKey(
         str(folder.resolve()),
         hashlib.sha256(graph.read_bytes()).hexdigest(),
-        tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
+        tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats),
         f"{ort.__version__} {ort.get_build_info()}",
         cpu_identity(root),
     )

@@ -174,6 +174,30 @@ def test_a_stale_copy_is_replaced(folder: Path, cache: Path, tmp_path: Path) -> 
     assert {path for path in cache.iterdir() if path.is_dir()} == {new, kept, foreign}
 
 
+def test_other_weights_with_the_same_bytes_and_time_are_noticed(folder: Path, cache: Path) -> None:
+    old = prepacked_copy(folder, cache, lambda text: None)
+    data = folder / "model.onnx.data"
+    before = data.stat()
+    data.write_bytes(data.read_bytes()[::-1])
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = data.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    said: list[str] = []
+    assert prepacked_copy(folder, cache, said.append) != old
+    assert said[0] == f"removing {old}: made for another weights"
+
+
+def test_a_folder_that_changes_meanwhile_is_refused(folder: Path, cache: Path) -> None:
+    process = child(CHILD, folder, cache, 1)  # a group for every node: takes seconds
+    while not any(list(path.glob("*.data")) for path in unfinished(cache)):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.utime(folder / "model.onnx.data", ns=(1, 1))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "changed while it was prepacked; run again" in err
+    assert list(cache.glob("model-*")) == unfinished(cache) == []
+
+
 def test_a_copy_for_another_engine_or_cpu_is_stale(
     folder: Path, cache: Path, tmp_path: Path
 ) -> None:
