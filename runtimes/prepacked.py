@@ -95,12 +95,20 @@ def _wrong(place: Path) -> str:
         return str(error)
     if not isinstance(files, dict) or MODEL not in files:
         return f"its {RECORD} does not list its files"
-    for name, size in files.items():
+    for name, recorded in files.items():
         path = place / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            return f"{name} has {found} bytes, expected {size}" if found else f"{name} is missing"
+        if not path.is_file():
+            return f"{name} is missing"
+        found = _state(path)
+        if found != recorded:
+            return f"{name} has {found} as bytes and time of change in ns, expected {recorded}"
     return ""
+
+
+def _state(path: Path) -> list[int]:
+    """Bytes, and when the data changed in ns: tells a copy that was written to."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 @contextmanager
@@ -158,7 +166,7 @@ def _build(
         write_prepacked(folder, unfinished, group_bytes)
         if prepacked_key(folder) != key:
             raise EmoExportError(f"{folder}: changed while it was prepacked; run again")
-        files = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
+        files = {path.name: _state(path) for path in sorted(unfinished.iterdir())}
         record = json.dumps({"key": asdict(key), "files": files}, indent=2)
         with writing(unfinished / RECORD):
             (unfinished / RECORD).write_text(record + "\n", encoding="utf-8")
@@ -168,4 +176,4 @@ def _build(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    say(f"prepacked in {time.monotonic() - start:.1f} s: {sum(files.values()) / 1e6:.0f} MB")
+    say(f"prepacked in {time.monotonic() - start:.1f} s: {sum(size for size, _ in files.values()) / 1e6:.0f} MB")

@@ -11,7 +11,7 @@ from pathlib import Path
 from emo_export.onnx_header import read_onnx
 from emo_export.runtimes.engine import MODEL, import_onnxruntime
 
-LAYOUT = 1  # of the copy itself
+LAYOUT = 2  # of the copy itself and its record
 # Lines of /proc/cpuinfo that tell which kernels ONNX Runtime takes, and so how they pack.
 CPU_LINES = (
     "vendor_id",
