@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from emo_export.disk import writing
 from emo_export.errors import EmoExportError
+from emo_export.onnx_header import read_onnx
 from emo_export.runtimes.engine import CPU, MODEL, import_onnxruntime
 from emo_export.runtimes.heap import return_large_blocks
 from emo_export.runtimes.onnx_split import SplitModel, split_model, with_moved_data
@@ -45,6 +46,13 @@ def write_prepacked(folder: Path, into: Path, group_bytes: int = GROUP_BYTES) ->
     """
     return_large_blocks()
     model = split_model((folder / MODEL).read_bytes())
+    external = [tensor for tensor in read_onnx(folder / MODEL).initializers if tensor.location]
+    if len(external) != len(model.weights):
+        # In a copy these would point into other bytes.
+        raise EmoExportError(
+            f"{folder}: {len(external) - len(model.weights)} external weights of the graph lie in "
+            "graphs within it or have the name of another; run without --cache-prepacked"
+        )
     packed = []
     with writing(into / DATA), (into / DATA).open("wb") as data:
         for names in model.groups(group_bytes):

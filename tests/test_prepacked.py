@@ -315,6 +315,26 @@ def test_graphs_that_gain_little_are_refused(target: str, cache: Path) -> None:
     assert not cache.exists()
 
 
+def test_weights_of_inner_graphs_are_refused(tmp_path: Path, cache: Path) -> None:
+    folder = Path(shutil.copytree(exported(NANO, "onnx:int4@if"), tmp_path / "inner"))
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    branch = next(
+        attribute.g
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "If" and any(inner.op_type == "MatMulNBits" for inner in attribute.g.node)
+    )
+    names = {name for node in branch.node for name in node.input}
+    moved = next(t for t in model.graph.initializer if t.name in names and t.external_data)
+    branch.initializer.append(moved)
+    model.graph.initializer.remove(moved)
+    onnx.save(model, folder / "model.onnx")
+    OnnxModel(folder, threads=1)
+    with pytest.raises(EmoExportError, match="1 external weights of the graph lie in graphs within"):
+        prepacked_copy(folder, cache, lambda text: None)
+    assert [path for path in cache.iterdir() if path.is_dir()] == []
+
+
 def test_the_cache_is_where_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/fast")
     assert default_cache() == Path("/var/fast/emo-export/prepacked")
