@@ -27,6 +27,18 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def utf8_path(path: Path) -> str:
+    """A path as ONNX Runtime takes it; EmoExportError for one that is not UTF-8."""
+    text = str(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise EmoExportError(
+            f"{path}: ONNX Runtime takes no path that is not UTF-8; rename the folder"
+        ) from error
+    return text
+
+
 def check_engine(folder: Path) -> Requirements:
     """What the graph needs, once the installed ONNX Runtime is known to have it.
 

@@ -13,7 +13,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.onnx_needs import Requirements
 from emo_export.runtimes.checks import check_ids
-from emo_export.runtimes.engine import CPU, MODEL, check_engine, import_onnxruntime
+from emo_export.runtimes.engine import CPU, MODEL, check_engine, import_onnxruntime, utf8_path
 from emo_export.runtimes.folder import read_config
 from emo_export.runtimes.heap import return_large_blocks
 from emo_export.runtimes.hf_tokenizer import HfTokenizer
@@ -82,10 +82,10 @@ class OnnxModel:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = LOG_FATAL
-        options.add_session_config_entry(DATA_FOLDER_KEY, str(folder.resolve()))
+        options.add_session_config_entry(DATA_FOLDER_KEY, utf8_path(folder.resolve()))
         for key, value in self._entries.items():
             options.add_session_config_entry(key, value)
-        model = str(folder / MODEL) if graph is None else graph
+        model = utf8_path(folder / MODEL) if graph is None else graph
         try:
             return self._ort.InferenceSession(model, options, providers=[CPU])
         # Its exceptions share no base class but Exception.

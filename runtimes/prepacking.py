@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from emo_export.disk import writing
 from emo_export.errors import EmoExportError
 from emo_export.onnx_header import read_onnx
-from emo_export.runtimes.engine import CPU, MODEL, import_onnxruntime
+from emo_export.runtimes.engine import CPU, MODEL, import_onnxruntime, utf8_path
 from emo_export.runtimes.heap import return_large_blocks
 from emo_export.runtimes.onnx_split import SplitModel, split_model, with_moved_data
 
@@ -99,8 +99,8 @@ def _saved_by_session(
     options.log_severity_level = LOG_FATAL
     # The copy holds the graph as it was exported: it is optimised when it is opened, once.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.optimized_model_filepath = str(saved)
-    entries = {**SAVING, DATA_NAME_KEY: SAVED_DATA, DATA_FOLDER_KEY: str(folder.resolve())}
+    options.optimized_model_filepath = utf8_path(saved)
+    entries = {**SAVING, DATA_NAME_KEY: SAVED_DATA, DATA_FOLDER_KEY: utf8_path(folder.resolve())}
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     _open(ort, model.packing_only(names), options, folder)

@@ -315,6 +315,16 @@ def test_graphs_that_gain_little_are_refused(target: str, cache: Path) -> None:
     assert not cache.exists()
 
 
+def test_paths_that_are_not_utf8_are_refused(folder: Path, cache: Path) -> None:
+    odd = folder.rename(folder.with_name("m\udcff"))
+    with pytest.raises(EmoExportError, match="takes no path that is not UTF-8"):
+        OnnxModel(odd, threads=1)
+    for model, place in ((odd, cache), (exported(NANO, "onnx:int4"), cache / "c\udcff")):
+        with pytest.raises(EmoExportError, match="takes no path that is not UTF-8"):
+            prepacked_copy(model, place, lambda text: None)
+        assert [path for path in place.glob("*") if path.is_dir()] == []
+
+
 def test_weights_of_inner_graphs_are_refused(tmp_path: Path, cache: Path) -> None:
     folder = Path(shutil.copytree(exported(NANO, "onnx:int4@if"), tmp_path / "inner"))
     model = onnx.load(folder / "model.onnx", load_external_data=False)
