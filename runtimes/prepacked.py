@@ -69,9 +69,9 @@ def prepacked_copy(
         _remove_stale(cache, key, place, say)
         wrong = _wrong(place)  # another process may have made it meanwhile
         if wrong:
-            if place.exists():
+            if os.path.lexists(place):
                 say(f"{place}: {wrong}; making it again")
-                shutil.rmtree(place)
+                _remove(place)
             _build(folder, place, key, say, group_bytes)
     return place
 
@@ -123,10 +123,21 @@ def _locked(cache: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def _remove(place: Path) -> None:
+    """Remove what stands under a name of ours; where a link points to stays."""
+    try:
+        if place.is_symlink() or not place.is_dir():
+            place.unlink()
+        else:
+            shutil.rmtree(place)
+    except OSError as error:
+        raise EmoExportError(f"{place}: cannot be removed ({error.strerror})") from error
+
+
 def _remove_unfinished(cache: Path) -> None:
     """What killed processes left; nobody else builds while we hold the lock."""
     for path in cache.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def _remove_stale(cache: Path, key: PrepackedKey, place: Path, say: Callable[[str], None]) -> None:
@@ -142,7 +153,7 @@ def _remove_stale(cache: Path, key: PrepackedKey, place: Path, say: Callable[[st
             continue
         changed = [name for name in wanted if made.get(name) != wanted[name]]
         say(f"removing {old}: made for another {', '.join(changed)}")
-        shutil.rmtree(old)
+        _remove(old)
 
 
 def _build(

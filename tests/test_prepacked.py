@@ -315,6 +315,25 @@ def test_graphs_that_gain_little_are_refused(target: str, cache: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_what_stands_under_our_names_is_replaced(
+    kind: str, folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    place = prepacked_copy(folder, cache, lambda text: None)
+    shutil.rmtree(place)
+    other = tmp_path / "other"
+    for path in (place, cache / f"{prepacked.UNFINISHED}x"):
+        path.write_bytes(b"") if kind == "file" else path.symlink_to(other)
+    if kind == "link":
+        other.mkdir()
+        (other / "notes").write_bytes(b"")
+    said: list[str] = []
+    assert prepacked_copy(folder, cache, said.append) == place
+    assert said[0] == f"{place}: has no record of what it is; making it again"
+    assert unfinished(cache) == [] and not place.is_symlink()
+    assert (other / "notes").exists() == (kind == "link")
+
+
 def test_paths_that_are_not_utf8_are_refused(folder: Path, cache: Path) -> None:
     odd = folder.rename(folder.with_name("m\udcff"))
     with pytest.raises(EmoExportError, match="takes no path that is not UTF-8"):
