@@ -72,10 +72,10 @@ def read_requirements(folder: Path) -> Requirements:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: 1.31.0rc1 -> (1, 31)."""
+    """The leading numbers, of up to 9 digits, of a version: 1.31.0rc1 -> (1, 31)."""
     numbers = []
     for part in version.split("."):
-        if not part.isdecimal():
+        if not part.isdecimal() or len(part) > 9:
             break
         numbers.append(int(part))
     return tuple(numbers)

@@ -113,6 +113,15 @@ def test_a_graph_of_a_newer_emo_export_is_refused(unloadable: Callable[[str], Pa
         OnnxModel(folder)
 
 
+@pytest.mark.parametrize("version", ["", "abc", "9" * 5000, None, 1.31])
+def test_what_is_no_version_is_refused(version: object, unloadable: Callable[[str], Path]) -> None:
+    folder = unloadable("onnx:int4")
+    change(folder, onnxruntime_min=version)
+    with pytest.raises(EmoExportError, match="onnxruntime_min is .*, expected one like '1.31'"):
+        read_requirements(folder)
+    assert any("onnxruntime_min is" in warning for warning in inspect_path(folder).warnings)
+
+
 def test_doctor_tells_the_graphs_of_an_engine() -> None:
     providers = "AzureExecutionProvider CPUExecutionProvider"
     contrib = "com.microsoft.QMoE com.microsoft.MatMulNBits .RMSNormalization"
