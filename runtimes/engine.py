@@ -17,12 +17,16 @@ OPEN_END = 2**31 - 1  # the upper version of a kernel that the next version of i
 
 
 def import_onnxruntime() -> Any:
-    """The module; raises MissingDependencyError with the command that installs it."""
+    """The module; raises MissingDependencyError, with the remedy, when it cannot be loaded."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"running an ONNX model needs the package onnxruntime: {install_command('ort')}"
+        ) from error
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the installed onnxruntime cannot be loaded ({error}): {install_command('ort')}"
         ) from error
     return onnxruntime
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from emo_export.errors import EmoExportError
+from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.inspect import inspect_path
 from emo_export.onnx_header import read_onnx
 from emo_export.onnx_needs import read_requirements
 from emo_export.onnx_probe import described
 from emo_export.recipes import ONNX_RECIPES
-from emo_export.runtimes.engine import check_engine, missing_kernels
+from emo_export.runtimes.engine import check_engine, import_onnxruntime, missing_kernels
 from emo_export.runtimes.ort import OnnxModel
 from tests.exporting import exported
 from tests.paths import NANO
@@ -111,6 +112,26 @@ def test_a_graph_of_a_newer_emo_export_is_refused(unloadable: Callable[[str], Pa
     change(folder, graph=7)
     with pytest.raises(EmoExportError, match="graph is 7 and type 'int4', expected names"):
         OnnxModel(folder)
+
+
+BROKEN = 'raise ImportError("libcudart.so: no such file")'
+EMPTY = '__version__ = "1.9.0"\ndef get_available_providers(): return ["CPUExecutionProvider"]'
+
+
+def shadow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Let `import onnxruntime` run this code instead, here and in child processes."""
+    (tmp_path / "onnxruntime.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_an_engine_that_cannot_be_loaded_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shadow(monkeypatch, tmp_path, BROKEN)
+    with pytest.raises(MissingDependencyError, match=r"libcudart.so: no such file\): pip install"):
+        import_onnxruntime()
 
 
 @pytest.mark.parametrize("version", ["", "abc", "9" * 5000, None, 1.31])
