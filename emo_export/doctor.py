@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from emo_export.install import DISTRIBUTION, install_command
-from emo_export.onnx_probe import PROBE, described
+from emo_export.onnx_probe import NO_GRAPH, PROBE, described
 
 BASE = ""  # what every install has, as if it were an extra
 USES: Mapping[str, str] = {
@@ -166,8 +166,9 @@ def _onnxruntime() -> Check:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
         return Check(name, f"no: {said[-1]}", False, use, remedy)
-    ok = "CPUExecutionProvider" in done.stdout
-    return Check(name, described(done.stdout), ok, use, "" if ok else remedy)
+    found = described(done.stdout)
+    ok = "CPUExecutionProvider" in done.stdout and not found.endswith(f" {NO_GRAPH}")
+    return Check(name, found, ok, use, "" if ok else remedy)
 
 
 def _llama(info: Callable[[], str]) -> Check:

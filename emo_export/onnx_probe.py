@@ -15,6 +15,7 @@ except ImportError:
 else:
     print(*{f"{k.domain}.{k.op_name}" for k in kernels() if k.provider == "CPUExecutionProvider"})
 """
+NO_GRAPH = "none"
 GRAPH_KERNELS = {  # what the graph cannot do without, and builds or versions may lack
     "qmoe": "com.microsoft.QMoE",
     "if": "com.microsoft.MatMulNBits",
@@ -32,4 +33,4 @@ def described(answer: str) -> str:
         if installed >= version_numbers(needed)
         and (not kernels or GRAPH_KERNELS[graph] in kernels.split())
     ]
-    return f"{said}; opens the graphs {', '.join(graphs) or 'none'}"
+    return f"{said}; opens the graphs {', '.join(graphs) or NO_GRAPH}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from emo_export.doctor import examine
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.inspect import inspect_path
 from emo_export.onnx_header import read_onnx
@@ -132,6 +133,16 @@ def test_an_engine_that_cannot_be_loaded_is_missing(
     shadow(monkeypatch, tmp_path, BROKEN)
     with pytest.raises(MissingDependencyError, match=r"libcudart.so: no such file\): pip install"):
         import_onnxruntime()
+
+
+def test_doctor_says_no_where_no_graph_opens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shadow(monkeypatch, tmp_path, EMPTY)
+    checks = {check.name: check for check in examine()}
+    assert checks["onnxruntime loads"].found.endswith("opens the graphs none")
+    assert not checks["onnxruntime loads"].ok and checks["onnxruntime loads"].remedy
+    assert not checks["ready: run and validate ONNX"].ok
 
 
 @pytest.mark.parametrize("version", ["", "abc", "9" * 5000, None, 1.31])
