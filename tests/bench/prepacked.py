@@ -36,9 +36,9 @@ HEADER = ("setting", "open s", "tok/s", "CPU s", "peak anon", "anon", "mapped")
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--tokens", default=64, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--threads", type=int, help="[default: physical cores]")
+@click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="[default: physical cores]")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="[default: a temporary folder]")
 @click.option("--json", "as_json", is_flag=True)
 def main(
@@ -65,9 +65,9 @@ def _measure(folder: Path, cache: Path, threads: int, tokens: int, rounds: int) 
         place = str(cache) if with_copy else "-"
         arguments = [str(folder), place, wait, str(threads), str(length)]
         command = [sys.executable, "-m", CHILD, *arguments]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(done.stderr.strip().rpartition("\n")[2])
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
