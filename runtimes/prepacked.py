@@ -187,4 +187,5 @@ def _build(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    say(f"prepacked in {time.monotonic() - start:.1f} s: {sum(size for size, _ in files.values()) / 1e6:.0f} MB")
+    made = sum(size for size, _ in files.values())
+    say(f"prepacked in {time.monotonic() - start:.1f} s: {made / 1e6:.0f} MB")

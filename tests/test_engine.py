@@ -149,7 +149,7 @@ def test_doctor_says_no_where_no_graph_opens(
 def test_what_is_no_version_is_refused(version: object, unloadable: Callable[[str], Path]) -> None:
     folder = unloadable("onnx:int4")
     change(folder, onnxruntime_min=version)
-    with pytest.raises(EmoExportError, match="onnxruntime_min is .*, expected one like '1.31'"):
+    with pytest.raises(EmoExportError, match=r"onnxruntime_min is .*, expected one like '1\.31'"):
         read_requirements(folder)
     assert any("onnxruntime_min is" in warning for warning in inspect_path(folder).warnings)
 

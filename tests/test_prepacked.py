@@ -351,7 +351,8 @@ def test_weights_of_inner_graphs_are_refused(tmp_path: Path, cache: Path) -> Non
         attribute.g
         for node in model.graph.node
         for attribute in node.attribute
-        if node.op_type == "If" and any(inner.op_type == "MatMulNBits" for inner in attribute.g.node)
+        if node.op_type == "If"
+        and any(inner.op_type == "MatMulNBits" for inner in attribute.g.node)
     )
     names = {name for node in branch.node for name in node.input}
     moved = next(t for t in model.graph.initializer if t.name in names and t.external_data)
@@ -359,7 +360,7 @@ def test_weights_of_inner_graphs_are_refused(tmp_path: Path, cache: Path) -> Non
     model.graph.initializer.remove(moved)
     onnx.save(model, folder / "model.onnx")
     OnnxModel(folder, threads=1)
-    with pytest.raises(EmoExportError, match="1 external weights of the graph lie in graphs within"):
+    with pytest.raises(EmoExportError, match=r"1 external weights .* lie in graphs within"):
         prepacked_copy(folder, cache, lambda text: None)
     assert [path for path in cache.iterdir() if path.is_dir()] == []
 
