@@ -256,6 +256,10 @@ class Report:
         }
 
 
+def _named(spread: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("median", "least", "most"), spread, strict=True))
+
+
 def _as_dict(result: Result, found: Figures) -> dict[str, Any]:
     subject = result.subject
     return {
@@ -266,6 +270,7 @@ def _as_dict(result: Result, found: Figures) -> dict[str, Any]:
         "load_seconds": result.load_seconds,
         "weights_per_token": subject.per_token.weights,
         "cache_per_position": subject.per_token.cache,
-        "figures": asdict(found),
+        "figures": asdict(found)
+        | {name: _named(getattr(found, name)) for name in ("prefill", "decode")},
         "memory": None if result.memory is None else asdict(result.memory),
     }

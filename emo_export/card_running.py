@@ -88,7 +88,7 @@ def _onnx(folders: Targets) -> str:
         f"### ONNX Runtime\n\n{needs}\n\nEach graph takes `input_ids` and `attention_mask` (int64) "
         "and `past_key_values.N.key|value` (float32, past length 0 at first), and returns `logits` "
         "and `present.N.key|value`. The optional input `logits_to_keep` (int64, one number) "
-        "says of how many last positions, 0 meaning all.\n\n"
+        f"says of how many last positions, 0 meaning all{_default(folders)}.\n\n"
         "Rows of a batch may be padded on the left or on the right, with 0 in `attention_mask`; "
         "positions follow from it. Beyond the context a graph fails."
     )
@@ -96,12 +96,18 @@ def _onnx(folders: Targets) -> str:
     return f"{text}\n\n{_genai(genai[0])}" if genai else text
 
 
+def _default(folders: Targets) -> str:
+    """What the graphs do when the input is left out."""
+    last = any(target.get("logits_to_keep") for target in folders.values())
+    return "; left out, it is 1 here" if last else ", as when it is left out"
+
+
 def _genai(folder: str) -> str:
     """A few lines of Python that write text; tests/test_genai_use.py runs them."""
     code = GENAI.format(folder=folder)
     return (
         "### onnxruntime-genai\n\nIt opens the folder of an ONNX target as it is, with its own "
-        f"tokenizer (`pip install onnxruntime-genai`, 0.18):\n\n```python\n{code}```"
+        f"tokenizer (`pip install 'onnxruntime-genai>=0.18,<0.19'`):\n\n```python\n{code}```"
     )
 
 

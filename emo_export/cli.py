@@ -73,7 +73,7 @@ def validate(
     "--cache-prepacked",
     is_flag=True,
     help="ONNX: map the weights as the CPU's kernels want them from a copy on disk, made at the "
-    "first use; takes 2.1 times their bytes there, and a tenth of them in memory of its own.",
+    "first use; takes twice their bytes there, and a tenth of them in memory of its own.",
 )
 @click.option(
     "--cache-dir",

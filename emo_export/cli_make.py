@@ -226,5 +226,10 @@ def _onnx_target(
         last_only=options.last_logits,
     )
     kind = writer.kind
-    entry = {"graph": kind.name, "onnxruntime": kind.onnxruntime_min, "no_genai": writer.no_genai}
+    entry = {
+        "graph": kind.name,
+        "onnxruntime": kind.onnxruntime_min,
+        "logits_to_keep": 1 if options.last_logits else 0,
+        "no_genai": writer.no_genai,
+    }
     return Target(spec, place, writer, scheme, entry)

@@ -87,9 +87,9 @@ class OnnxSettings:
             raise EmoExportError("--cache-dir has no effect without --cache-prepacked")
         if not path.is_dir() and (self.prepacked or self.spin is not None):
             name = "--cache-prepacked" if self.prepacked else "--spin/--no-spin"
+            why = " (llama.cpp maps its weights anyway)" if self.prepacked else ""
             raise EmoExportError(
-                f"{path}: {name} is for ONNX targets (llama.cpp maps its weights anyway); "
-                "choose one with --target"
+                f"{path}: {name} is for ONNX targets{why}; choose one with --target"
             )
 
 
@@ -164,7 +164,7 @@ def exact_opener(
     """How to run a target with float activations, or None and why not."""
     if path.is_dir():
         if importlib.util.find_spec("onnx") is None:
-            yield None, 'float activations not compared: that needs "emo-export[convert]"'
+            yield None, f"float activations not compared: {install_command('convert')}"
             return
         from emo_export.converters.onnx_exact import SESSION_OPTIONS, exact_graph
         from emo_export.runtimes.ort import OnnxModel
@@ -181,7 +181,7 @@ def exact_opener(
         )
         return
     if importlib.util.find_spec("gguf") is None:
-        yield None, 'float activations not compared: that needs "emo-export[convert]"'
+        yield None, f"float activations not compared: {install_command('convert')}"
         return
     from emo_export.converters.gguf_twin import write_float_twin
     from emo_export.gguf_header import read_gguf

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.gguf_header import GgufTensor
+from emo_export.install import install_command
 
 MAX_BYTES = 1 << 25  # of one read: what is looked at are single heads and routers
 F32 = npt.NDArray[np.float32]
@@ -58,9 +59,9 @@ def _decode_by_gguf(raw: bytes, tensor: GgufTensor, shape: tuple[int, int]) -> F
     try:
         import gguf
     except ImportError as error:
-        raise MissingDependencyError(
-            f'{tensor.type} needs pip install "emo-export[convert]"'
-        ) from (error)
+        raise MissingDependencyError(f"{tensor.type} needs {install_command('convert')}") from (
+            error
+        )
     try:
         kind = gguf.GGMLQuantizationType[tensor.type]
         data = np.frombuffer(raw, np.uint8).reshape(shape[0], -1)

@@ -14,6 +14,7 @@ from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.gguf_header import GgufArray
+from emo_export.install import install_command
 from emo_export.json_file import read_json
 from emo_export.onnx_header import OnnxFile, OnnxTensor, read_onnx
 from emo_export.onnx_needs import REQUIREMENTS, read_requirements
@@ -61,11 +62,13 @@ def onnx_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
             "kind": plain(graph or _guess(file)),
             "type": plain(needs.get("type")),
             "accuracy_level": plain(needs.get("accuracy_level")),
+            "logits_to_keep": plain(needs.get("logits_to_keep")),
             "ir_version": file.ir_version,
             "opsets": {domain or "ai.onnx": version for domain, version in file.opsets.items()},
             "producer": file.producer,
             "operators": dict(file.ops.most_common()),
         },
+        "types": recipe if isinstance(recipe := needs.get("recipe"), dict) else {},
         "shape": {name: plain(config[name]) for name in ONNX_SHAPE if name in config}
         | {"context": plain(config.get("max_position_embeddings"))},
         "bytes": {MODEL: file.size} | _external(folder, file.initializers, warnings),
@@ -73,7 +76,7 @@ def onnx_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
         "tokenizer": {"present": tokenizer},
         "needs": {
             "onnxruntime": plain(needs.get("onnxruntime_min")),
-            "install": 'pip install "emo-export[ort]"',
+            "install": install_command("ort"),
             "share_kv_buffer": plain(needs.get("share_kv_buffer")),
         },
     }

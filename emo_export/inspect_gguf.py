@@ -15,6 +15,7 @@ from emo_export.gguf_finding import Finding
 from emo_export.gguf_header import GgufArray, read_gguf
 from emo_export.gguf_judgement import judge
 from emo_export.inspect_artifact import Parts, part_by_name, plain, sums
+from emo_export.install import install_command
 from emo_export.recipes import Part
 
 # The keys of a shape that come first, in this order; all others of the architecture follow.
@@ -69,7 +70,7 @@ def gguf_inspection(path: Path) -> tuple[dict[str, Any], str, list[Finding]]:
         "tokenizer": tokenizer,
         "needs": {
             "engine": "llama.cpp, any that knows these types",
-            "install": 'pip install "emo-export[llama]"',
+            "install": install_command("llama"),
             "weights_bytes": sum(tensor.nbytes for tensor in file.tensors),
             "kv_cache_f16_bytes": _cache(shape),
         },

@@ -43,7 +43,10 @@ class Manifest:
         """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""
         path = folder / NAME
         if not path.is_file():
-            raise EmoExportError(f"{folder}: has no {NAME}; is it a folder that export made?")
+            above = folder.absolute().parent
+            beside = (above / NAME).is_file()
+            hint = f"try {above}" if beside else "is it a folder that export made?"
+            raise EmoExportError(f"{folder}: has no {NAME}; {hint}")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["version"] != VERSION:
@@ -141,7 +144,8 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     Raises EmoExportError when `final` exists and `overwrite` is not given.
     """
     if final.exists() and not overwrite:
-        raise EmoExportError(f"{final}: exists already; choose another -o, or add --overwrite")
+        ours = ", or add --overwrite" if _is_ours(final) else ", for this is no exported folder"
+        raise EmoExportError(f"{final}: exists already; choose another -o{ours}")
     if final.exists() and not _is_ours(final):
         raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}"

@@ -7,6 +7,7 @@ python examples/genai_generate.py out/emo-nano/onnx-int4 "def main("
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import onnxruntime_genai as og
 
@@ -17,6 +18,8 @@ def main() -> None:
     """Stream the most likely text, up to TOKENS tokens of it."""
     if len(sys.argv) != 3:
         sys.exit("usage: python examples/genai_generate.py FOLDER PROMPT")
+    if not (Path(sys.argv[1]) / "genai_config.json").is_file():
+        sys.exit(f"{sys.argv[1]} has no genai_config.json: give the onnx-… folder of an export")
     model = og.Model(sys.argv[1])
     tokenizer = og.Tokenizer(model)
     ids = tokenizer.encode(sys.argv[2])

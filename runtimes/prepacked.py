@@ -152,7 +152,7 @@ def _remove_stale(cache: Path, key: PrepackedKey, place: Path, say: Callable[[st
         if old == place or not isinstance(made, dict) or made.get("source") != key.source:
             continue
         changed = [name for name in wanted if made.get(name) != wanted[name]]
-        say(f"removing {old}: made for another {', '.join(changed)}")
+        say(f"removing {old}: {', '.join(changed)} changed since it was made")
         _remove(old)
 
 

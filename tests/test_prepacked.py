@@ -170,7 +170,7 @@ def test_a_stale_copy_is_replaced(folder: Path, cache: Path, tmp_path: Path) -> 
     said: list[str] = []
     new = prepacked_copy(folder, cache, said.append)
     assert new != old
-    assert said[0] == f"removing {old}: made for another weights"
+    assert said[0] == f"removing {old}: weights changed since it was made"
     assert {path for path in cache.iterdir() if path.is_dir()} == {new, kept, foreign}
 
 
@@ -184,7 +184,7 @@ def test_other_weights_with_the_same_bytes_and_time_are_noticed(folder: Path, ca
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     said: list[str] = []
     assert prepacked_copy(folder, cache, said.append) != old
-    assert said[0] == f"removing {old}: made for another weights"
+    assert said[0] == f"removing {old}: weights changed since it was made"
 
 
 def test_a_folder_that_changes_meanwhile_is_refused(folder: Path, cache: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_copy_for_another_engine_or_cpu_is_stale(
     (old / "prepacked.json").write_text(json.dumps(record), "utf-8")
     said: list[str] = []
     assert prepacked_copy(folder, cache, said.append) == copy
-    assert said[0] == f"removing {old}: made for another onnxruntime, cpu"
+    assert said[0] == f"removing {old}: onnxruntime, cpu changed since it was made"
     assert not old.exists()
 
 

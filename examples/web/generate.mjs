@@ -1,5 +1,6 @@
 // Generate text in node:  node generate.mjs ../../out/onnx-int4-if "def main(" 64
 
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -8,6 +9,10 @@ import { greedy, Model, openTokenizer, text } from "./emo.mjs";
 const [folder, prompt, count = "64"] = process.argv.slice(2);
 if (prompt === undefined || !/^\d+$/.test(count)) {
   console.error("usage: node generate.mjs FOLDER PROMPT [TOKENS]");
+  process.exit(2);
+}
+if (!existsSync(join(folder, "model.onnx"))) {
+  console.error(`${folder} has no model.onnx: give the onnx-… folder of an export`);
   process.exit(2);
 }
 const read = async (name) => new Uint8Array(await readFile(join(folder, name)));

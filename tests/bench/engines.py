@@ -56,7 +56,7 @@ def _ours(path: Path, threads: int) -> tuple[float, float]:
         [*command, *map(str, sizes)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     )
     (model,) = json.loads(done.stdout)["models"]
-    return model["figures"]["prefill"][0], model["figures"]["decode"][0]  # one round: all alike
+    return model["figures"]["prefill"]["median"], model["figures"]["decode"]["median"]
 
 
 def _llama_bench(path: Path, threads: int) -> tuple[float, float]:
