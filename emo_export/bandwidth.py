@@ -115,7 +115,8 @@ def _pass(pieces: Sequence[Bytes], read: Callable[[Bytes], Any], threads: int) -
             read(piece)
         times.append(time.perf_counter())
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
+    # Daemons: where not all of them can be started, those at the barrier would never end.
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:

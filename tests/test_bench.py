@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from rich.console import Console
 
 from emo_export.bandwidth import (
     KERNELS,
+    SERIAL_BLAS,
     UNKNOWN_CACHE,
     Bandwidth,
     last_level_caches,
@@ -20,7 +24,7 @@ from emo_export.bandwidth import (
 )
 from emo_export.bench import Report, Result, Run, Settings, Subject, figures, fit_together
 from emo_export.bench_view import render
-from emo_export.child_process import Child, Memory, busy_seconds
+from emo_export.child_process import Child, Memory, busy_seconds, child_environment
 from emo_export.cli_bench import CHILD
 from emo_export.errors import EmoExportError
 from emo_export.read_per_token import PerToken
@@ -132,6 +136,24 @@ def test_bandwidth_of_this_machine() -> None:
     # A Raspberry Pi 4 has 4, a large server some hundred for one thread.
     assert 0.1 < found.least <= found.gb_per_s <= found.most < 2000
     assert measure(1, "max int8").kernel == "max int8"
+
+
+def test_threads_that_cannot_be_started_are_an_error() -> None:
+    def little_memory() -> None:  # 1000 stacks do not fit
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+
+    command = [sys.executable, "-m", "emo_export.bandwidth", "1000", str(16 << 20), "max int8"]
+    environment = child_environment() | dict.fromkeys(SERIAL_BLAS, "1")
+    done = subprocess.run(
+        command,
+        preexec_fn=little_memory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "can't start new thread" in done.stderr
 
 
 def test_last_level_caches_are_counted_once_each(tmp_path: Path) -> None:
