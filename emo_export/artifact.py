@@ -81,8 +81,16 @@ def _alone(path: Path) -> dict[str, Any]:
     """What an ONNX folder away from its manifest says of itself: the types of its parts."""
     if not path.is_dir():
         return {}
-    recipe = read_json(path / "emo_export.json").get("recipe")
-    return {"recipe": recipe} if isinstance(recipe, dict) else {}
+    needs = path / "emo_export.json"
+    recipe = read_json(needs).get("recipe")
+    if recipe is None:  # of an early export
+        return {}
+    if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
+        raise EmoExportError(
+            f"{needs}: recipe is {recipe!r}, expected a type for each part; was it changed? "
+            "export the folder again"
+        )
+    return {"recipe": recipe}
 
 
 def spec_of(path: Path) -> str:
