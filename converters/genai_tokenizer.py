@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -87,22 +88,31 @@ def _settings(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
         yield f"a split other than {', '.join(SPLITS)}"
 
 
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """What the tokenizers library raises, which is plain Exception, as ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
 def _strays(content: Mapping[str, Any]) -> Iterator[str]:
     """Tokens that give its other ways away, which no BPE has that was trained with its split.
 
     It takes a piece of text that is a token whole, whatever the merges make of it, and leaves white
     space after a line break at a text's end in one piece with it.
     """
-    try:
+    with _library_errors():
         library = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(str(error)) from error
     bytes_of = decoders.ByteLevel()
     added = {entry["content"] for entry in content.get("added_tokens", ())}
     for token, index in content["model"]["vocab"].items():
         if token in added:
             continue
-        if [piece.id for piece in library.model.tokenize(token)] != [index]:
+        with _library_errors():
+            pieces = [piece.id for piece in library.model.tokenize(token)]
+        if pieces != [index]:
             yield f"token {index} is not what its merges make of its text"
             continue
         text = bytes_of.decode([token])

@@ -227,3 +227,12 @@ def test_merges_of_no_tokens(tmp_path: Path) -> None:
     content["model"]["merges"].append(["no", "token"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
     assert "not of the form of a tokenizer.json" in why_no_genai(tmp_path, [0])
+
+
+def test_an_unknown_token_that_is_no_token(tmp_path: Path) -> None:
+    content = json.loads(trained("cl100k"))
+    content["model"]["unk_token"] = "<unk>"
+    outside = "\u65e5\u672c"  # of the alphabet of bytes
+    content["model"]["vocab"][outside] = len(content["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    assert "<unk>` not found in the vocabulary" in why_no_genai(tmp_path, [0])
