@@ -59,13 +59,19 @@ def write_tokenizer(folder: Path, checkpoint: Path) -> None:
         else:
             write_json(folder / TOKENIZER, changed)
     if source.is_file() or given.is_file():  # onnxruntime-genai opens no tokenizer without it
-        settings = dict(read_json(given)) if given.is_file() else {}
+        settings = tokenizer_settings(checkpoint)
         settings.pop("auto_map", None)
         # GPT2Tokenizer, the class in EMO's files, splits text as GPT-2 does in transformers 5,
         # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings["model_input_names"] = ["input_ids", "attention_mask"]
         write_json(folder / TOKENIZER_CONFIG, settings)
+
+
+def tokenizer_settings(checkpoint: Path) -> dict[str, object]:
+    """tokenizer_config.json, empty without one. Raises EmoExportError when it is no JSON object."""
+    given = checkpoint / TOKENIZER_CONFIG
+    return read_json(given) if given.is_file() else {}
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.onnx_layout import Layout
 from emo_export.converters.onnx_routing import router_rows
 from emo_export.converters.onnx_sides import (
+    tokenizer_settings,
     write_config,
     write_generation,
     write_json,
@@ -57,6 +58,7 @@ class OnnxWriter:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._context, self._level, self._last_only = context, accuracy_level, last_only
         self._stops = stop_tokens(checkpoint, config)
+        tokenizer_settings(checkpoint)  # a broken file is refused before the weights are written
         self.no_genai = why_no_genai(checkpoint, self._stops)
         self.kind = KINDS[split_graph(scheme.type_name)[1]]
         self._layout = Layout(self.kind, config, scheme, context)

@@ -258,6 +258,21 @@ def writer_of(folder: Path, type_name: str) -> OnnxWriter:
     return OnnxWriter(folder, checkpoint.path, checkpoint.config, scheme, **settings)
 
 
+def test_a_broken_tokenizer_config_is_refused_before_any_weight(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", num_hidden_layers=1)
+    (folder / "tokenizer_config.json").write_text("{", "utf-8")
+    config = Checkpoint.open(folder).config
+    with pytest.raises(EmoExportError, match=r"tokenizer_config\.json is not JSON"):
+        OnnxWriter(
+            tmp_path / "out",
+            folder,
+            config,
+            onnx_scheme("f32", config),
+            context=8,
+            accuracy_level=4,
+        )
+
+
 def test_a_writer_that_is_not_fed_refuses_to_close(tmp_path: Path) -> None:
     writer = writer_of(tmp_path / "out", "int4")
     gate, up = Slot(Role.GATE, 0, 3), Slot(Role.UP, 0, 3)
