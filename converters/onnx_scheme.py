@@ -42,7 +42,7 @@ def onnx_scheme(
     recipe = {part: _stored(name, graph, block) for part, name in wanted.items()}
     # One operator holds gate, up and down of all routed experts; QMoE has one block size for them.
     together = frozenset({Part.EXPERT, Part.EXPERT_DOWN})
-    if graph != "if":
+    if graph != "if" and not all(layer.is_dense for layer in config.layers):
         _check_together(type_name, recipe)
     uniform = together if graph == "qmoe" else frozenset()
     return resolve(type_name, recipe, NBITS_FORMATS, config, uniform)

@@ -7,7 +7,7 @@ import pytest
 from emo_export.config import EmoConfig
 from emo_export.converters.ggml_formats import GGML_FORMATS
 from emo_export.converters.gguf_scheme import gguf_scheme
-from emo_export.converters.onnx_scheme import OVERRIDING
+from emo_export.converters.onnx_scheme import OVERRIDING, onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.overrides import check_overrides, parse_overrides
 from emo_export.recipes import Part
@@ -58,6 +58,14 @@ def test_a_type_for_what_the_model_has_not_is_refused(name: str, part: Part) -> 
     with pytest.raises(EmoExportError, match=f"--tensor-type {part.value}: this model.* has no"):
         check_overrides([part], scheme, "GGUF")
     check_overrides([p for p in Part if p in scheme.used_recipe], scheme, "GGUF")
+
+
+def test_a_type_for_experts_where_every_layer_is_dense() -> None:
+    dense = {"num_experts_per_layer": [0, 0], "dense_intermediate_size": 96}
+    config = EmoConfig.from_dict(make_config(**dense))
+    scheme = onnx_scheme("int4", config, {Part.EXPERT: "int8"})
+    with pytest.raises(EmoExportError, match=r"--tensor-type expert: .* no such part"):
+        check_overrides([Part.EXPERT], scheme, "ONNX")
 
 
 def test_a_type_that_no_target_knows_is_refused_with_what_they_know() -> None:
