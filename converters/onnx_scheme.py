@@ -38,6 +38,11 @@ def onnx_scheme(
     rope_type(config)
     if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
         raise EmoExportError("onnx: a layer whose tokens use no routed expert is not supported")
+    if kind == "f32" and any(name != "f32" for name in (overrides or {}).values()):
+        raise EmoExportError(
+            f"onnx:{type_name}: a quantised part makes it another type, which is judged by other "
+            "limits: begin with int8 or int4 and give the rest f32, as in --tensor-type head=f32"
+        )
     wanted = {**ONNX_RECIPES[graph][kind], **(overrides or {})}
     recipe = {part: _stored(name, graph, block) for part, name in wanted.items()}
     # One operator holds gate, up and down of all routed experts; QMoE has one block size for them.
