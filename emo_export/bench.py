@@ -154,7 +154,9 @@ def _opened(
     subject = result.subject
     child = open_child(subject.label)
     try:
-        opening = {"do": "open", "threads": settings.threads, **subject.opening}
+        needed = max(settings.prefill, settings.depth + settings.decode)
+        opening = {"do": "open", "threads": settings.threads, "positions": needed}
+        opening |= subject.opening
         answer = child.ask(opening, sample=True)
         result.load_seconds.append(answer["seconds"])
         result.engine = answer["engine"]

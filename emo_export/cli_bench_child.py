@@ -51,10 +51,13 @@ class Measured:
             _read_through(path)  # from here on the disk has no part in it
             start = time.perf_counter()
             self._runtime = open_runtime(path, request["threads"])
-        return {
-            "seconds": time.perf_counter() - start,
-            "engine": dict(self._runtime.describe()),
-        }
+        seconds, context = time.perf_counter() - start, self._runtime.context_length
+        if context < request["positions"]:
+            raise EmoExportError(
+                f"--prefill, or --depth with --decode, needs {request['positions']} positions: "
+                f"they exceed the context of {context}"
+            )
+        return {"seconds": seconds, "engine": dict(self._runtime.describe())}
 
     def _prefill(self, runtime: Runtime, tokens: int) -> dict[str, Any]:
         runtime.reset()

@@ -175,7 +175,10 @@ def test_an_idle_child_uses_no_cpu(target: str) -> None:
     child = Child(target, CHILD)
     try:
         path = str(exported(NANO, target))
-        opened = child.ask({"do": "open", "path": path, "kind": "model", "threads": 2}, sample=True)
+        opening = {"do": "open", "path": path, "kind": "model", "threads": 2}
+        with pytest.raises(EmoExportError, match="needs 5000 positions: they exceed the context"):
+            child.ask({**opening, "positions": 5000})
+        opened = child.ask({**opening, "positions": 64}, sample=True)
         assert opened["seconds"] > 0 and opened["engine"]["threads"] == "2"
         assert child.ask({"do": "prefill", "tokens": 40})["seconds"] > 0
         before = child.cpu_seconds()
