@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import pytest
 # Before torch is imported: with several test processes on two cores, its threads would only wait
 # for each other (a pass over emo-nano took 58 s instead of 2).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A job in a shell's background inherits SIGINT ignored, and so would the commands that tests
+# interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from emo_export.cli import main
 from tests.command import Done, Emo
