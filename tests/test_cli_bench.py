@@ -121,13 +121,16 @@ def interrupted(out: Path, log: Path, disturb: signal.Signals, child: bool) -> t
     command = [sys.executable, "-m", "emo_export.cli", "bench", str(out), *map(str, SHORT)]
     with log.open("w") as said:
         process = subprocess.Popen([*command, "--rounds", "100000"], stdout=said, stderr=said)
-        deadline = time.monotonic() + 60
-        while "round 2 " not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        started = list(children(process.pid))
-        assert len(started) == 2
-        os.kill(started[0] if child else process.pid, disturb)
-        code = process.wait(60)
+        try:
+            deadline = time.monotonic() + 60
+            while "round 2 " not in log.read_text() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            started = list(children(process.pid))
+            assert len(started) == 2
+            os.kill(started[0] if child else process.pid, disturb)
+            code = process.wait(60)
+        finally:
+            process.terminate()  # so that a failure leaves no bench behind
     for pid in started:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
