@@ -58,6 +58,9 @@ def run(web: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
     return [answer["answers"] for answer in found]
 
 
+NEAR_TIE = 0.1  # logits
+
+
 def rows_of(ids: Array) -> list[dict[str, Any]]:
     return [{"rows": ids.tolist()}]
 
@@ -104,11 +107,13 @@ def test_greedy_tokens_are_our_runtimes(web: Path, golden: dict[str, Array], tar
     step = {"task": "greedy", "ids": prompt.tolist(), "count": len(golden["greedy"])}
     [[found]] = run(web, [{"folder": str(folder), "steps": [step]}])
     model = exact(folder) if target.endswith("@if") else OnnxModel(folder, threads=1)
-    logits, tokens = model.forward(prompt), []
-    for _ in golden["greedy"]:
-        tokens.append(int(logits[-1].argmax()))
-        logits = model.forward(np.array(tokens[-1:]))
-    assert found == tokens
+    assert len(found) == len(golden["greedy"])
+    logits = model.forward(prompt)
+    for token in found:
+        # int8 activations fall either way at a half, and with them a near tie of two tokens.
+        short = logits[-1].max() - logits[-1][token]
+        assert short <= NEAR_TIE if target == "int8@standard" else short == 0
+        logits = model.forward(np.array([token]))
     if target.startswith("f32"):
         assert found == golden["greedy"].tolist()
 
