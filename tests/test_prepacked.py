@@ -142,7 +142,7 @@ def test_a_copy_leaves_little_anonymous_memory(target: str, cache: Path) -> None
     without, with_copy = (int(process.communicate(timeout=60)[0]) for process in both)
     assert without > 0.9 * weights
     # kernels that find no block of theirs pack again: each would show here
-    assert without - with_copy > 0.65 * weights
+    assert without - with_copy > 0.7 * weights
 
 
 def test_it_is_made_once(folder: Path, cache: Path) -> None:
