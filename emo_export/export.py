@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -148,8 +149,14 @@ def _write_modelfiles(
 def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
     """Write parity.json: every comparison with its figures, limits and verdict."""
     content = {"passed": all(r.passed for r in reports), "targets": [r.as_dict() for r in reports]}
+    # A list of numbers is easier to read, and shorter, on one line; no string has a line break.
+    text = re.sub(
+        r"\[\n[-+\d.eE,\snul]*\]",
+        lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"),
+        json.dumps(content, indent=2),
+    )
     with writing(path):
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def make_golden(
@@ -182,6 +189,8 @@ def make_golden(
         greedy_prompt=prompt,
         greedy=greedy(config, float_source(checkpoint), prompt, steps_after, device),
         variants={spec: sink.variant() for spec, sink in sinks.items()},
+        domains=probes.domains,
+        usage=sinks[ORIGINAL].usage,
     )
 
 

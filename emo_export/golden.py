@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from emo_export.config import EmoConfig
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.layers import ReferenceRun
-from emo_export.parity import PAD, Golden, Variant
+from emo_export.parity import PAD, Golden, Variant, domain_order
 from emo_export.stop_tokens import stop_tokens
 from emo_export.texts import named, open_tokenizer, sequences_of, split
 
@@ -22,6 +23,7 @@ SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
 LOGIT_BYTES = 64 << 20  # of kept logits; a vocabulary of 100352 gets 3 sequences
 HELDOUT = 256  # tokens of a held-out sequence, of which only likelihoods are kept
+MOST_DOMAINS = 16  # of the held-out text; the files beyond share the last
 PROMPT = 16
 GREEDY = 24
 SEED = 20260507
@@ -48,7 +50,10 @@ TRICKY = (
 
 @dataclass(frozen=True)
 class Probes:
-    """The token ids to score: `input_ids` (n, T) with all logits, `heldout` with likelihoods."""
+    """The token ids to score: `input_ids` (n, T) with all logits, `heldout` with likelihoods.
+
+    `domains` names the kind of text of each held-out sequence (empty: not known).
+    """
 
     input_ids: Ids
     heldout: tuple[Ids, ...]
@@ -57,6 +62,7 @@ class Probes:
     text: str = ""
     text_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     stop_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    domains: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, golden: Golden) -> Probes:
@@ -71,6 +77,7 @@ class Probes:
             golden.text,
             golden.text_ids,
             golden.stop_ids,
+            golden.domains,
         )
 
     def golden_bytes(self, targets: int, config: EmoConfig) -> int:
@@ -118,12 +125,20 @@ def choose_probes(
         rng = np.random.default_rng(SEED)
         texts = [rng.integers(0, config.vocab_size, min(HELDOUT, context)) for _ in range(4)]
         source = "random token ids (the checkpoint has no tokenizer)"
+        domains = ["random token ids"] * len(texts)
     elif heldout:
-        texts = sequences_of(heldout, tokenizer, tokens, min(HELDOUT, context))
+        each = [
+            sequences_of([file], tokenizer, tokens // len(heldout), min(HELDOUT, context))
+            for file in heldout
+        ]
+        texts = [ids for inside in each for ids in inside]
         source = named(heldout)
+        names = domain_names(heldout)
+        domains = [name for name, inside in zip(names, each, strict=True) for _ in inside]
     else:
         texts = list(split(tokenizer(SAMPLE), min(HELDOUT, context)))
         source = BUILT_IN_TEXT
+        domains = ["built-in text"] * len(texts)
     if not texts:
         raise EmoExportError(f"{source}: too short to judge; give at least two tokens of text")
     width = min(SEQUENCE, context, max(len(t) for t in texts))
@@ -133,11 +148,33 @@ def choose_probes(
     picks = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
     kept = np.stack([windows[i] for i in picks])
     rest = tuple(t.astype(np.int64) for t in texts)
-    probes = Probes(kept.astype(np.int64), rest, source, context)
+    probes = Probes(kept.astype(np.int64), rest, source, context, domains=tuple(domains))
     if tokenizer is None:
         return probes
     stops = np.array(stop_tokens(checkpoint.path, config), dtype=np.int64)
     return replace(probes, text=TRICKY, text_ids=tokenizer(TRICKY), stop_ids=stops)
+
+
+def domain_names(files: Sequence[Path]) -> list[str]:
+    """A name for the kind of text in each held-out file: its stem.
+
+    Two files of one stem are told apart by folder and ending; beyond MOST_DOMAINS files the rest
+    share one name.
+    """
+    stems = [_legible(file.stem) for file in files]
+    counts = Counter(stems)
+    names = [
+        stem if counts[stem] == 1 else _legible(str(Path(file.parent.name, file.name)))
+        for stem, file in zip(stems, files, strict=True)
+    ]
+    kept = names if len(names) <= MOST_DOMAINS else names[: MOST_DOMAINS - 1]
+    rest = len(names) - len(kept)
+    return kept + [f"{rest} other files"] * rest
+
+
+def _legible(name: str) -> str:
+    """A file name as text that can be encoded; the file system's need not be."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 class VariantSink:
@@ -153,6 +190,12 @@ class VariantSink:
         self._peak = np.full(shape, -np.inf)
         self._sum = np.zeros(shape)
         self._target = np.full(shape, np.nan)
+        names = domain_order(probes.domains)
+        places = np.array([names.index(name) for name in probes.domains], np.int64)
+        lengths = [len(ids) for ids in probes.heldout] if probes.domains else []
+        self._domain = np.repeat(places, lengths)
+        widest = max(shape.num_experts for shape in config.layers)
+        self._usage = np.full((len(names), len(config.layers), widest), -1, np.int64)
 
     def run(self, device: str) -> ReferenceRun:
         """A reference run that feeds this sink."""
@@ -172,6 +215,16 @@ class VariantSink:
         if 0 < k < routed.shape[1]:
             ranked = -np.partition(-routed, (k - 1, k), axis=1)
             self._margin = np.minimum(self._margin, ranked[:, k - 1] - ranked[:, k])
+        self._count(layer, routed[self._logits.shape[0] * self._logits.shape[1] :])
+
+    def _count(self, layer: int, heldout: F32) -> None:
+        """Count the choices that held-out tokens make: router logits (tokens, routed experts)."""
+        shape = self._config.layers[layer]
+        columns = np.array(shape.routed, dtype=np.int64)
+        for domain, counts in enumerate(self._usage[:, layer]):
+            logits = heldout[self._domain == domain]
+            chosen = np.argsort(-logits, axis=1)[:, : shape.num_routed_per_tok]
+            counts[columns] = np.bincount(chosen.ravel(), minlength=len(columns))
 
     def _take_logits(self, sequence: int, start: int, piece: F32) -> None:
         stop, n = start + piece.shape[1], len(self._logits)
@@ -187,6 +240,11 @@ class VariantSink:
         self._peak[row, span] = peak
         inside = (ids[1:] >= start) & (ids[1:] < stop)
         self._target[row, span][inside] = scores[inside, ids[1:][inside] - start]
+
+    @property
+    def usage(self) -> Ids:
+        """How many held-out tokens chose each expert: (domains, layers, experts), as in Golden."""
+        return self._usage
 
     def variant(self) -> Variant:
         """What was kept, once the run is over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class Golden:
     (empty without a tokenizer) and `stop_ids` those that end one; `greedy` continues
     `greedy_prompt` with the float original. `variants` has "original" and the name of every
     quantised target.
+
+    `domains` names the kind of text of each held-out row, and `usage` (domains in the order of
+    `domain_order`, layers, experts) says how many of its tokens chose an expert in the float
+    original: -1 where there is none to choose (dense layer, shared or always active expert). Both
+    are empty in a file of an emo-export that did not record them.
     """
 
     input_ids: Ids
@@ -75,6 +80,8 @@ class Golden:
     greedy_prompt: Ids
     greedy: Ids
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+    usage: Ids = field(default_factory=lambda: np.empty((0, 0, 0), np.int64))
 
     def variant(self, target: str) -> Variant:
         """The dequantised reference of a target; one that keeps all bits has the original's."""
@@ -93,6 +100,11 @@ class Golden:
         )
         if any(ids.dtype != np.int64 for ids in whole) or len(judged) != 2 or len(heldout) != 2:
             raise ValueError("token ids of a wrong type or shape")
+        if self.domains and len(self.domains) != heldout[0]:
+            raise ValueError(f"{len(self.domains)} domains of {heldout[0]} held-out rows")
+        counted = self.usage.dtype == np.int64 and self.usage.ndim == 3
+        if not counted or len(self.usage) != len(domain_order(self.domains)):
+            raise ValueError("expert usage of a wrong type or shape")
         scored = self.heldout_ids[:, 1:] != PAD
         if not scored.any() or not self.input_ids.size:
             raise ValueError("no tokens to judge")
@@ -117,6 +129,8 @@ class Golden:
             "greedy_prompt": self.greedy_prompt,
             "greedy": self.greedy,
         }
+        if self.domains:
+            arrays |= {"domains": np.array(self.domains), "usage": self.usage}
         for name, variant in self.variants.items():
             for part, array in asdict(variant).items():
                 arrays[f"{name}/{part}"] = array
@@ -149,11 +163,26 @@ class Golden:
                 arrays["greedy_prompt"],
                 arrays["greedy"],
                 {ORIGINAL: variants[ORIGINAL], **variants},
+                *_domains(arrays),
             )
             golden.check()
             return golden
         except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a golden.npz of emo-export ({error})") from error
+
+
+def domain_order(domains: Sequence[str]) -> list[str]:
+    """The distinct names of the domains of held-out rows, in the order of the rows."""
+    return list(dict.fromkeys(domains))
+
+
+def _domains(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[tuple[str, ...], Ids]:
+    """Domains and expert usage of a golden.npz, which an older one lacks."""
+    if "domains" not in arrays and "usage" not in arrays:
+        return (), np.empty((0, 0, 0), np.int64)
+    if arrays["domains"].dtype.kind != "U" or arrays["domains"].ndim != 1:
+        raise ValueError("domains are not a list of names")
+    return tuple(arrays["domains"].tolist()), arrays["usage"]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from typing import Any
 
+from emo_export.by_position import ByPosition, DomainFigures, by_domain, by_position
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Runtime, Tokenizer
 from emo_export.parity import (
@@ -22,6 +23,7 @@ from emo_export.parity import (
     run_logits,
     run_nll,
 )
+from emo_export.strict_dataclass import read_dataclass
 
 OpenRuntime = Callable[[], Runtime]
 OpenTokenizer = Callable[[Runtime], Tokenizer]
@@ -36,6 +38,8 @@ class Row:
     `against` is `dequantised` or `original`; `arithmetic` is `shipped` (what a user runs) or
     `exact` (float activations, where the engine would quantise them); `mode` is the whole prompt at
     once or token by token through the KV cache. `failures` says which limit was exceeded.
+    `positions` has all of them, near ties too; `domains` only the comparison with the original,
+    and only where golden.npz recorded them.
     """
 
     target: str
@@ -44,8 +48,10 @@ class Row:
     mode: str
     measured: Measured
     limits: Mapping[str, float]
+    positions: ByPosition
     perplexity: float | None = None
     perplexity_ratio: float | None = None
+    domains: tuple[DomainFigures, ...] = ()
     failures: tuple[str, ...] = ()
 
     @property
@@ -84,6 +90,26 @@ class TargetReport:
     def as_dict(self) -> dict[str, Any]:
         """For parity.json and `--json`."""
         return {**_without_nan(asdict(self)), "passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, raw: object, where: str = "report") -> TargetReport:
+        """What `as_dict` made, read back; figures that were not finite are NaN.
+
+        Raises EmoExportError, which names `where`, for anything else.
+        """
+        stated = raw.get("passed") if isinstance(raw, dict) else None
+        rest = {k: v for k, v in raw.items() if k != "passed"} if isinstance(raw, dict) else raw
+        report = read_dataclass(cls, rest, where)
+        if report.passed is not stated:
+            raise EmoExportError(f"{where}: passed is {stated!r}, its rows say {report.passed}")
+        nan = float("nan")  # a perplexity of null is one that was not finite, not one not measured
+        rows = tuple(
+            replace(row, perplexity=nan, perplexity_ratio=nan)
+            if row.against == ORIGINAL and row.perplexity_ratio is None
+            else row
+            for row in report.rows
+        )
+        return replace(report, rows=rows)
 
 
 def _without_nan(value: Any) -> Any:
@@ -198,7 +224,10 @@ def _dequantised_rows(
         logits = run_logits(runtime, golden.input_ids, step)
         figures = measure(reference.logits, logits, reference.margin, limit["tie"])
         failures = tuple(_exceeded(figures, limit))
-        rows.append(Row(target, "dequantised", arithmetic, mode, figures, limit, failures=failures))
+        places = by_position(reference.logits, logits)
+        rows.append(
+            Row(target, "dequantised", arithmetic, mode, figures, limit, places, failures=failures)
+        )
     return rows
 
 
@@ -206,13 +235,26 @@ def _original_row(target: str, golden: Golden, runtime: Runtime, limit: Mapping[
     reference = golden.variants[ORIGINAL]
     logits = run_logits(runtime, golden.input_ids, 0)
     figures = measure(reference.logits, logits, reference.margin, limit["tie"])
-    found = perplexity(run_nll(runtime, golden.heldout_ids))
+    nll = run_nll(runtime, golden.heldout_ids)
+    found = perplexity(nll)
     ratio = found / perplexity(reference.heldout_nll)
     failures = list(_exceeded(figures, limit))
     high = limit["perplexity_ratio"]
     if not 1 / high <= ratio <= high:  # much better than the original is as wrong as much worse
         failures.append(f"perplexity ratio {ratio:.4f} is not within {1 / high:.4f} to {high}")
-    return Row(target, ORIGINAL, SHIPPED, PREFILL, figures, limit, found, ratio, tuple(failures))
+    return Row(
+        target,
+        ORIGINAL,
+        SHIPPED,
+        PREFILL,
+        figures,
+        limit,
+        by_position(reference.logits, logits),
+        found,
+        ratio,
+        by_domain(golden, reference, nll),
+        tuple(failures),
+    )
 
 
 def _exceeded(figures: Measured, limit: Mapping[str, float]) -> list[str]:
