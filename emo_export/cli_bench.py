@@ -19,7 +19,7 @@ from emo_export.bandwidth import measure as measure_bandwidth
 from emo_export.bench import MEMORY_MARGIN, Report, Settings, Subject, fit_together, measure
 from emo_export.bench_view import render
 from emo_export.child_process import Child
-from emo_export.cli_targets import SMALL_MODEL, missing_engine
+from emo_export.cli_targets import missing_engine
 from emo_export.config import EmoConfig
 from emo_export.doctor import available_memory, cpu_checks, memory_check
 from emo_export.errors import EmoExportError, MissingDependencyError
@@ -34,6 +34,7 @@ from emo_export.read_per_token import (
     olmoe_per_token,
     onnx_per_token,
 )
+from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.threads import physical_cores
 
 CHILD = "emo_export.cli_bench_child"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.cli_targets import open_runtime
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.interfaces import Ids, Runtime
+from emo_export.runtimes.opening import open_runtime
 
 SEED = 0
 READ = 8 << 20

@@ -12,8 +12,9 @@ import click
 from rich.console import Console
 
 from emo_export.artifact import chosen_targets
-from emo_export.cli_targets import OnnxSettings, missing_engine, open_runtime, tokenizer_of
+from emo_export.cli_targets import OnnxSettings, missing_engine, open_with
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.opening import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run_text(
     from emo_export.runtimes.generate import generate
 
     artifact = _first_that_runs(path, target)
-    runtime = open_runtime(artifact, threads, settings=settings)
+    runtime = open_with(artifact, threads, settings)
     try:
         tokenizer = tokenizer_of(artifact, runtime)
         for piece in generate(

@@ -19,20 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.install import install_command
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import Runtime
+from emo_export.llama_library import own_library
 from emo_export.recipes import DEFAULT_GRAPH, ONNX_RECIPES
+from emo_export.runtimes.opening import open_runtime, tokenizer_of
 
 if TYPE_CHECKING:
-    from emo_export.gguf_header import GgufFile
     from emo_export.parity import Golden
     from emo_export.validate import TargetReport
-
-SMALL_MODEL = 96 << 20
-"""Below this many bytes one thread is as fast as several, and does not suffer when the machine is
-busy: llama.cpp's threads wait for each other in a spin after every operator."""
 
 
 def need(modules: Sequence[str], extra: str, what: str) -> None:
@@ -46,7 +42,8 @@ def missing_engine(spec: str) -> str:
     """What the engine of a target lacks here, or an empty string."""
     try:
         if spec.startswith("gguf"):
-            need(["xllamacpp"], "llama", "llama.cpp")
+            if own_library() is None:
+                need(["xllamacpp"], "llama", "llama.cpp")
         else:
             need(["onnxruntime", "tokenizers"], "ort", "ONNX Runtime")
     except MissingDependencyError as error:
@@ -93,59 +90,16 @@ class OnnxSettings:
             )
 
 
-ONNX_DEFAULTS = OnnxSettings()
-
-
-def open_runtime(
-    path: Path,
-    threads: int | None,
-    *,
-    parity: bool = False,
-    settings: OnnxSettings = ONNX_DEFAULTS,
-) -> Runtime:
-    """The engine for a .gguf file or an ONNX folder; a small model gets one thread."""
+def open_with(path: Path, threads: int | None, settings: OnnxSettings) -> Runtime:
+    """The engine for a .gguf file or an ONNX folder, as the options of `run` say."""
     settings.check(path)
-    if threads is None and size_of(path) < SMALL_MODEL:
-        threads = 1
-    if path.is_dir():
-        from emo_export.runtimes.ort import OnnxModel
+    prepacked = None
+    if settings.prepacked:
+        from emo_export.runtimes.prepacked import default_cache, prepacked_copy
 
-        prepacked = _prepacked_copy(path, settings.cache) if settings.prepacked else None
-        spin = settings.spin is not False
-        return OnnxModel(path, threads=threads, prepacked=prepacked, spin=spin)
-    from emo_export.gguf_header import read_gguf
-    from emo_export.runtimes.llama_cpp import LlamaCpp
-
-    _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
-    return LlamaCpp(path, threads=threads, parity=parity)
-
-
-def _prepacked_copy(path: Path, cache: Path | None) -> Path:
-    from emo_export.runtimes.prepacked import default_cache, prepacked_copy
-
-    return prepacked_copy(path, cache or default_cache(), lambda text: click.echo(text, err=True))
-
-
-def _check_experts(path: Path, file: GgufFile) -> None:
-    """Refuse counts of experts at which llama.cpp ends the process instead of answering."""
-    arch = str(file.keys.get("general.architecture"))
-    count, used = (file.keys.get(f"{arch}.{key}") for key in ("expert_count", "expert_used_count"))
-    if isinstance(count, int) and count > 0 and not (isinstance(used, int) and 0 < used <= count):
-        raise EmoExportError(
-            f"{path}: {arch}.expert_used_count is {used!r} of {count} experts, which llama.cpp "
-            "can't open; convert the checkpoint again"
-        )
-
-
-def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:
-    """The tokenizer that belongs to an opened model."""
-    from emo_export.runtimes.llama_cpp import LlamaCpp
-
-    if isinstance(runtime, LlamaCpp):
-        return runtime.tokenizer()
-    from emo_export.runtimes.hf_tokenizer import HfTokenizer
-
-    return HfTokenizer(path)
+        cache = settings.cache or default_cache()
+        prepacked = prepacked_copy(path, cache, lambda text: click.echo(text, err=True))
+    return open_runtime(path, threads, prepacked=prepacked, spin=settings.spin is not False)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from emo_export.cli_targets import SMALL_MODEL
 from emo_export.errors import EmoExportError, ParityError
+from emo_export.runtimes.opening import SMALL_MODEL
 
 if TYPE_CHECKING:
     from emo_export.checkpoint import Checkpoint

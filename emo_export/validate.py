@@ -121,15 +121,18 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tolerances(target: str) -> Mapping[str, Mapping[str, float]]:
+def tolerances(target: str, profile: str = "") -> Mapping[str, Mapping[str, float]]:
     """The limits of one target, from tolerances.json: its own, or those of its type in any graph.
 
-    Raises EmoExportError for an unknown one.
+    On the device of a `profile` its kernels' limits replace them where it has any.
+
+    Raises EmoExportError for an unknown target.
     """
     table = json.loads(resources.files("emo_export").joinpath("tolerances.json").read_text("utf-8"))
+    special = table["devices"].get(profile, {})
     for name in (target, target.partition("@")[0]):
         if name in table:
-            return dict(table[name])
+            return {**table[name], **special.get(name, {})}
     raise EmoExportError(f"{target}: tolerances.json has no limits for this target")
 
 
@@ -141,15 +144,16 @@ def validate_target(
     open_exact: OpenRuntime | None = None,
     notes: tuple[str, ...] = (),
     dequantised: bool = True,
+    profile: str = "",
 ) -> TargetReport:
     """Run one target and compare: shipped arithmetic, then exact where there is another way to run.
 
     Without `dequantised` it is compared with the float original alone, as a file must be whose
-    quantisation can't be repeated.
+    quantisation can't be repeated. `profile` names the device whose limits hold.
 
     Raises EmoExportError when the engine can't open the model.
     """
-    limits = tolerances(target)
+    limits = tolerances(target, profile)
     rows: list[Row] = []
     runtime = open_shipped()
     try:

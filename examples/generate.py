@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from emo_export.cli_targets import open_runtime, tokenizer_of
 from emo_export.runtimes.generate import generate
+from emo_export.runtimes.opening import open_runtime, tokenizer_of
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The C functions of llama.cpp that we call, found in the xllamacpp wheel's extension module.
+"""The C functions of llama.cpp that we call, in the xllamacpp wheel or in a libllama.so.
 
 The wheel has no llama.h, and the parameter structs differ between llama.cpp versions. They go by
 value, so this module never declares their fields: `Params` is an opaque block of bytes, larger
@@ -15,17 +15,29 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+import re
 import struct
 from collections import deque
 from collections.abc import Iterator
-from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int8,
+    c_int32,
+    c_size_t,
+    c_uint32,
+)
 from ctypes import c_void_p as ptr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.install import install_command
-from emo_export.llama_library import library_path
+from emo_export.llama_library import library_path, own_library
 
 LOG_LINES = 50
 LOG_DEBUG, LOG_ERROR, LOG_CONTINUES = 1, 4, 5  # enum ggml_log_level
@@ -59,6 +71,8 @@ class Batch(ctypes.Structure):
 # name -> (result, arguments), from llama.h of ggml-org/llama.cpp
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
+    "ggml_backend_dev_count": (c_size_t, ()),
+    "ggml_backend_load_all_from_path": (None, (c_char_p,)),
     "llama_log_set": (None, (LogCallback, ptr)),
     "llama_print_system_info": (c_char_p, ()),
     "llama_model_default_params": (Params, ()),
@@ -135,6 +149,10 @@ class Log:
         """Forget every line."""
         self._lines.clear()
 
+    def lines(self) -> list[str]:
+        """What was logged last, oldest first."""
+        return [text for _, text in self._lines]
+
     def reason(self) -> str:
         """What llama.cpp said last, errors before anything else, on one line."""
         lines = [text for level, text in self._lines if level == LOG_ERROR]
@@ -144,11 +162,15 @@ class Log:
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library: `api` holds its functions."""
+    """The loaded library: `api` holds its functions.
+
+    `backend` is the file of kernels that ggml chose for this CPU, or what it is built with.
+    """
 
     api: Any
     log: Log
     version: str
+    backend: str
     fields: ContextFields
     callback: Any  # llama.cpp keeps a bare pointer to it, so it must live as long as the library
 
@@ -160,7 +182,7 @@ def load_library() -> Library:
     Raises MissingDependencyError without xllamacpp, EmoExportError when it is unlike what we know.
     """
     path = library_path("running a GGUF file")
-    version = importlib.metadata.version("xllamacpp")
+    version = _version()
     try:
         api = ctypes.CDLL(str(path))
         for name, (result, arguments) in FUNCTIONS.items():
@@ -168,16 +190,39 @@ def load_library() -> Library:
             function.restype, function.argtypes = result, list(arguments)
     except (OSError, AttributeError) as error:
         raise EmoExportError(
-            f"xllamacpp {version} cannot be used as a llama.cpp library ({error}): "
-            f"{install_command('llama')}"
+            f"{version} cannot be used as a llama.cpp library ({error}): {install_command('llama')}"
         ) from error
     log = Log()
     callback = LogCallback(log.add)
     api.llama_log_set(callback, None)
+    backend = _load_kernels(api, path, log)
     api.llama_backend_init()
     fields = find_context_fields(bytes(api.llama_context_default_params().raw), version)
     _check_batch(api, version)
-    return Library(api, log, version, fields, callback)
+    return Library(api, log, version, backend, fields, callback)
+
+
+def _version() -> str:
+    own = own_library()
+    return own.name if own else f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+
+
+def _load_kernels(api: Any, path: Path, log: Log) -> str:
+    """Have ggml choose the kernels of this CPU where they are files of their own.
+
+    It scores every libggml-cpu-*.so and logs the one that it takes (ggml-backend-reg.cpp,
+    `ggml_backend_load_best`). Raises EmoExportError when none fits.
+    """
+    if api.ggml_backend_dev_count() > 0:
+        return "built in"
+    api.ggml_backend_load_all_from_path(str(path.parent).encode())
+    loaded = re.findall(r"loaded CPU backend from (\S+)", "\n".join(log.lines()))
+    if api.ggml_backend_dev_count() == 0 or not loaded:
+        raise EmoExportError(
+            f"{path}: ggml finds no CPU backend (libggml-cpu-*.so) for this CPU beside it; "
+            f"install the whole build: {log.reason()}"
+        )
+    return Path(loaded[-1]).name
 
 
 def find_context_fields(raw: bytes, version: str) -> ContextFields:
@@ -195,7 +240,7 @@ def find_context_fields(raw: bytes, version: str) -> ContextFields:
     types = list(_matches(words[:36], (0, 0, 1, 1, 0, 0)))
     if words[:4] != (512, 2048, 512, 1) or len(flash) != 1 or len(types) != 1 or types < flash:
         raise EmoExportError(
-            f"the layout of llama.cpp's context settings in xllamacpp {version} is unknown to "
+            f"the layout of llama.cpp's context settings in {version} is unknown to "
             f"this version of emo-export; install one that it knows: {install_command('llama')}"
         )
     type_k = 4 * (types[0] + 2)
@@ -212,7 +257,7 @@ def _check_batch(api: Any, version: str) -> None:
     filled = (batch.token, batch.pos, batch.n_seq_id, batch.seq_id, batch.logits)
     if batch.n_tokens != 0 or batch.embd or not all(filled):
         raise EmoExportError(
-            f"the layout of llama.cpp's batch in xllamacpp {version} is unknown to this version "
+            f"the layout of llama.cpp's batch in {version} is unknown to this version "
             f"of emo-export; install one that it knows: {install_command('llama')}"
         )
     api.llama_batch_free(batch)

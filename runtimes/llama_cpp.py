@@ -149,7 +149,8 @@ class LlamaCpp:
         system = self._lib.api.llama_print_system_info() or b""
         return {
             "engine": self.name,
-            "version": f"xllamacpp {self._lib.version}",
+            "version": self._lib.version,
+            "CPU backend": self._lib.backend,
             "system": system.decode("utf-8", errors="replace").strip(" |\n"),
             "flash attention": "off" if self._parity else "auto",
             "KV cache": "f32" if self._parity else "f16",

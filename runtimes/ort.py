@@ -31,7 +31,8 @@ NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 class OnnxModel:
     """One exported ONNX folder opened by ONNX Runtime, with one sequence (batch 1) in its KV cache.
 
-    `threads`: default one per physical core. `session_options`: ONNX Runtime's configuration
+    `threads`: default one per physical core. `context`: the longest sequence, default the model's
+    own. `session_options`: ONNX Runtime's configuration
     entries by key. `graph`: the bytes of a model to load in place of model.onnx (one that computes
     at another accuracy, say); its external data still comes from the folder. `prepacked`: the copy
     that `prepacked_copy` made of the folder, to load in place of model.onnx with little anonymous
@@ -45,6 +46,7 @@ class OnnxModel:
         folder: Path,
         *,
         threads: int | None = None,
+        context: int | None = None,
         session_options: Mapping[str, str] = NO_OPTIONS,
         graph: bytes | None = None,
         prepacked: Path | None = None,
@@ -54,7 +56,7 @@ class OnnxModel:
         self._ort = import_onnxruntime()
         config = read_config(folder)
         self.vocab_size = config["vocab_size"]
-        self.context_length = config["max_position_embeddings"]
+        self.context_length = _context(folder, config["max_position_embeddings"], context)
         self._cache_shape = (config["num_key_value_heads"], config["head_dim"])
         self._needs: Requirements = check_engine(folder)
         if graph is None and not (folder / MODEL).is_file():
@@ -186,6 +188,12 @@ class OnnxModel:
 
     def _value(self, array: Any) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _context(folder: Path, most: int, asked: int | None) -> int:
+    if asked is not None and not 1 <= asked <= most:
+        raise EmoExportError(f"context is {asked}, {folder} allows 1 to {most} tokens")
+    return most if asked is None else asked
 
 
 def _cache_names(prefix: str, layers: int) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emo_export.cli_targets import open_runtime, tokenizer_of
+from emo_export.runtimes.opening import open_runtime, tokenizer_of
 from tests.bad_gguf import rewrite
 from tests.command import Done, Emo
 from tests.paths import GOLDEN, NANO

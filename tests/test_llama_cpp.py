@@ -225,10 +225,10 @@ def test_without_xllamacpp(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_context_fields_are_found_or_refused() -> None:
     library = llama_abi.load_library()
     raw = bytes(library.api.llama_context_default_params().raw)
-    found = llama_abi.find_context_fields(raw, "1")
+    found = llama_abi.find_context_fields(raw, "xllamacpp 1")
     assert found == library.fields and found.n_ctx == 0
     # Two more integer fields before the pattern, as another version may have.
-    moved = llama_abi.find_context_fields(raw[:16] + bytes(8) + raw[16:], "1")
+    moved = llama_abi.find_context_fields(raw[:16] + bytes(8) + raw[16:], "xllamacpp 1")
     assert moved.flash_attn == found.flash_attn + 8 and moved.type_v == found.type_v + 8
     changed = [
         bytes(1024),
@@ -238,7 +238,7 @@ def test_context_fields_are_found_or_refused() -> None:
     ]
     for other in changed:
         with pytest.raises(EmoExportError, match=r"layout .* xllamacpp 7 is unknown"):
-            llama_abi.find_context_fields(other, "7")
+            llama_abi.find_context_fields(other, "xllamacpp 7")
 
 
 def test_the_log_keeps_errors_and_drops_debug() -> None:
