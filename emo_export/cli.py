@@ -1,11 +1,13 @@
 """The command line: thin commands; whatever is heavy is imported inside them.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 parity or verification failed,
-2 wrong usage or input, 3 missing dependency, 130 interrupted.
+2 wrong usage or input, 3 missing dependency, 70 a bug, 130 interrupted, 141 the reader of stdout
+went away. Where 1, 2 and 3 apply to different targets, the smallest counts.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -17,7 +19,7 @@ import click
 from emo_export import __version__
 from emo_export.cli_bench_command import bench
 from emo_export.cli_export_command import export
-from emo_export.cli_output import Commands, stdout
+from emo_export.cli_output import Commands, open_streams, stdout, tell
 from emo_export.errors import EmoExportError, ParityError
 
 THREADS = "[default: physical cores; 1 for a small model]"
@@ -37,6 +39,9 @@ def cli() -> None:
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+@click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML, for CI."
+)
 def validate(
     path: Path,
     only: tuple[str, ...],
@@ -44,12 +49,14 @@ def validate(
     threads: int | None,
     torch_device: str,
     as_json: bool,
+    junit: Path | None,
 ) -> None:
     """Compare what the engines compute with the reference.
 
     PATH is a folder that export made, a model inside one, or (with --reference) any .gguf file or
     ONNX folder by itself; a GGUF of another tool is compared with the original alone. Exit 0
-    within tolerance, 1 outside, 3 when an engine is missing.
+    within tolerance, 1 outside, 2 when a model can't be read, 3 when an engine is missing; of
+    several, the smallest.
 
     \b
     Example:
@@ -57,7 +64,7 @@ def validate(
     """
     from emo_export.cli_validate import run_validate
 
-    run_validate(path, only, reference, threads, torch_device, as_json, stdout())
+    run_validate(path, only, reference, threads, torch_device, as_json, stdout(), junit)
 
 
 @cli.command()
@@ -185,34 +192,36 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_streams()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
             signal.signal(number, _interrupt)
     try:
         code = cli.main(prog_name="emo-export", standalone_mode=False)
-    except EmoExportError as error:
-        for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
-        sys.exit(2)
-    except Exception as error:
-        if _received:  # a library made another exception of the interrupt
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        # Exit code 1 means failed parity; a bug must not look like it.
-        traceback.print_exc()
-        click.echo(f"error: this is a bug in emo-export, please report it: {error!r}", err=True)
-        sys.exit(70)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        tell(text)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code of what ended a command, and what to tell of it."""
+    if isinstance(error, EmoExportError):
+        return error.exit_code, "\n".join(f"error: {line}" for line in str(error).splitlines())
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, click.ClickException):
+        usage = io.StringIO()
+        error.show(usage)
+        return error.exit_code, usage.getvalue().rstrip("\n")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return 2, f"error: {where}{error.strerror or error}"
+    if _received:  # a library made another exception of the interrupt
+        return 130, "interrupted"
+    # Exit code 1 means failed parity; a bug must not look like it.
+    told = "".join(traceback.format_exception(error))
+    return 70, f"{told}error: this is a bug in emo-export, please report it: {error!r}"
 
 
 if __name__ == "__main__":

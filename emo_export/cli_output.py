@@ -1,9 +1,10 @@
-"""Stdout of the command line, and what becomes of it when it can't be written."""
+"""Stdout and stderr of the command line, and what becomes of them when they can't be written."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 import click
 from rich.console import Console
@@ -33,16 +34,39 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            _drop_stdout()
+            _drop(sys.stdout)
             ctx.exit(141)
         except OSError as error:
             if error.filename is not None:
                 raise
-            _drop_stdout()
+            _drop(sys.stdout)
             raise EmoExportError(f"output cannot be written ({error.strerror})") from error
         return result
 
 
-def _drop_stdout() -> None:
+def tell(text: str) -> None:
+    """Write to stderr; where that fails there is nobody to tell, and the exit code must do."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def open_streams() -> None:
+    """Stand in for the standard streams that the caller closed.
+
+    The next file that is opened would take the free number, and what an engine's C code prints
+    would go into it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            free = os.open(os.devnull, os.O_RDWR)
+            if free != number:
+                os.dup2(free, number)
+                os.close(free)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
+def _drop(stream: TextIO) -> None:
     """What is still buffered has nowhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -109,17 +109,22 @@ def prepare_torch(device: str, checkpoint: Checkpoint) -> None:
 
 def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
     """Print tables or JSON. Raises ParityError when a target is out of tolerance."""
-    from emo_export.report import LEGEND, tables, verdicts
-
     passed = all(report.passed for report in reports)
     if as_json:
         content = {"passed": passed, "targets": [report.as_dict() for report in reports]}
         click.echo(json.dumps(content, indent=2))
     else:
-        for table in tables(reports):
-            out.print(table, "", sep="\n")
-        for line in (LEGEND, "", *verdicts(reports)):
-            out.print(line, markup=False)
+        show_tables(reports, out)
     if not passed:
         failed = ", ".join(report.target for report in reports if not report.passed)
         raise ParityError(f"parity failed for {failed}; the lines above say which limit")
+
+
+def show_tables(reports: Sequence[TargetReport], out: Console) -> None:
+    """Print a table for each target, then the verdicts."""
+    from emo_export.report import LEGEND, tables, verdicts
+
+    for table in tables(reports):
+        out.print(table, "", sep="\n")
+    for line in (LEGEND, "", *verdicts(reports)):
+        out.print(line, markup=False)

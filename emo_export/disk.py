@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +34,44 @@ def check_space(folder: Path, needed: int) -> None:
         raise EmoExportError(
             f"{folder}: needs {needed / 1e6:.1f} MB, its disk has {free / 1e6:.1f} MB free"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raise EmoExportError when a file of this name can't be written, before the work it is for.
+
+    A name that is free stays free; a file that is there is left as it is.
+    """
+    if path.is_dir():
+        raise EmoExportError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise EmoExportError(f"{path}: there is no folder {path.parent}; make it first")
+    with writing(path):
+        if path.exists() and not path.is_file():  # a device or a pipe
+            path.open("ab").close()
+            return
+        real = path.resolve()
+        if real.exists():
+            real.open("r+b").close()
+        tempfile.TemporaryFile(dir=real.parent).close()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whose name never stands for a part of it.
+
+    A link stays a link, and a device or a pipe is written to instead of being replaced. Raises
+    EmoExportError when it can't be written.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        real = path.resolve()
+        temporary = real.with_name(f".{real.name}.partial-{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(real)
+        finally:
+            temporary.unlink(missing_ok=True)

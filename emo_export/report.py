@@ -69,17 +69,22 @@ def verdicts(reports: Sequence[TargetReport]) -> list[str]:
             f"{_greedy(report)}; {report.engine['version']}, threads {report.engine['threads']}"
         )
         lines += [f"  {text}" for text in (*report.notes, *report.tokenizer_failures)]
-        lines += [
-            f"  {row.against}, {row.arithmetic}, {row.mode}: {failure}"
-            for row in report.rows
-            for failure in row.failures
-        ]
+        lines += [f"  {text}" for text in exceeded(report)]
     first = reports[0]
     lines.append(
         f"the judged positions use {first.experts_used} of {first.experts_routed} routed experts"
     )
     lines.append(f"perplexity over {first.heldout_tokens} tokens of {first.heldout_source}")
     return lines
+
+
+def exceeded(report: TargetReport) -> list[str]:
+    """A sentence for each limit that a comparison does not keep."""
+    return [
+        f"{row.against}, {row.arithmetic}, {row.mode}: {failure}"
+        for row in report.rows
+        for failure in row.failures
+    ]
 
 
 def _greedy(report: TargetReport) -> str:

@@ -23,6 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from emo_export.cli import main
 from tests.command import Done, Emo
 from tests.exporting import export_to
+from tests.packages import SMALL_TARGETS
+from tests.packages import package as exported_package
 from tests.paths import GOLDEN, NANO
 from tests.synth import make_checkpoint
 
@@ -78,3 +80,9 @@ def small_exports(small: Path) -> dict[str, Path]:
 def onnx_folder(small_exports: dict[str, Path], tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(small_exports["onnx:int4"], tmp_path / "onnx-int4"))
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """A whole package of a small model, to read or copy: its validation takes about a second."""
+    return exported_package(GOLDEN / "base", SMALL_TARGETS)
