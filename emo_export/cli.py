@@ -18,6 +18,7 @@ import click
 
 from emo_export import __version__
 from emo_export.cli_bench_command import bench
+from emo_export.cli_device_command import device
 from emo_export.cli_export_command import export
 from emo_export.cli_output import Commands, open_streams, stdout, tell
 from emo_export.errors import EmoExportError, ParityError
@@ -173,6 +174,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(device)
 cli.add_command(export)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

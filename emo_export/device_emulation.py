@@ -1,0 +1,56 @@
+"""Everything that runs arm64 Python on this machine, and the command line that does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# What this machine's programs are told must not reach the emulated ones, or qemu itself.
+DROPPED = (
+    *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "GGML_BACKEND_PATH"),
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR", "PYTHONPYCACHEPREFIX"),
+    *("QEMU_CPU", "QEMU_LD_PREFIX", "QEMU_SET_ENV", "QEMU_UNSET_ENV", "QEMU_STRACE", "QEMU_LOG"),
+)
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """Real arm64 programs, and qemu which runs them on this machine.
+
+    Fields: `root` holds `python` (an arm64 ELF file) and its libraries; `site` its packages (numpy,
+    onnxruntime, tokenizers); `libllama` llama.cpp's library, beside which ggml's kernels for each
+    kind of CPU lie; `versions` what all that is, with "not the pinned …" where so.
+    """
+
+    qemu: Path
+    root: Path
+    python: Path
+    site: Path
+    libllama: Path
+    versions: Mapping[str, str]
+
+    def command(self, cpu: str, environment: Mapping[str, str], *arguments: str) -> list[str]:
+        """What runs the emulated Python on a `cpu` of qemu's with `arguments`.
+
+        `environment` is added to this process's; its PYTHONPATH is searched before `site`. The
+        folder that it is called in, and the user's own packages, are not searched.
+        """
+        paths = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(self.site)]))
+        # Not qemu's own -E and -U, which take a comma for the end of a variable.
+        settings = [
+            f"{key}={value}" for key, value in (dict(environment) | {"PYTHONPATH": paths}).items()
+        ]
+        dropped = [word for name in DROPPED if name in os.environ for word in ("-u", name)]
+        emulator = [str(self.qemu), "-cpu", cpu, "-L", str(self.root)]
+        return [
+            "/usr/bin/env",
+            *dropped,
+            *settings,
+            *emulator,
+            str(self.python),
+            "-s",
+            "-P",
+            *arguments,
+        ]
