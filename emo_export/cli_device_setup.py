@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from emo_export.device_fetch import Progress as Told
-from emo_export.device_list import listing
+from emo_export.device_list import SETUP, listing
 from emo_export.device_place import bytes_of, place, remove_all
 from emo_export.device_profiles import GIB, PROFILES
 from emo_export.device_setup import set_up
@@ -64,8 +64,8 @@ def run_list(as_json: bool, out: Console) -> None:
         memory = ", ".join(str(size // GIB) for size in profile.memory)
         table.add_row(profile.name, profile.title, profile.cpu, memory, profile.exercises)
     out.print(table)
-    state = "set up" if found.ready else "no"
-    out.print(f"{state}: {found.reason}", markup=False)
+    remedy = "" if found.ready else f"; {SETUP} fetches about 150 MB"
+    out.print(f"{'set up: ' if found.ready else ''}{found.reason}{remedy}", markup=False)
     out.print(f"folder: {found.folder} ({found.nbytes / 1e6:.0f} MB)", markup=False)
     for setup in found.setups:
         kind = "pinned" if setup["pinned"] else "not as pinned"

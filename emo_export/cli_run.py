@@ -117,13 +117,14 @@ def _expressible(place: Path) -> dict[str, str] | None:
 
 def run_doctor(as_json: bool, out: Console) -> None:
     """Print what this machine has and what is missing for what."""
+    from emo_export.device_list import device_check
     from emo_export.doctor import examine
     from emo_export.runtimes.llama_abi import load_library
 
     def llama_info() -> str:
         return str(load_library().api.llama_print_system_info().decode())
 
-    checks = examine(llama_info)
+    checks = [*examine(llama_info), device_check()]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
         return

@@ -110,8 +110,6 @@ def _private_apt(state: Path, arches: Sequence[str]) -> list[str]:
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (state / folder).mkdir(parents=True)
     (state / "status").touch()
-    if '"' in str(state):
-        raise EmoExportError(f"{state}: apt can't work in a folder with \" in its name")
     quoted = " ".join(f'"{arch}";' for arch in arches)
     conf = APT_CONF.format(state=state, first=arches[0], all=quoted)
     (state / "apt.conf").write_text(conf, "utf-8")
@@ -154,8 +152,9 @@ def _ask(
     offers = {(offer.name, offer.arch): offer for offer in _offers(asked.out)}
     missing = [name for name in names if tuple(name.split(":")) not in offers]
     if update.code or asked.code or missing:
-        words = asked if update.code == 0 and asked.code else update
-        return {}, words.tail(4) or f"it has no {', '.join(missing)}"
+        # A mirror that can't be reached is a warning to apt, and the packages are then unknown.
+        words = [line for line in update.said.splitlines() if line[:2] in ("E:", "W:")]
+        return {}, "\n".join(words[:2]) or asked.tail(2) or f"it has no {', '.join(missing)}"
     return offers, ""
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 # What this machine's programs are told must not reach the emulated ones, or qemu itself.
 DROPPED = (
-    *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "GGML_BACKEND_PATH"),
-    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR", "PYTHONPYCACHEPREFIX"),
-    *("QEMU_CPU", "QEMU_LD_PREFIX", "QEMU_SET_ENV", "QEMU_UNSET_ENV", "QEMU_STRACE", "QEMU_LOG"),
+    *("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "GGML_BACKEND_PATH"),
+    *("QEMU_SET_ENV", "QEMU_UNSET_ENV"),
 )
 
 
@@ -42,7 +41,7 @@ class Emulation:
         settings = [
             f"{key}={value}" for key, value in (dict(environment) | {"PYTHONPATH": paths}).items()
         ]
-        dropped = [word for name in DROPPED if name in os.environ for word in ("-u", name)]
+        dropped = [word for name in DROPPED for word in ("-u", name)]
         emulator = [str(self.qemu), "-cpu", cpu, "-L", str(self.root)]
         return [
             "/usr/bin/env",

@@ -10,6 +10,7 @@ from typing import Any
 from emo_export.device_place import bytes_of, place
 from emo_export.device_profiles import PROFILES
 from emo_export.device_setup import READY, existing, ready_emulation
+from emo_export.doctor import Check
 from emo_export.errors import EmoExportError
 
 NOT_PINNED = "not the pinned"
@@ -61,6 +62,12 @@ def listing() -> Listing:
     return Listing(folder, bytes_of(folder), ready, reason, setups)
 
 
+def device_check() -> Check:
+    """What `doctor` says of the emulated devices."""
+    ready, found = state()
+    return Check("emulated devices", found, ready, "validate --device", "" if ready else SETUP)
+
+
 def state() -> tuple[bool, str]:
     """Whether the pinned setup is there, and what to say of it."""
     try:
@@ -68,7 +75,7 @@ def state() -> tuple[bool, str]:
     except EmoExportError as error:
         return False, str(error)
     if found is None:
-        return False, f"not set up; {SETUP} fetches about 150 MB"
+        return False, "not set up"
     versions = found.versions
     names = ("qemu", "python", "onnxruntime", "llama.cpp")
     return True, ", ".join(f"{name} {versions[name].split(' (')[0]}" for name in names)

@@ -57,7 +57,9 @@ def _registry(scratch: Path) -> str:
     """The registry that this user's npm asks."""
     given = next(filter(None, map(os.environ.get, REGISTRY_SETTINGS)), None)
     if given is None and shutil.which("npm"):
-        lines = run(["npm", "config", "get", "registry"], scratch, {}).out.split()
+        lines = run(
+            ["npm", "config", "get", "registry"], scratch, {"npm_config_logs_max": "0"}
+        ).out.split()
         given = next((line for line in reversed(lines) if line.startswith("http")), None)
     return (given or REGISTRY).rstrip("/")
 
@@ -69,10 +71,12 @@ def unpack(file: Path, folder: Path) -> str:
     """
     try:
         with tarfile.open(file) as archive:
-            members = [member for member in archive if member.isfile() and _wanted(member.name)]
-            for member in members:
-                member.name = member.name.rpartition("/")[2]
-                archive.extract(member, folder, filter="data")
+            for member in archive:
+                last = member.name.rpartition("/")[2]
+                content = archive.extractfile(member) if member.isfile() and _wanted(last) else None
+                if content is not None:
+                    # Only the last part of a name counts, so that nothing lands elsewhere.
+                    (folder / last).write_bytes(content.read())
     except tarfile.TarError as error:
         raise EmoExportError(f"{file} can't be unpacked: {error}") from error
     library(folder)
@@ -83,8 +87,7 @@ def unpack(file: Path, folder: Path) -> str:
 
 
 def _wanted(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return last == BUILD or LIBRARIES.fullmatch(last) is not None
+    return name == BUILD or LIBRARIES.fullmatch(name) is not None
 
 
 def library(folder: Path) -> Path:

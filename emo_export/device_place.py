@@ -21,6 +21,7 @@ from emo_export.json_file import read_json
 
 SETTING = "EMO_EXPORT_DEVICES"
 MARK = ".emo-export-devices"  # the lock; a folder that has it is ours
+UNFIT = ('"', ":", "\n")  # in apt.conf and in PYTHONPATH
 UNFINISHED = ".unfinished-"
 VERSIONS = "VERSIONS.json"  # in every part: what it holds
 
@@ -28,16 +29,24 @@ VERSIONS = "VERSIONS.json"  # in every part: what it holds
 def place() -> Path:
     """The cache folder, which need not exist.
 
-    Raises EmoExportError where this user has no home folder.
+    Raises EmoExportError where this user has no home folder, or the path can't be used.
     """
     given = os.environ.get(SETTING)
-    if given:
-        return Path(given).absolute()
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
-        raise EmoExportError(f"no home folder is known here; set {SETTING} to a folder") from error
-    return cache.absolute() / "emo-export" / "devices"
+        if not given:
+            raise EmoExportError(
+                f"no home folder is known here; set {SETTING} to a folder"
+            ) from error
+    folder = (Path(given) if given else cache / "emo-export" / "devices").absolute()
+    unfit = next((mark for mark in UNFIT if mark in str(folder)), None)
+    if unfit:
+        raise EmoExportError(
+            f"{folder}: a {unfit} in a path is more than apt or Python's search "
+            f"path can take; set {SETTING} to another folder"
+        )
+    return folder
 
 
 @contextmanager
@@ -53,7 +62,8 @@ def locked(folder: Path, on_stage: Callable[[str], None]) -> Iterator[None]:
             # `clean` may have removed the folder while we waited; its lock guards nothing.
             if _same_file(mark.fileno(), folder / MARK):
                 for left in folder.glob(f"{UNFINISHED}*"):
-                    shutil.rmtree(left)
+                    # An apt that outlived its killed parent may still be writing.
+                    shutil.rmtree(left, ignore_errors=True)
                 yield
                 return
         _claim(folder)

@@ -100,8 +100,8 @@ def existing() -> Emulation | None:
 
 def _parts(pins: Pins, onnxruntime: str | None, rootfs: Path | None) -> tuple[Parts, Qemu | None]:
     """What is needed, and the qemu of PATH if that is used: with a root that was given."""
-    qemu = _qemu_of_path() if rootfs else None
     python = python_of(rootfs).version if rootfs else pins.python
+    qemu = _qemu_of_path() if rootfs else None
     device_parts.refuse_versions(pins, python, onnxruntime)
     pinned = {wheel.name: wheel.version for wheel in pins.wheels[python]}
     other = None if onnxruntime == pinned["onnxruntime"] else onnxruntime
@@ -176,8 +176,8 @@ def _trial(made: Emulation, folder: Path, progress: Progress) -> dict[str, str]:
     if done.code:
         ended = f"ended by signal {-done.code}" if done.code < 0 else f"exit {done.code}"
         raise EmoExportError(
-            f"the emulated Python does not run numpy, onnxruntime {made.site.name}, tokenizers and "
-            f"llama.cpp on a {TRIAL_CPU} ({ended}):\n{done.tail(4)}"
+            f"the emulated Python does not load the engines of {made.site.name} on a "
+            f"{TRIAL_CPU} ({ended}):\n{done.tail(4)}"
         )
     return {key: str(value) for key, value in json.loads(done.out.splitlines()[-1]).items()}
 

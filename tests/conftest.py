@@ -86,3 +86,12 @@ def onnx_folder(small_exports: dict[str, Path], tmp_path: Path) -> Path:
 def package() -> Path:
     """A whole package of a small model, to read or copy: its validation takes about a second."""
     return exported_package(GOLDEN / "base", SMALL_TARGETS)
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for emulated devices that is not the user's, and no mirror to fetch them from."""
+    folder = tmp_path / "devices"
+    monkeypatch.setenv("EMO_EXPORT_DEVICES", str(folder))
+    monkeypatch.setenv("EMO_EXPORT_DEBIAN_MIRROR", f"file:{tmp_path}/no-mirror")
+    return folder
