@@ -6,7 +6,6 @@ anything half-made that a lock holder finds was left by a process that was kille
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -89,6 +88,8 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def _wait_for(mark: int, folder: Path, on_stage: Callable[[str], None]) -> None:
+    import fcntl  # not on Windows, where `doctor` only asks whether something is set up
+
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -69,11 +69,7 @@ def emulation(
 
 def set_up(onnxruntime: str | None, rootfs: Path | None, progress: Progress) -> Emulation:
     """As `emulation`, telling bytes too."""
-    if sys.platform != "linux":
-        raise MissingDependencyError(
-            f"qemu runs Linux programs on Linux alone, and this is {sys.platform}; use a Linux "
-            "machine or container, or a real device with --device ssh://host"
-        )
+    refuse_other_systems()
     rootfs = rootfs.resolve() if rootfs else None
     parts, qemu = _parts(read_pins(), onnxruntime, rootfs)
     folder = place()
@@ -92,8 +88,18 @@ def set_up(onnxruntime: str | None, rootfs: Path | None, progress: Progress) -> 
         return found
 
 
+def refuse_other_systems() -> None:
+    """Raise MissingDependencyError where qemu can't run Linux programs."""
+    if sys.platform != "linux":
+        raise MissingDependencyError(
+            f"qemu runs Linux programs on Linux alone, and this is {sys.platform}; use a Linux "
+            "machine or container, or a real device with --device ssh://host"
+        )
+
+
 def existing() -> Emulation | None:
     """What the pinned setup runs on when it is there; nothing is done for it."""
+    refuse_other_systems()
     parts, qemu = _parts(read_pins(), None, None)
     return ready_emulation(place() / _ready_name(parts, qemu, None))
 
@@ -136,6 +142,8 @@ def ready_emulation(ready: Path) -> Emulation | None:
     if not ready.is_file():
         return None
     content = read_json(ready)
+    if not {*PATHS, "versions"} <= content.keys():
+        raise EmoExportError(f"{ready} is damaged; remove it and run `emo-export device setup`")
     qemu, root, python, site, libllama = (Path(content[name]) for name in PATHS)
     if not all(path.exists() for path in (qemu, root, python, site, libllama)):
         return None

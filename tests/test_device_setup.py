@@ -103,6 +103,13 @@ def test_a_machine_without_a_pinned_qemu(monkeypatch: pytest.MonkeyPatch, emo: E
     assert done.code == 3 and "this machine is riscv64" in done.err
 
 
+def test_another_system(monkeypatch: pytest.MonkeyPatch, emo: Emo) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    done = emo("device", "setup")
+    assert done.code == 3 and "this is darwin" in done.err
+    assert not device_check().ok
+
+
 def test_a_mirror_that_is_not_there(emo: Emo, devices: Path) -> None:
     done = emo("device", "setup")
     assert done.code == 2
