@@ -48,7 +48,7 @@ def _told() -> Iterator[Told]:
 
         yield Told(
             on_stage,
-            lambda total: bar.update(task, total=total, visible=True),
+            lambda total: bar.update(task, total=total, visible=total > 0),
             lambda nbytes: bar.advance(task, nbytes),
         )
 

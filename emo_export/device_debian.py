@@ -95,7 +95,7 @@ def fetch(
     failures = []
     for mirror in _mirrors(folder):
         progress.on_stage(f"reading the index of Debian {suite} at {mirror}")
-        offers, failure = _ask(apt, state, mirror, packages, suite, progress)
+        offers, failure = _ask(apt, state, mirror, packages, suite)
         if not failure:
             return _download(apt, state, offers, packages, progress)
         failures.append(f"{mirror}: {failure}")
@@ -139,14 +139,13 @@ def _ask(
     mirror: str,
     packages: Sequence[Package],
     suite: str,
-    progress: Progress,
 ) -> tuple[Offers, str]:
     """What a mirror has of the packages, or why it has not."""
     arches = ",".join(sorted({package.arch for package in packages} - {"all"}))
     keyring = next((path for path in KEYRINGS if path.is_file()), None)
     options = f"arch={arches} signed-by={keyring}" if keyring else f"arch={arches}"
     (state / "sources.list").write_text(f"deb [{options}] {mirror} {suite} main\n", "utf-8")
-    update = watched([*apt, "update"], state, {}, state / "state" / "lists", progress.on_bytes)
+    update = run([*apt, "update"], state, {})
     names = [f"{package.name}:{package.arch}" for package in packages]
     asked = run([*apt, "download", "--print-uris", *names], state, {})
     offers = {(offer.name, offer.arch): offer for offer in _offers(asked.out)}

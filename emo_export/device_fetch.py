@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Progress:
-    """What a setup tells: sentences, the bytes that it will fetch, bytes as they arrive."""
+    """What a setup tells: sentences, the bytes to fetch (0: no more), bytes as they arrive."""
 
     on_stage: Callable[[str], None]
     on_total: Callable[[int], None] = lambda nbytes: None

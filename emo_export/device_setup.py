@@ -165,6 +165,7 @@ def _fetch(parts: Parts, folder: Path, progress: Progress) -> None:
     progress.on_total(total)
     with writing(folder):
         device_parts.make_parts(parts, tuple(missing), folder, progress)
+    progress.on_total(0)
 
 
 def _assembled(parts: Parts, qemu: Qemu | None, rootfs: Path | None, folder: Path) -> Emulation:

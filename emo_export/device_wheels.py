@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from emo_export.device_fetch import Progress, watched
+from emo_export.device_fetch import Progress, run
 from emo_export.device_pins import Wheel
 from emo_export.errors import EmoExportError, MissingDependencyError
 
@@ -39,6 +39,7 @@ def install(wheels: Sequence[Wheel], python: str, site: Path, progress: Progress
     lines = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}" for wheel in wheels]
     shown = ", ".join(f"{wheel.name} {wheel.version}" for wheel in wheels)
     _install(lines, ["--require-hashes"], python, site, shown, progress)
+    progress.on_bytes(sum(wheel.nbytes for wheel in wheels))
 
 
 def install_unpinned(name: str, version: str, python: str, site: Path, progress: Progress) -> None:
@@ -60,7 +61,7 @@ def _install(
     (scratch / "requirements.txt").write_text("\n".join(lines) + "\n", "utf-8")
     common = ["--no-deps", "--only-binary", ":all:", "--target", str(site), *options]
     command = [*_installer(python), *common, "-r", str(scratch / "requirements.txt")]
-    done = watched(command, scratch, SETTINGS, scratch, progress.on_bytes)
+    done = run(command, scratch, SETTINGS)
     if done.code:
         raise EmoExportError(
             f"the arm64 wheels of {shown} could not be installed (network? an index that lacks "
