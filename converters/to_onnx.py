@@ -15,7 +15,7 @@ from emo_export.converters.onnx_data import LOCATION
 from emo_export.converters.onnx_decoder import KEPT, build_decoder, decoder_inputs, decoder_outputs
 from emo_export.converters.onnx_genai import GENAI, genai_config
 from emo_export.converters.onnx_graph import Graph
-from emo_export.converters.onnx_kinds import KINDS
+from emo_export.converters.onnx_kinds import kind_of
 from emo_export.converters.onnx_layout import Layout
 from emo_export.converters.onnx_routing import router_rows
 from emo_export.converters.onnx_sides import (
@@ -52,6 +52,7 @@ class OnnxWriter:
         context: int,
         accuracy_level: int,
         last_only: bool = False,
+        plain_attention: bool = False,
     ) -> None:
         self.target = f"onnx:{scheme.type_name}"
         self.folder = folder
@@ -60,7 +61,7 @@ class OnnxWriter:
         self._stops = stop_tokens(checkpoint, config)
         tokenizer_settings(checkpoint)  # a broken file is refused before the weights are written
         self.no_genai = why_no_genai(checkpoint, self._stops)
-        self.kind = KINDS[split_graph(scheme.type_name)[1]]
+        self.kind = kind_of(scheme, config, plain_attention=plain_attention)
         self._layout = Layout(self.kind, config, scheme, context)
         self._file: PlacedFile | None = None
         self._gate: tuple[Slot, Packed] | None = None

@@ -84,6 +84,12 @@ from emo_export.cli_output import stdout
     help="ONNX: logits of the last position unless the input logits_to_keep says otherwise; for "
     "engines that only generate and don't know that input. emo-export itself sets it.",
 )
+@click.option(
+    "--plain-attention",
+    is_flag=True,
+    help="ONNX @if: attention in standard operators. Copies the KV cache at every token; with f32, "
+    "or int4 for every part, the graph then opens in ONNX Runtime 1.21 (Debian 13's).",
+)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
 @click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
@@ -109,6 +115,7 @@ def export(
     context: int | None,
     accuracy_level: str,
     last_logits: bool,
+    plain_attention: bool,
     torch_device: str,
     overwrite: bool,
     no_validate: bool,
@@ -143,6 +150,7 @@ def export(
             arch,
             tensor_types,
             None if block_size is None else int(block_size),
+            plain_attention,
         ),
         device=torch_device,
         overwrite=overwrite,

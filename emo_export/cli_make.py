@@ -68,6 +68,7 @@ class TargetOptions:
     arch: str | None = None
     tensor_types: tuple[str, ...] = ()
     block_size: int | None = None
+    plain_attention: bool = False
 
 
 def target_maker(
@@ -126,6 +127,8 @@ def _check_options(
         raise EmoExportError(
             "--block-size is for int4 and int8 in the graphs @qmoe and @if, and no target is one"
         )
+    if options.plain_attention and not any(name.endswith("@if") for name in names):
+        raise EmoExportError("--plain-attention is for the graph @if, and no target has it")
 
 
 def _has_blocks(spec: str) -> bool:
@@ -224,6 +227,7 @@ def _onnx_target(
         context=context,
         accuracy_level=options.accuracy_level,
         last_only=options.last_logits,
+        plain_attention=options.plain_attention,
     )
     kind = writer.kind
     entry = {

@@ -100,6 +100,9 @@ ONNXRUNTIME_MIN: Mapping[str, str] = {
     "standard": "1.23",  # the first with kernels of opset 23 (the same script)
 }
 """The ONNX Runtime that each graph needs at least."""
+ONNXRUNTIME_MIN_PLAIN = "1.21"
+"""That of `if` with neither GroupQueryAttention, whose positions and bias came with 1.22, nor 8-bit
+matrices, whose kernel did (tests/test_older_ort.py); Debian 13 has 1.21."""
 
 
 def split_graph(type_name: str) -> tuple[str, str]:

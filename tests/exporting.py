@@ -23,6 +23,7 @@ from emo_export.converters.to_gguf import GgufWriter
 from emo_export.converters.to_onnx import OnnxWriter
 from emo_export.interfaces import Runtime, Writer
 from emo_export.pipeline import stream
+from emo_export.recipes import Part
 from emo_export.reference import dequantised_source, logits
 from emo_export.scheme import QuantScheme
 from tests.oracle import oracle_logits
@@ -73,6 +74,20 @@ def export_to(
     for writer in writers:
         writer.close()
     return made
+
+
+def export_plain(folder: Path, checkpoint_path: Path, kind: str) -> QuantScheme:
+    """KIND@if for ONNX Runtime 1.21: attention spelt out, int4 everywhere if at all."""
+    checkpoint = Checkpoint.open(checkpoint_path)
+    config = checkpoint.config
+    changed = {} if kind == "f32" else dict.fromkeys(set(Part) - {Part.ROUTER, Part.VECTOR}, kind)
+    scheme = onnx_scheme(f"{kind}@if", config, changed)
+    settings = {"context": config.context_length(), "accuracy_level": 4}
+    writer = OnnxWriter(folder, checkpoint_path, config, scheme, plain_attention=True, **settings)
+    writer.open()
+    stream(checkpoint, [writer], [], lambda count: None)
+    writer.close()
+    return scheme
 
 
 @functools.cache

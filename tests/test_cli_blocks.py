@@ -100,6 +100,7 @@ def test_only_the_if_graph_tells_down_from_gate_and_up(
     ("arguments", "said"),
     [
         (("gguf:q4_0", "--block-size", "64"), "--block-size is for onnx targets only"),
+        (("onnx:f32", "--plain-attention"), "--plain-attention is for the graph @if"),
         (("onnx:f32", "--block-size", "64"), "int4 and int8 in the graphs @qmoe and @if"),
         (("onnx:f32@if", "--tensor-type", "expert=int8"), "begin with int8 or int4"),
         (("onnx:int8@standard", "--block-size", "64"), "in the graphs @qmoe and @if"),

@@ -1,24 +1,27 @@
-"""With a real ONNX Runtime 1.22: `@if` runs, the others are refused with what to do."""
+"""With a real ONNX Runtime 1.22 `@if` runs, with 1.21 its plain form; others are refused."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.exporting import exported
+from tests.bench.ort_versions import make_plain
+from tests.exporting import export_plain, exported
 from tests.older_ort import environment
 from tests.paths import NANO
+from tests.synth import CONFIGS
 
 pytestmark = pytest.mark.slow
 
 
-def emo(*arguments: object) -> subprocess.CompletedProcess[str]:
+def emo(*arguments: object, version: str = "1.22.1") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "emo_export.cli", *map(str, arguments)]
-    older = environment("1.22.1")
+    older = environment(version)
     return subprocess.run(command, env=older, capture_output=True, text=True, timeout=120)
 
 
@@ -49,3 +52,29 @@ def test_others_are_refused_with_two_remedies(target: str, needed: str, other: s
 def test_doctor_agrees() -> None:
     checks = {check["name"]: check for check in json.loads(emo("doctor", "--json").stdout)}
     assert checks["onnxruntime loads"]["found"].endswith("opens the graphs if")
+
+
+def test_the_plain_form_is_right_in_1_21(tmp_path: Path) -> None:
+    for name in CONFIGS:
+        (tmp_path / name).mkdir()
+        make_plain(tmp_path / name, name)
+    command = [sys.executable, "-m", "tests.bench.ort_versions", "check", str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment("1.21.0"), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("onnxruntime 1.21.0\n")
+    for kind in ("f32", "int4"):
+        assert re.search(rf"^{kind}@if-plain: .*, 0 failed", done.stdout, re.MULTILINE)
+
+
+def test_1_21_runs_the_plain_form_alone(tmp_path: Path) -> None:
+    said = "needs onnxruntime 1.22 or newer and 1.21.0 is installed"
+    for kind in ("f32", "int4"):
+        export_plain(tmp_path / kind, NANO, kind)
+        text = ("run", tmp_path / kind, "-p", "def main(", "-n", 12, "--temperature", 0)
+        done, newer = emo(*text, version="1.21.0"), emo(*text)
+        assert (done.returncode, done.stdout) == (0, newer.stdout), done.stderr
+        assert len(done.stdout) > 10
+        done = emo("run", exported(NANO, f"onnx:{kind}@if"), "-p", "a", "-n", 1, version="1.21.0")
+        assert done.returncode == 2 and said in done.stderr

@@ -13,6 +13,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from emo_export.artifact import spec_of
+from emo_export.checkpoint import Checkpoint
 from emo_export.cli_targets import parse_spec
 from emo_export.config import EmoConfig
 from emo_export.converters.onnx_data import ExternalData
@@ -22,7 +23,9 @@ from emo_export.converters.onnx_kinds import KINDS
 from emo_export.converters.onnx_scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.inspect import inspect_path
+from emo_export.onnx_needs import read_requirements
 from emo_export.recipes import ONNX_RECIPES
+from emo_export.reference import dequantised_source, logits
 from emo_export.runtimes.ort import OnnxModel
 from emo_export.validate import tolerances
 from tests.exporting import (
@@ -31,6 +34,7 @@ from tests.exporting import (
     assert_same,
     case,
     dequantised_logits,
+    export_plain,
     export_to,
     exported,
     in_pieces,
@@ -39,7 +43,7 @@ from tests.exporting import (
     steps,
 )
 from tests.paths import GOLDEN, GOLDENS, NANO
-from tests.synth import CONFIGS
+from tests.synth import CONFIGS, make_checkpoint
 from tests.test_to_onnx import EXACT, NO_FIT, SHIPPED, Session
 
 OTHERS = [graph for graph in KINDS if graph != "qmoe"]
@@ -138,6 +142,45 @@ def test_a_folder_says_what_it_is(graph: str) -> None:
     found = inspect_path(folder)
     assert (found.facts["graph"]["kind"], found.warnings) == (graph, [])
     assert found.facts["needs"]["onnxruntime"] == KINDS[graph].onnxruntime_min
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("kind", ["f32", "int4"])
+@pytest.mark.parametrize("heads", [4, 8])  # of 16 and of 8 features
+def test_a_folder_asks_for_the_version_that_its_operators_need(
+    heads: int, kind: str, plain: bool, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", num_attention_heads=heads)
+    folder = tmp_path / "plain"
+    if plain:
+        export_plain(folder, checkpoint, kind)
+    else:
+        folder = export_to(tmp_path, checkpoint, onnx=(f"{kind}@if",))[f"onnx:{kind}@if"]
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    ops, bits = set(), set()
+    for node in nodes_of(model.graph):
+        ops.add(node.op_type)
+        bits |= {a.i for a in node.attribute if a.name == "bits" and node.op_type == "MatMulNBits"}
+    fused = "GroupQueryAttention" in ops
+    assert fused == (heads == 4 and not plain)
+    needed = "1.22" if fused or 8 in bits else "1.21"
+    assert (needed == "1.21") == (plain or (not fused and kind == "f32"))
+    assert read_requirements(folder).onnxruntime_min == needed
+    stored = {prop.key: prop.value for prop in model.metadata_props}
+    assert stored["emo_export.onnxruntime_min"] == needed
+
+
+@pytest.mark.parametrize("kind", ["f32", "int4"])
+def test_plain_attention_is_the_dequantised_reference(kind: str, tmp_path: Path) -> None:
+    scheme = export_plain(tmp_path / "plain", NANO, kind)
+    ids = np.load(NANO / "golden.npz")["input_ids"][:2]
+    checkpoint = Checkpoint.open(NANO)
+    source = dequantised_source(checkpoint, scheme)
+    want = np.stack(logits(checkpoint.config, source, list(ids)))
+    model = exact(tmp_path / "plain")
+    for found in (prefill(model, ids), steps(model, ids)):
+        assert_same(want, found, EXACT)
+    model.close()
 
 
 @pytest.mark.parametrize("type_name", ONNX_RECIPES["standard"])

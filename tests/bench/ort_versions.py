@@ -44,6 +44,29 @@ def make(folder: Path) -> None:
                 stem = folder / name / f"{type_name}@{graph}"
                 shutil.copytree(place, stem)
                 np.savez(f"{stem}.npz", ids=made.ids, logits=want)
+        make_plain(folder / name, name)
+
+
+def make_plain(folder: Path, name: str) -> None:
+    """Write f32@if-plain and int4@if-plain, which ONNX Runtime 1.21 opens, with their logits."""
+    from emo_export.checkpoint import Checkpoint
+    from emo_export.errors import EmoExportError
+    from emo_export.reference import dequantised_source, logits
+    from tests.exporting import case, export_plain
+
+    made = case(name)
+    checkpoint = Checkpoint.open(made.folder)
+    for kind in ("f32", "int4"):
+        stem, want = folder / f"{kind}@if-plain", made.logits
+        try:
+            scheme = export_plain(stem, made.folder, kind)
+        except EmoExportError as error:
+            print(f"{name} {kind}@if-plain: {error}", file=sys.stderr)
+            continue
+        if kind != "f32":
+            source = dequantised_source(checkpoint, scheme)
+            want = np.stack(logits(checkpoint.config, source, list(made.ids)))
+        np.savez(f"{stem}.npz", ids=made.ids, logits=want)
 
 
 def check(folder: Path) -> int:
