@@ -78,3 +78,18 @@ def test_1_21_runs_the_plain_form_alone(tmp_path: Path) -> None:
         assert len(done.stdout) > 10
         done = emo("run", exported(NANO, f"onnx:{kind}@if"), "-p", "a", "-n", 1, version="1.21.0")
         assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.parametrize("version", ["1.21.0", "1.22.1"])
+def test_the_kernels_that_an_older_one_lacks(version: str) -> None:
+    script = (
+        "import json; from emo_export.runtimes.onnx_path import nbits_paths;"
+        "print(json.dumps(nbits_paths()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(version), capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    assert found["MatMulNBits 4 bits"].startswith("int8 activations")
+    assert (found["MatMulNBits 8 bits"] == "no kernel") == (version == "1.21.0")
+    assert found["QMoE 4 bits"] == found["QMoE 8 bits"] == "no kernel"
