@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.process_memory import PROC, sizes
 
 SAMPLE_SECONDS, SAMPLE_SHARE = 0.1, 0.02  # between looks at memory; of the time, at most
 LAST_WORDS = 8  # lines of a dead child's stderr that are shown
-PROC = Path("/proc")
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -141,20 +141,11 @@ class Child:
 
 def _memory(folder: Path) -> Memory | None:
     """Memory of a process; None where the system does not tell, or the process is gone."""
-    sizes = _sizes(folder / "smaps_rollup")
-    peak = _sizes(folder / "status").get("VmHWM")
-    if peak is None or "Anonymous" not in sizes:
+    rollup = sizes(folder / "smaps_rollup")
+    peak = sizes(folder / "status").get("VmHWM")
+    if peak is None or "Anonymous" not in rollup:
         return None
-    return Memory(sizes["Anonymous"], sizes["Pss_File"], peak)
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """The lines `Name:  N kB` of a file of /proc, in bytes."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {p[0][:-1]: int(p[1]) * 1024 for p in lines if len(p) == 3 and p[2] == "kB"}
+    return Memory(rollup["Anonymous"], rollup["Pss_File"], peak)
 
 
 def busy_seconds() -> float | None:

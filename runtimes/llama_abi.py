@@ -40,6 +40,7 @@ from emo_export.install import install_command
 from emo_export.llama_library import library_path, own_library
 
 LOG_LINES = 50
+_REPACKED = re.compile(r"REPACK model buffer size = *([0-9.]+) MiB")
 LOG_DEBUG, LOG_ERROR, LOG_CONTINUES = 1, 4, 5  # enum ggml_log_level
 LogCallback = CFUNCTYPE(None, c_int32, c_char_p, ptr)
 
@@ -152,6 +153,11 @@ class Log:
     def lines(self) -> list[str]:
         """What was logged last, oldest first."""
         return [text for _, text in self._lines]
+
+    def repacked(self) -> int:
+        """Bytes of weights that it copied for its kernels, by the latest lines."""
+        found = _REPACKED.findall("".join(self.lines()))
+        return sum(round(float(size) * (1 << 20)) for size in found)
 
     def reason(self) -> str:
         """What llama.cpp said last, errors before anything else, on one line."""

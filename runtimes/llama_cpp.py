@@ -13,6 +13,7 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
+from emo_export.memory_mark import wait_to_be_seen
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.llama_abi import Batch, Library, Params, load_library
 from emo_export.threads import physical_cores
@@ -20,6 +21,7 @@ from emo_export.threads import physical_cores
 GGUF_MAGIC = b"GGUF"
 FLASH_ATTN_DISABLED = 0  # enum llama_flash_attn_type
 TYPE_F32 = 0  # enum ggml_type
+REPACKED = "repacked bytes"  # of weights, copied for the kernels of this CPU
 
 
 class LlamaCpp:
@@ -49,6 +51,7 @@ class LlamaCpp:
         self._parity = parity
         self._length = 0
         self._context: int | None = None
+        self._repacked = 0
         self._model: int | None = self._load(path)
         try:
             self.context_length = self._choose_context(path, context)
@@ -62,10 +65,12 @@ class LlamaCpp:
     def _load(self, path: Path) -> int:
         api = self._lib.api
         self._lib.log.clear()
+        wait_to_be_seen()
         model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
         self._lib.log.check()
         if not model:
             raise EmoExportError(f"llama.cpp cannot load {path}: {self._lib.log.reason()}")
+        self._repacked = self._lib.log.repacked()
         return int(model)
 
     def _choose_context(self, path: Path, context: int | None) -> int:
@@ -156,6 +161,7 @@ class LlamaCpp:
             "KV cache": "f32" if self._parity else "f16",
             "threads": str(self._threads),
             "context": str(self.context_length),
+            REPACKED: str(self._repacked),
         }
 
     def tokenizer(self) -> LlamaTokenizer:

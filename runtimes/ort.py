@@ -11,6 +11,7 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
+from emo_export.memory_mark import wait_to_be_seen
 from emo_export.onnx_needs import Requirements
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.engine import CPU, MODEL, check_engine, import_onnxruntime, utf8_path
@@ -88,6 +89,7 @@ class OnnxModel:
         for key, value in self._entries.items():
             options.add_session_config_entry(key, value)
         model = utf8_path(folder / MODEL) if graph is None else graph
+        wait_to_be_seen()
         try:
             return self._ort.InferenceSession(model, options, providers=[CPU])
         # Its exceptions share no base class but Exception.
