@@ -53,9 +53,10 @@ class MemoryFound:
     code 0. `enforced`: the kernel held it to the limit; `how` says by what, or why not.
     `emulator_bytes`: the most that an emulator itself held, which is in no other figure.
     `oom_killed`: the kernel ended it because the limit was reached. `base`: before the model was
-    opened, None where that moment wasn't seen. `at_peak`: the look at all mappings with the most
-    anonymous memory. `not_dropped`: bytes of the model's files that were in the page cache
-    beforehand and stayed, so that they were not charged. `samples`: (seconds, anonymous, file).
+    opened, None where that moment wasn't seen. `at_peak`: the look that the process waited for
+    after that, or else the one with the most anonymous memory. `not_dropped`: bytes of the model's
+    files that were in the page cache beforehand and stayed, so that they were not charged.
+    `samples`: (seconds, anonymous, file).
     """
 
     limit: int | None
@@ -198,6 +199,8 @@ class _Watch:
             self._found.take(time.perf_counter() - self._start, held)
             if waits and self._found.base is None:
                 self._found.base = held
+            elif waits:
+                self._found.at_peak = held  # all is in memory then
         if waits:
             self._mark.unlink(missing_ok=True)
         return self._held

@@ -19,3 +19,4 @@ with name.open("rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_
     total = sum(mapped[at] for at in range(0, size, 4096))
     print("holding", flush=True)
     time.sleep(float(sys.argv[4]))
+    wait_to_be_seen()
