@@ -105,7 +105,7 @@ def test_beside_the_guests_own_list(emulated: Emulation, tmp_path: Path) -> None
     assert abs(held.file - file) < MB
     assert -MB < held.anonymous - anonymous < UNTOLD
     everything = sum(m.anonymous + m.file for m in mappings)
-    assert held.anonymous + held.file + held.emulator == everything
+    assert abs(held.anonymous + held.file + held.emulator - everything) < MB
 
 
 def _spans(lines: Sequence[str]) -> list[tuple[int, int]]:
