@@ -117,7 +117,7 @@ class Child:
         self._said.close()
 
     def _look(self) -> None:
-        found = _memory(PROC / str(self.pid))
+        found = memory_of(PROC / str(self.pid))
         if found is None:
             return
         seen = self.memory or Memory(0, 0, 0)
@@ -139,7 +139,7 @@ class Child:
         raise EmoExportError(f"{self.label}: its process ended {how}\n{said}")
 
 
-def _memory(folder: Path) -> Memory | None:
+def memory_of(folder: Path) -> Memory | None:
     """Memory of a process; None where the system does not tell, or the process is gone."""
     rollup = sizes(folder / "smaps_rollup")
     peak = sizes(folder / "status").get("VmHWM")

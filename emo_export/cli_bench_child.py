@@ -14,14 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.interfaces import Ids, Runtime
+from emo_export.interfaces import Runtime
 from emo_export.runtimes.opening import open_runtime
-
-SEED = 0
-READ = 8 << 20
+from emo_export.runtimes.timing import read_through, time_decode, time_prefill
 
 
 class Measured:
@@ -37,8 +33,8 @@ class Measured:
         if self._runtime is None:
             raise EmoExportError("nothing has been opened")
         if request["do"] == "prefill":
-            return self._prefill(self._runtime, request["tokens"])
-        return self._decode(self._runtime, request["tokens"], request["depth"])
+            return {"seconds": time_prefill(self._runtime, request["tokens"])}
+        return {"seconds": time_decode(self._runtime, request["tokens"], request["depth"])}
 
     def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
         path = Path(request["path"])
@@ -48,7 +44,7 @@ class Measured:
             start = time.perf_counter()
             self._runtime = OlmoeStandIn(path, request["threads"])
         else:
-            _read_through(path)  # from here on the disk has no part in it
+            read_through(path)  # from here on the disk has no part in it
             start = time.perf_counter()
             self._runtime = open_runtime(path, request["threads"])
         seconds, context = time.perf_counter() - start, self._runtime.context_length
@@ -58,37 +54,6 @@ class Measured:
                 f"they exceed the context of {context}"
             )
         return {"seconds": seconds, "engine": dict(self._runtime.describe())}
-
-    def _prefill(self, runtime: Runtime, tokens: int) -> dict[str, Any]:
-        runtime.reset()
-        ids = _ids(runtime, tokens)
-        start = time.perf_counter()
-        runtime.forward(ids, last=True)
-        return {"seconds": time.perf_counter() - start}
-
-    def _decode(self, runtime: Runtime, tokens: int, depth: int) -> dict[str, Any]:
-        runtime.reset()
-        ids = _ids(runtime, depth + tokens)
-        runtime.forward(ids[:depth], last=True)
-        start = time.perf_counter()
-        for at in range(depth, depth + tokens):
-            runtime.forward(ids[at : at + 1], last=True)
-        return {"seconds": time.perf_counter() - start}
-
-
-def _ids(runtime: Runtime, count: int) -> Ids:
-    """The same random tokens every time (count,): each chooses experts of its own."""
-    return np.random.default_rng(SEED).integers(0, runtime.vocab_size, count)
-
-
-def _read_through(path: Path) -> None:
-    """Read a file, or those of a folder, so that they are in the page cache if that has room."""
-    files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
-    buffer = memoryview(bytearray(READ))
-    for file in files:
-        with file.open("rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
 
 
 def main() -> None:
