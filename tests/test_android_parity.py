@@ -1,0 +1,44 @@
+"""Under emulation: a phone over adb judges a package with what was sent there, as arm64 code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emo_export.device_profiles import PROFILES
+from emo_export.device_request import Request, Share
+from emo_export.devices import judge
+from emo_export.manifest import Manifest
+from emo_export.runtimes.android import open_adb
+from tests.emulated import emulated
+from tests.packages import DEVICE_TARGETS, NANO, package
+from tests.phones import plug_in
+
+pytestmark = pytest.mark.device
+SHARE = Share(sequences=1, positions=16, heldout_tokens=64, greedy_steps=4)
+TARGETS = ("gguf:q4_0", "onnx:int4")
+
+
+def test_judges_both_formats_on_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = plug_in(tmp_path / "phone", monkeypatch)
+    made = emulated()
+    phone.tell("qemu", f"{made.qemu} -cpu {PROFILES['phone'].cpu}")
+    folder = package(NANO, DEVICE_TARGETS)
+    known = Manifest.load(folder).targets
+    device = open_adb("adb", lambda: made)
+    asked = Request("", share=SHARE)
+    reports = judge(device, folder, {spec: known[spec] for spec in TARGETS}, asked, lambda _: None)
+    device.close()
+    assert [report.passed for report in reports] == [True, True]
+    for report in reports:
+        assert (report.kind, report.machine["architecture"]) == ("adb", "aarch64")
+        assert report.machine["phone"] == "Pixel 9"
+        assert {"i8mm", "sve2"} <= set(report.machine["CPU features"].split())
+    assert phone.left() == ["package", "python"]
+    # A second time nothing but our runtime goes there.
+    (phone.folder / "log").unlink()
+    again = open_adb("adb:R5CX", lambda: made)
+    again.place(folder, {spec: known[spec] for spec in TARGETS})
+    again.close()
+    assert phone.pushed() == ["runtime.zip"]
