@@ -21,9 +21,9 @@ from emo_export.cli_bench_command import bench
 from emo_export.cli_device_command import device
 from emo_export.cli_export_command import export
 from emo_export.cli_output import Commands, open_streams, stdout, tell
+from emo_export.cli_validate_command import THREADS, validate
 from emo_export.errors import EmoExportError, ParityError
 
-THREADS = "[default: physical cores; 1 for a small model]"
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -31,41 +31,6 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 @click.version_option(__version__, prog_name="emo-export")
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
-
-
-@cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
-@click.option("--reference", metavar="CHECKPOINT", help="Compute the reference anew from this.")
-@click.option("--threads", type=click.IntRange(1), help=THREADS)
-@click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
-@click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML, for CI."
-)
-def validate(
-    path: Path,
-    only: tuple[str, ...],
-    reference: str | None,
-    threads: int | None,
-    torch_device: str,
-    as_json: bool,
-    junit: Path | None,
-) -> None:
-    """Compare what the engines compute with the reference.
-
-    PATH is a folder that export made, a model inside one, or (with --reference) any .gguf file or
-    ONNX folder by itself; a GGUF of another tool is compared with the original alone. Exit 0
-    within tolerance, 1 outside, 2 when a model can't be read, 3 when an engine is missing; of
-    several, the smallest.
-
-    \b
-    Example:
-        emo-export validate out
-    """
-    from emo_export.cli_validate import run_validate
-
-    run_validate(path, only, reference, threads, torch_device, as_json, stdout(), junit)
 
 
 @cli.command()
@@ -176,6 +141,7 @@ def doctor(as_json: bool) -> None:
 cli.add_command(bench)
 cli.add_command(device)
 cli.add_command(export)
+cli.add_command(validate)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
+from emo_export import report_html
 from emo_export.artifact import chosen_targets
+from emo_export.cli_device import judge_devices
 from emo_export.cli_importance import importance_of_folder, unrepeatable
 from emo_export.cli_make import scheme_of
 from emo_export.cli_targets import missing_engine, need, validate_all
@@ -22,44 +25,70 @@ from emo_export.cli_work import (
     prepare_torch,
     progress_steps,
     say,
+    show_devices,
     show_tables,
 )
+from emo_export.device_options import DeviceOptions
 from emo_export.disk import check_writable
-from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
 from emo_export.junit import write_junit
 from emo_export.manifest import NAME as MANIFEST
-from emo_export.manifest import verify
+from emo_export.manifest import Manifest, verify
 from emo_export.outcome import Outcome
 
 if TYPE_CHECKING:
+    from emo_export.devices import DeviceReport
     from emo_export.parity import Golden
 
+GOLDEN = "golden.npz"
 
-def run_validate(
-    path: Path,
-    only: Sequence[str],
-    reference: str | None,
-    threads: int | None,
-    device: str,
-    as_json: bool,
-    out: Console,
-    junit: Path | None = None,
-) -> None:
-    """Validate an exported folder, some of its targets, or one artifact.
 
-    Whatever the verdict, it is printed, and written to `junit`, before the error that goes with it
-    is raised: ParityError, EmoExportError for a target that can't be read, MissingDependencyError.
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What the command line was given beside the path, as its help describes it."""
+
+    only: tuple[str, ...] = ()
+    reference: str | None = None
+    threads: int | None = None
+    torch_device: str = "cpu"
+    html: Path | None = None
+    junit: Path | None = None
+    as_json: bool = False
+    devices: DeviceOptions = field(default_factory=DeviceOptions)
+
+    def check(self) -> None:
+        """Refuse, before any work, what would have no effect or could not be written."""
+        self.devices.check()
+        if self.devices.asked and self.reference is not None:
+            raise EmoExportError(
+                "--reference computes the reference here; devices take it from golden.npz: leave "
+                "one of --reference and --device or --ram out"
+            )
+        if self.junit is not None:
+            check_writable(self.junit)
+        if self.html is not None:
+            report_html.check_writable(self.html)
+
+
+def run_validate(path: Path, options: ValidateOptions, out: Console) -> None:
+    """Validate an exported folder, some of its targets, or one artifact, here or on devices.
+
+    Whatever the verdict, it is printed and written to files before the error that goes with it is
+    raised: ParityError, EmoExportError for a target that can't be read, MissingDependencyError.
     """
-    if junit is not None:
-        check_writable(junit)
-    outcome = judge_here(path, only, reference, threads, device, say)
+    options.check()
+    if options.devices.asked:
+        _run_on_devices(path, options, out)
+        return
+    outcome = judge_here(
+        path, options.only, options.reference, options.threads, options.torch_device, say
+    )
     try:
-        if junit is not None:
-            from emo_export.runtimes.machine import machine_facts
+        from emo_export.runtimes.machine import machine_facts
 
-            write_junit(junit, outcome.device_reports(machine_facts()), path.resolve().name)
+        _write_reports(path, options, outcome.device_reports(machine_facts()))
     finally:  # a disk that is full by now takes away the file, not the verdict
-        if as_json:
+        if options.as_json:
             click.echo(json.dumps(outcome.as_dict(), indent=2))
         elif outcome.reports:
             show_tables(list(outcome.reports.values()), out)
@@ -70,6 +99,44 @@ def run_validate(
             raise
         ready = next(iter(outcome.reports))
         raise MissingDependencyError(f"{error} (or choose with --target {ready})") from error
+
+
+def _run_on_devices(path: Path, options: ValidateOptions, out: Console) -> None:
+    folder, targets = chosen_targets(path, options.only)
+    if not (folder / MANIFEST).is_file() or not (folder / GOLDEN).is_file():
+        raise EmoExportError(
+            f"{path}: a device needs a folder that export made, with {MANIFEST} and {GOLDEN}; "
+            "export the checkpoint without --no-golden"
+        )
+    if damage := _damage(folder, targets):
+        raise ParityError(
+            "\n".join(dict.fromkeys(text for texts in damage.values() for text in texts))
+        )
+    runs = judge_devices(folder, targets, options.devices, say)
+    try:
+        _write_reports(path, options, runs.reports)
+    finally:
+        if options.as_json:
+            devices = [report.as_dict() for report in runs.reports]
+            click.echo(json.dumps({"passed": runs.passed, "devices": devices}, indent=2))
+        else:
+            show_devices(runs.reports, out)
+    runs.check()
+
+
+def _write_reports(path: Path, options: ValidateOptions, reports: list[DeviceReport]) -> None:
+    """The files that were asked for."""
+    if options.junit is not None:
+        write_junit(options.junit, reports, path.resolve().name)
+    if options.html is not None:
+        from emo_export.parity import Golden
+
+        folder, _ = chosen_targets(path)
+        golden = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
+        manifest = Manifest.load(folder) if (folder / MANIFEST).is_file() else None
+        report_html.write_html(
+            options.html, reports, package=path, golden=golden, manifest=manifest
+        )
 
 
 def judge_here(
@@ -88,7 +155,7 @@ def judge_here(
     from emo_export.parity import Golden
 
     folder, targets = chosen_targets(path, only)
-    stored = Golden.load(folder / "golden.npz") if (folder / "golden.npz").is_file() else None
+    stored = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
     unjudged: dict[str, EmoExportError] = {
         spec: MissingDependencyError(text) for spec in targets if (text := missing_engine(spec))
     }
@@ -146,7 +213,7 @@ def _damage(
     problems = verify(folder)
     found = {}
     for spec, entry in targets.items():
-        judged = (str(folder / str(entry["path"])), str(folder / "golden.npz"))
+        judged = (str(folder / str(entry["path"])), str(folder / GOLDEN))
         starts = tuple(f"{path}{end}" for path in judged for end in (":", "/"))
         if mine := tuple(text for text in problems if text.startswith(starts)):
             found[spec] = mine

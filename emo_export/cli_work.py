@@ -17,6 +17,7 @@ from emo_export.runtimes.opening import SMALL_MODEL
 
 if TYPE_CHECKING:
     from emo_export.checkpoint import Checkpoint
+    from emo_export.devices import DeviceReport
     from emo_export.export import Steps, Target
     from emo_export.validate import TargetReport
 
@@ -127,4 +128,13 @@ def show_tables(reports: Sequence[TargetReport], out: Console) -> None:
     for table in tables(reports):
         out.print(table, "", sep="\n")
     for line in (LEGEND, "", *verdicts(reports)):
+        out.print(line, markup=False)
+
+
+def show_devices(reports: Sequence[DeviceReport], out: Console) -> None:
+    """Print the matrix of formats and devices, then what each device is and what failed."""
+    from emo_export.device_view import LEGEND, lines, matrix
+
+    out.print(matrix(reports), "", sep="\n")
+    for line in (LEGEND, "", *lines(reports)):
         out.print(line, markup=False)

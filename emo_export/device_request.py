@@ -63,7 +63,7 @@ class Request(NamedTuple):
     """What one run on a device does; `arguments` is how it is asked for.
 
     `profile` names the device whose limits hold, `context` the positions that the KV cache gets
-    (0: the model's own).
+    (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets.
     """
 
     spec: str
@@ -71,6 +71,7 @@ class Request(NamedTuple):
     threads: int | None = None
     context: int = 0
     share: Share = Share()
+    kernels: bool = False
 
     def arguments(self, folder: str) -> list[str]:
         """The command line after the module, for the package at `folder` over there."""
@@ -81,7 +82,8 @@ class Request(NamedTuple):
         }
         options |= {f"--{key.replace('_', '-')}": n for key, n in vars(self.share).items()}
         given = [(key, str(value)) for key, value in options.items() if value]
-        return [folder, self.spec, *(text for pair in given for text in pair)]
+        flags = ["--kernels"] if self.kernels else []
+        return [folder, self.spec, *(text for pair in given for text in pair), *flags]
 
 
 def parse(arguments: Sequence[str]) -> tuple[Path, Request]:
@@ -94,6 +96,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Request]:
     names = [f"--{name.replace('_', '-')}" for name in ("context", *Share.__dataclass_fields__)]
     for name in names:
         parser.add_argument(name, type=int, default=0)
+    parser.add_argument("--kernels", action="store_true")
     found = parser.parse_args(arguments)
     share = Share(found.sequences, found.positions, found.heldout_tokens, found.greedy_steps)
-    return found.folder, Request(found.spec, found.profile, found.threads, found.context, share)
+    how = (found.profile, found.threads, found.context, share, found.kernels)
+    return found.folder, Request(found.spec, *how)

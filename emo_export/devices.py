@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -62,7 +62,7 @@ class DeviceReport:
     `report` is None when the run ended before there was one (a crash); `failures` are sentences
     about the device beside the report's own (a crash, too little memory). `machine` is what the far
     side saw of itself and what is known of it from here, `memory` what was measured, in bytes,
-    `command` how to repeat the run.
+    `command` how to repeat the run. `speed`: what on_device_bench measured there, if it was asked.
     """
 
     device: str
@@ -73,6 +73,7 @@ class DeviceReport:
     machine: Mapping[str, str]
     memory: Mapping[str, Any] | None
     command: str
+    speed: Mapping[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,28 +87,16 @@ class DeviceReport:
         return {**shallow, "report": report, "passed": self.passed}
 
 
-def judge(
-    device: Device,
-    folder: Path,
-    targets: Mapping[str, Mapping[str, Any]],
-    request: Request,
-    on_stage: Callable[[str], None],
-) -> list[DeviceReport]:
-    """Run every target of a package on a device; `request` says how, whatever its own target.
+def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
+    """Run one target of the package at `place`, as `Device.place` answered.
 
-    Raises EmoExportError for what no other target could do better (the device cannot be used),
-    MissingDependencyError where an engine is missing there.
+    Raises EmoExportError with what the far side refused, MissingDependencyError where its engine is
+    missing there. A crash is a report that did not pass.
     """
-    on_stage(f"{device.name}: placing {', '.join(targets)}")
-    place = device.place(folder, targets)
-    reports = []
-    for spec in targets:
-        on_stage(f"{device.name}: validating {spec}")
-        asked = request._replace(spec=spec, profile=device.profile)
-        arguments = asked.arguments(place)
-        finished = device.run(arguments)
-        reports.append(_report(device, spec, finished, device.command(arguments)))
-    return reports
+    spec = request.spec
+    arguments = request._replace(profile=device.profile).arguments(place)
+    finished = device.run(arguments)
+    return _report(device, spec, finished, device.command(arguments))
 
 
 def _report(device: Device, spec: str, finished: Finished, command: str) -> DeviceReport:

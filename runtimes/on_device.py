@@ -22,8 +22,9 @@ from emo_export.device_request import VERSION, Request, parse
 from emo_export.errors import EmoExportError
 from emo_export.parity import Golden
 from emo_export.runtimes.machine import machine_facts
+from emo_export.runtimes.onnx_path import PATH, nbits_paths
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
-from emo_export.validate import TargetReport, validate_target
+from emo_export.validate import validate_target
 
 
 def judge(folder: Path, request: Request) -> dict[str, Any]:
@@ -34,6 +35,9 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     package, targets = chosen_targets(folder, [request.spec])
     golden = request.share.of(Golden.load(package / "golden.npz"))
     path = package / str(targets[request.spec]["path"])
+    machine = machine_facts()
+    if path.is_dir() and request.kernels:
+        machine |= {f"{PATH}{name}": said for name, said in nbits_paths().items()}
     report = validate_target(
         request.spec,
         golden,
@@ -41,15 +45,11 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
         partial(tokenizer_of, path),
         profile=request.profile,
     )
-    return _answer(request.spec, report)
-
-
-def _answer(spec: str, report: TargetReport) -> dict[str, Any]:
     return {
         "version": VERSION,
-        "target": spec,
+        "target": request.spec,
         "report": report.as_dict(),
-        "machine": machine_facts(),
+        "machine": machine,
     }
 
 

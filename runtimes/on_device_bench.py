@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from emo_export.child_process import PROC, memory_of
+from emo_export.child_process import memory_of
 from emo_export.errors import EmoExportError
+from emo_export.process_memory import PROC
 from emo_export.runtimes.opening import open_runtime
 from emo_export.runtimes.timing import read_through, time_decode, time_prefill
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from emo_export.device_request import Request, Share, parse
-from emo_export.devices import Device, DeviceReport, Finished, judge
+from emo_export.devices import Device, DeviceReport, Finished, judge_target
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.parity import Golden
 from emo_export.runtimes.machine import arm64_features, machine_facts
@@ -64,7 +64,9 @@ def exported(golden: Path) -> Path:
 
 
 def judged(folder: Path, device: Device, request: Request | None = None) -> list[DeviceReport]:
-    return judge(device, folder, TARGETS, request or Request(""), lambda text: None)
+    place = device.place(folder, TARGETS)
+    asked = request or Request("")
+    return [judge_target(device, place, asked._replace(spec=spec)) for spec in TARGETS]
 
 
 def test_a_run_on_a_device_says_what_export_measured(exported: Path) -> None:
@@ -105,7 +107,7 @@ def test_nothing_of_a_share_is_beyond_the_whole(exported: Path) -> None:
     "request_",
     [
         Request("gguf:q4_0"),
-        Request("onnx:int4@if", "pi4", 2, 128, Share(1, 2, 3, 4)),
+        Request("onnx:int4@if", "pi4", 2, 128, Share(1, 2, 3, 4), True),
     ],
 )
 def test_a_request_is_read_as_it_was_written(request_: Request) -> None:

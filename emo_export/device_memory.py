@@ -1,0 +1,68 @@
+"""What `--ram` and `--context` mean for the targets of a package on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_export.device_options import DeviceOptions
+from emo_export.device_profiles import PROFILES
+from emo_export.memory_fit import Fit, fit_failures
+from emo_export.memory_need import need_of
+from emo_export.memory_trial import try_memory
+from emo_export.ram_size import shown
+from emo_export.runtimes.watched import WatchedDevice
+
+
+@dataclass(frozen=True)
+class MemoryVerdict:
+    """What a run as a user runs it took, in bytes, and why the limit does not hold it, if so."""
+
+    facts: Mapping[str, Any]
+    failures: tuple[str, ...] = ()
+
+
+def try_targets(
+    device: WatchedDevice,
+    folder: Path,
+    targets: Mapping[str, Mapping[str, Any]],
+    options: DeviceOptions,
+) -> dict[str, MemoryVerdict]:
+    """Run each target in the memory that was asked for, with its KV cache.
+
+    With a context and no limit, the most that the device is sold with is the limit, and what is
+    told is which sizes hold it. Raises EmoExportError for a context that a model does not have and
+    a run that fails for another reason than memory.
+    """
+    limit = options.ram or max(PROFILES[device.name].memory)
+    paths = {spec: folder / str(entry["path"]) for spec, entry in targets.items()}
+    needs = {spec: need_of(path, options.context or None) for spec, path in paths.items()}
+    fits, facts = [], {}
+    for spec, path in paths.items():
+        fit, found = try_memory(
+            spec,
+            path.resolve(),
+            needs[spec],
+            limit,
+            device.command_line,
+            device.environment,
+            emulated=device.emulated,
+        )
+        fits.append(fit)
+        measured = {} if found is None else found.as_dict()
+        facts[spec] = {**measured, "needs": fit.as_dict(), **_sizes(device.name, fit)}
+    why = fit_failures(fits, paths, needs)
+    return {spec: MemoryVerdict(facts[spec], (why[spec],) if spec in why else ()) for spec in paths}
+
+
+def _sizes(device: str, fit: Fit) -> dict[str, list[str]]:
+    """Which of the sizes that a profile is sold with hold it, once it has been measured."""
+    if device not in PROFILES or not fit.measured:
+        return {}
+    sizes = PROFILES[device].memory
+    return {
+        "held_by": [shown(size) for size in sizes if fit.total <= size],
+        "too_small": [shown(size) for size in sizes if fit.total > size],
+    }
