@@ -11,9 +11,11 @@ from emo_export.device_options import DeviceOptions
 from emo_export.device_profiles import PROFILES
 from emo_export.memory_fit import Fit, fit_failures
 from emo_export.memory_need import need_of
-from emo_export.memory_trial import try_memory
+from emo_export.memory_trial import TOKENS, try_memory
 from emo_export.ram_size import shown
 from emo_export.runtimes.watched import WatchedDevice
+
+EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def try_targets(
             device.command_line,
             device.environment,
             emulated=device.emulated,
+            tokens=EMULATED_TOKENS if device.emulated else TOKENS,
         )
         fits.append(fit)
         measured = {} if found is None else found.as_dict()

@@ -8,9 +8,9 @@ import pytest
 
 from emo_export.device_profiles import PROFILES
 from emo_export.device_request import Request, Share
-from emo_export.devices import judge
 from emo_export.manifest import Manifest
 from emo_export.runtimes.android import open_adb
+from tests.device_runs import judged_on
 from tests.emulated import emulated
 from tests.packages import DEVICE_TARGETS, NANO, package
 from tests.phones import plug_in
@@ -28,7 +28,7 @@ def test_judges_both_formats_on_a_phone(tmp_path: Path, monkeypatch: pytest.Monk
     known = Manifest.load(folder).targets
     device = open_adb("adb", lambda: made)
     asked = Request("", share=SHARE)
-    reports = judge(device, folder, {spec: known[spec] for spec in TARGETS}, asked, lambda _: None)
+    reports = judged_on(device, folder, {spec: known[spec] for spec in TARGETS}, asked)
     device.close()
     assert [report.passed for report in reports] == [True, True]
     for report in reports:

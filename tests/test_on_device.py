@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from emo_export.device_request import Request, Share, parse
-from emo_export.devices import Device, DeviceReport, Finished, judge_target
+from emo_export.devices import Device, DeviceReport, Finished
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.parity import Golden
 from emo_export.runtimes.machine import arm64_features, machine_facts
+from tests.device_runs import judged_on
 from tests.packages import SMALL_TARGETS, package
 
 TARGETS = {spec: {} for spec in SMALL_TARGETS}
@@ -64,9 +65,7 @@ def exported(golden: Path) -> Path:
 
 
 def judged(folder: Path, device: Device, request: Request | None = None) -> list[DeviceReport]:
-    place = device.place(folder, TARGETS)
-    asked = request or Request("")
-    return [judge_target(device, place, asked._replace(spec=spec)) for spec in TARGETS]
+    return judged_on(device, folder, TARGETS, request)
 
 
 def test_a_run_on_a_device_says_what_export_measured(exported: Path) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from emo_export.device_request import Request
-from emo_export.devices import Device, judge
+from emo_export.devices import Device
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.manifest import Manifest
 from emo_export.runtimes import remote_copy
 from emo_export.runtimes.remote import SshDevice, clean_remote
 from emo_export.runtimes.remote_bench import remote_speeds
 from emo_export.runtimes.ssh_link import COMMAND, SshLink
+from tests.device_runs import judged_on
 from tests.packages import SMALL_TARGETS, package
 from tests.ssh_server import SshServer, ssh_server
 
@@ -110,7 +110,7 @@ def test_a_package_is_judged_there_and_only_the_copy_stays(
 ) -> None:
     targets = targets_of(folder)
     stored = json.loads((folder / "parity.json").read_text("utf-8"))["targets"]
-    reports = judge(device, folder, targets, Request(""), said.append)
+    reports = judged_on(device, folder, targets)
     assert [report.target for report in reports] == list(targets)
     for found, expected in zip(reports, stored, strict=True):
         assert found.passed and found.report is not None and found.device == server.url

@@ -10,9 +10,9 @@ import pytest
 
 from emo_export.device_request import Request, Share
 from emo_export.device_setup import emulation
-from emo_export.devices import judge
 from emo_export.runtimes.remote import SshDevice
 from emo_export.runtimes.ssh_link import COMMAND
+from tests.device_runs import judged_on
 from tests.packages import SMALL_TARGETS, package
 from tests.ssh_server import ssh_server
 from tests.test_remote import put_program, targets_of
@@ -45,7 +45,7 @@ def test_an_emulated_pi_4_is_judged_over_ssh(
             request = Request(
                 "", share=Share(sequences=1, positions=8, heldout_tokens=64, greedy_steps=2)
             )
-            reports = judge(device, folder, targets, request, said.append)
+            reports = judged_on(device, folder, targets, request)
         finally:
             device.close()
         assert not (server.cache / "runs").exists()
