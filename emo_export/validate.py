@@ -129,7 +129,7 @@ def tolerances(target: str, profile: str = "") -> Mapping[str, Mapping[str, floa
     Raises EmoExportError for an unknown target.
     """
     table = json.loads(resources.files("emo_export").joinpath("tolerances.json").read_text("utf-8"))
-    special = table["devices"].get(profile, {})
+    special = table["devices"].get(profile, {}) if profile else {}
     for name in (target, target.partition("@")[0]):
         if name in table:
             return {**table[name], **special.get(name, {})}

@@ -1,0 +1,37 @@
+"""Every format on every emulated device, as the Markdown table of README.
+
+    python -m tests.bench.devices
+
+Exports emo-nano and judges it; the arm64 engines are set up first if they are not (150 MB). Takes
+some minutes: emulation is slow, and says nothing of a device's speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from emo_export.artifact import chosen_targets
+from emo_export.cli_device import judge_devices
+from emo_export.device_options import DeviceOptions
+from emo_export.device_profiles import PROFILES
+from emo_export.device_view import lines, markdown
+from tests.packages import DEVICE_TARGETS, NANO, package
+
+
+def main() -> None:
+    """Print the table, then what each device is and which kernels ran."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.devices", description=__doc__)
+    parser.add_argument("--device-tokens", type=int, help="judged positions; 0 for all")
+    tokens = parser.parse_args().device_tokens
+    folder, targets = chosen_targets(package(NANO, DEVICE_TARGETS))
+    options = DeviceOptions(names=tuple(PROFILES), tokens=tokens)
+    runs = judge_devices(folder, targets, options, lambda text: print(text, file=sys.stderr))
+    print(markdown(runs.reports))
+    print()
+    print("\n".join(lines(runs.reports)))
+    runs.check()
+
+
+if __name__ == "__main__":
+    main()
