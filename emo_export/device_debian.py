@@ -91,9 +91,9 @@ def fetch(
     """
     refuse_without_apt()
     state = folder / "apt"
-    apt = _private_apt(state, sorted({package.arch for package in packages} - {"all"}))
+    apt = private_apt(state, sorted({package.arch for package in packages} - {"all"}))
     failures = []
-    for mirror in _mirrors(folder):
+    for mirror in mirrors(folder):
         progress.on_stage(f"reading the index of Debian {suite} at {mirror}")
         offers, failure = _ask(apt, state, mirror, packages, suite)
         if not failure:
@@ -106,7 +106,8 @@ def fetch(
     )
 
 
-def _private_apt(state: Path, arches: Sequence[str]) -> list[str]:
+def private_apt(state: Path, arches: Sequence[str]) -> list[str]:
+    """Make the folder of an apt of our own -> what calls it."""
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (state / folder).mkdir(parents=True)
     (state / "status").touch()
@@ -116,8 +117,11 @@ def _private_apt(state: Path, arches: Sequence[str]) -> list[str]:
     return ["apt-get", "-c", str(state / "apt.conf")]
 
 
-def _mirrors(folder: Path) -> list[str]:
-    """The archives that this machine's apt reads, without the suites."""
+def mirrors(folder: Path) -> list[str]:
+    """The archives that this machine's apt reads, without the suites.
+
+    Raises MissingDependencyError when it knows none.
+    """
     if os.environ.get(MIRROR):
         return [os.environ[MIRROR].rstrip("/")]
     listed = run(["apt-get", "-o", "Debug::NoLocking=1", "--print-uris", "update"], folder, {})

@@ -8,35 +8,14 @@ none of Debian).
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-MIRROR = "EMO_EXPORT_DEBIAN_MIRROR"
+from emo_export.device_debian import MIRROR, mirrors, private_apt
 
-# Hooks of the machine's own apt must not run: they tidy the machine's caches, not ours.
-APT_CONF = """\
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear APT::Architectures;
-APT::Architecture "amd64";
-APT::Architectures {{ "amd64"; }};
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Debug::NoLocking "1";
-Dir::Cache "{state}/cache";
-Dir::State "{state}/state";
-Dir::State::lists "{state}/state/lists";
-Dir::State::status "{state}/status";
-Dir::Etc::sourcelist "{state}/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-"""
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class ToolsError(RuntimeError):
@@ -50,14 +29,10 @@ def missing_programs() -> list[str]:
 
 def download(state: Path, suite: str, wanted: Sequence[str]) -> list[Path]:
     """The packages and all that they depend on, from the first mirror that has them."""
-    for folder in ("state/lists/partial", "cache/archives/partial"):
-        (state / folder).mkdir(parents=True)
-    (state / "status").touch()
-    (state / "apt.conf").write_text(APT_CONF.format(state=state), "utf-8")
-    apt = ["apt-get", "-c", str(state / "apt.conf")]
+    apt = private_apt(state, ["amd64"])
     options = f"arch=amd64 signed-by={KEYRING}" if KEYRING.is_file() else "arch=amd64"
     failures = []
-    for mirror in _mirrors():
+    for mirror in mirrors(state):
         (state / "sources.list").write_text(f"deb [{options}] {mirror} {suite} main\n", "utf-8")
         update = _apt([*apt, "update"], state)
         command = [*apt, "install", "--download-only", "--no-install-recommends", "-y", *wanted]
@@ -70,25 +45,6 @@ def download(state: Path, suite: str, wanted: Sequence[str]) -> list[Path]:
         f"Debian mirror in apt's sources or in {MIRROR}; for a signature that can't be checked, a "
         f"newer debian-archive-keyring\n" + "\n".join(failures)
     )
-
-
-def _mirrors() -> list[str]:
-    """The archives that this machine's apt reads, without the suites."""
-    if MIRROR in os.environ:
-        return [os.environ[MIRROR]]
-    listed = subprocess.run(
-        ["apt-get", "-o", "Debug::NoLocking=1", "--print-uris", "update"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = re.findall(r"^'([^']+)/dists/", listed.stdout, re.MULTILINE)
-    if not found:
-        raise ToolsError(
-            f"apt names no mirror on this machine ({tail(listed, 2)}); set {MIRROR} to the "
-            "address of a Debian mirror"
-        )
-    return list(dict.fromkeys(found))
 
 
 def _apt(command: Sequence[str], state: Path) -> subprocess.CompletedProcess[str]:
