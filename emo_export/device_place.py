@@ -20,7 +20,7 @@ from emo_export.json_file import read_json
 
 SETTING = "EMO_EXPORT_DEVICES"
 MARK = ".emo-export-devices"  # the lock; a folder that has it is ours
-UNFIT = ('"', ":", "\n")  # in apt.conf and in PYTHONPATH
+UNFIT = ('"', ":", "\n", "=")  # in apt.conf, in PYTHONPATH, before what env(1) starts
 UNFINISHED = ".unfinished-"
 VERSIONS = "VERSIONS.json"  # in every part: what it holds
 
@@ -42,7 +42,7 @@ def place() -> Path:
     unfit = next((mark for mark in UNFIT if mark in str(folder)), None)
     if unfit:
         raise EmoExportError(
-            f"{folder}: a {unfit} in a path is more than apt or Python's search "
+            f"{folder}: a {unfit} in a path is more than apt, env or Python's search "
             f"path can take; set {SETTING} to another folder"
         )
     return folder

@@ -15,6 +15,8 @@ from emo_export.device_emulation import Emulation
 from emo_export.device_options import EMULATED, HERE
 from emo_export.device_profiles import Profile
 from emo_export.devices import Finished
+from emo_export.disk import writing
+from emo_export.errors import EmoExportError
 from emo_export.llama_library import LIBRARY
 from emo_export.memory_cap import MemoryFound, run_capped
 from emo_export.memory_need import model_files
@@ -92,9 +94,15 @@ def emulated_device(profile: Profile, emulation: Emulation) -> WatchedDevice:
     runtime = runtime_zip([MODULE, MEMORY_RUN])
 
     def start(folder: Path, arguments: Sequence[str]) -> list[str]:
+        if os.pathsep in str(folder):  # PYTHONPATH has no way to write it
+            raise EmoExportError(
+                f"{folder}: a {os.pathsep} in a path is more than Python's search path can take; "
+                "set TMPDIR to another folder"
+            )
         path = folder / "runtime.zip"
         if not path.exists():
-            path.write_bytes(runtime)
+            with writing(path):
+                path.write_bytes(runtime)
         environment = {
             "PYTHONPATH": str(path),
             "PYTHONDONTWRITEBYTECODE": "1",

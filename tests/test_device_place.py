@@ -99,9 +99,10 @@ def test_an_interrupt_ends_what_is_fetching(
     assert [path.name for path in devices.iterdir()] == [MARK]
 
 
-def test_paths_that_apt_or_python_would_take_apart(
-    emo: Emo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mark", [":", "="])
+def test_paths_that_programs_would_take_apart(
+    emo: Emo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:
-    monkeypatch.setenv("EMO_EXPORT_DEVICES", str(tmp_path / "a:b"))
+    monkeypatch.setenv("EMO_EXPORT_DEVICES", str(tmp_path / f"a{mark}b"))
     done = emo("device", "setup")
-    assert done.code == 2 and "a:b: a : in a path" in done.err
+    assert done.code == 2 and f"a{mark}b: a {mark} in a path" in done.err
