@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,7 +39,8 @@ class DeviceRuns:
     def add_error(self, device: str, kind: str, target: str, error: EmoExportError) -> None:
         """A target that a device did not come to judge."""
         self.errors[device, target] = error
-        self.reports.append(DeviceReport(device, kind, target, None, (str(error),), {}, None, ""))
+        told = str(error).removeprefix(f"{device}: ")  # beside which it is shown
+        self.reports.append(DeviceReport(device, kind, target, None, (told,), {}, None, ""))
 
     def check(self) -> None:
         """Raise the error whose exit code the runs have: the least one, parity being 1."""
@@ -57,21 +58,45 @@ class DeviceRuns:
 
 
 def judge_devices(
-    folder: Path, targets: Targets, options: DeviceOptions, on_stage: Say
+    folder: Path,
+    targets: Targets,
+    damage: Mapping[str, Sequence[str]],
+    options: DeviceOptions,
+    on_stage: Say,
 ) -> DeviceRuns:
-    """Judge the targets of a package on every device; one that fails keeps no other from it."""
+    """Judge the targets of a package on every device; one that fails keeps no other from it.
+
+    `damage` (by target) tells which of its files are not those that export wrote; such a target
+    fails without being run.
+    """
     runs = DeviceRuns()
+    whole = {spec: entry for spec, entry in targets.items() if spec not in damage}
     for name in options.names or (HERE,):
-        try:
-            with opened(name, options, on_stage) as device:
-                on_stage(f"{device.name}: {', '.join(targets)}")
-                _judge_device(device, folder, targets, options, runs, on_stage)
-        except EmoExportError as error:
-            done = {report.target for report in runs.reports if report.device == name}
-            for spec in targets:
-                if spec not in done:
-                    runs.add_error(name, kind_of(name), spec, error)
+        for spec, texts in damage.items():
+            runs.add_error(name, kind_of(name), spec, ParityError("\n".join(texts)))
+        if whole:
+            _judge_on(name, folder, whole, options, runs, on_stage)
     return runs
+
+
+def _judge_on(
+    name: str,
+    folder: Path,
+    targets: Targets,
+    options: DeviceOptions,
+    runs: DeviceRuns,
+    on_stage: Say,
+) -> None:
+    """All targets on one device; an error of the device itself is one of each that has none."""
+    try:
+        with opened(name, options, on_stage) as device:
+            on_stage(f"{device.name}: {', '.join(targets)}")
+            _judge_device(device, folder, targets, options, runs, on_stage)
+    except EmoExportError as error:
+        done = {report.target for report in runs.reports if report.device == name}
+        for spec in targets:
+            if spec not in done:
+                runs.add_error(name, kind_of(name), spec, error)
 
 
 @contextmanager
@@ -123,8 +148,11 @@ def _judge_device(
         memory = try_targets(device, folder, targets, options)
     for spec in targets:
         verdict = memory.get(spec, NO_VERDICT)
+        if verdict.error is not None:
+            runs.add_error(device.name, device.kind, spec, verdict.error)
+            continue
         if verdict.failures:
-            runs.reports.append(_too_large(device, spec, verdict))
+            runs.reports.append(_not_judged(device, spec, verdict))
             continue
         on_stage(f"{device.name}: validating {spec}")
         try:
@@ -169,7 +197,7 @@ def _measure_speed(
     ]
 
 
-def _too_large(device: Device, spec: str, verdict: MemoryVerdict) -> DeviceReport:
+def _not_judged(device: Device, spec: str, verdict: MemoryVerdict) -> DeviceReport:
     failures = (*verdict.failures, "so parity was not judged")
     return DeviceReport(
         device.name, device.kind, spec, None, failures, device.facts(), verdict.facts, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from emo_export.cli_work import (
 )
 from emo_export.device_options import DeviceOptions
 from emo_export.disk import check_writable
-from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
+from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.junit import write_junit
 from emo_export.manifest import NAME as MANIFEST
 from emo_export.manifest import Manifest, verify
@@ -108,11 +109,7 @@ def _run_on_devices(path: Path, options: ValidateOptions, out: Console) -> None:
             f"{path}: a device needs a folder that export made, with {MANIFEST} and {GOLDEN}; "
             "export the checkpoint without --no-golden"
         )
-    if damage := _damage(folder, targets):
-        raise ParityError(
-            "\n".join(dict.fromkeys(text for texts in damage.values() for text in texts))
-        )
-    runs = judge_devices(folder, targets, options.devices, say)
+    runs = judge_devices(folder, targets, _damage(folder, targets), options.devices, say)
     try:
         _write_reports(path, options, runs.reports)
     finally:
@@ -132,7 +129,9 @@ def _write_reports(path: Path, options: ValidateOptions, reports: list[DeviceRep
         from emo_export.parity import Golden
 
         folder, _ = chosen_targets(path)
-        golden = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
+        golden = None
+        with contextlib.suppress(EmoExportError):  # of a damaged one, which the reports tell of
+            golden = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
         manifest = Manifest.load(folder) if (folder / MANIFEST).is_file() else None
         report_html.write_html(
             options.html, reports, package=path, golden=golden, manifest=manifest

@@ -9,9 +9,10 @@ from typing import Any
 
 from emo_export.device_options import DeviceOptions
 from emo_export.device_profiles import PROFILES
+from emo_export.errors import EmoExportError
 from emo_export.memory_fit import Fit, fit_failures
-from emo_export.memory_need import need_of
-from emo_export.memory_trial import TOKENS, try_memory
+from emo_export.memory_need import Need, need_of
+from emo_export.memory_trial import TOKENS, CrashError, try_memory
 from emo_export.ram_size import shown
 from emo_export.runtimes.watched import WatchedDevice
 
@@ -20,10 +21,14 @@ EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
 
 @dataclass(frozen=True)
 class MemoryVerdict:
-    """What a run as a user runs it took, in bytes, and why the limit does not hold it, if so."""
+    """What a run as a user runs it took, in bytes, and why the limit does not hold it, if so.
+
+    `error`: why that can't be told, such as a context that the model does not have.
+    """
 
     facts: Mapping[str, Any]
     failures: tuple[str, ...] = ()
+    error: EmoExportError | None = None
 
 
 def try_targets(
@@ -35,29 +40,38 @@ def try_targets(
     """Run each target in the memory that was asked for, with its KV cache.
 
     With a context and no limit, the most that the device is sold with is the limit, and what is
-    told is which sizes hold it. Raises EmoExportError for a context that a model does not have and
-    a run that fails for another reason than memory.
+    told is which sizes hold it. A target that can't be tried keeps no other from it.
     """
     limit = options.ram or max(PROFILES[device.name].memory)
     paths = {spec: folder / str(entry["path"]) for spec, entry in targets.items()}
-    needs = {spec: need_of(path, options.context or None) for spec, path in paths.items()}
-    fits, facts = [], {}
+    needs: dict[str, Need] = {}
+    fits, verdicts = [], {}
     for spec, path in paths.items():
-        fit, found = try_memory(
-            spec,
-            path.resolve(),
-            needs[spec],
-            limit,
-            device.command_line,
-            device.environment,
-            emulated=device.emulated,
-            tokens=EMULATED_TOKENS if device.emulated else TOKENS,
-        )
-        fits.append(fit)
-        measured = {} if found is None else found.as_dict()
-        facts[spec] = {**measured, "needs": fit.as_dict(), **_sizes(device.name, fit)}
+        try:
+            needs[spec] = need_of(path, options.context or None)
+            fit, found = try_memory(
+                spec,
+                path.resolve(),
+                needs[spec],
+                limit,
+                device.command_line,
+                device.environment,
+                emulated=device.emulated,
+                tokens=EMULATED_TOKENS if device.emulated else TOKENS,
+            )
+        except CrashError as error:
+            verdicts[spec] = MemoryVerdict({}, (str(error),))
+        except EmoExportError as error:
+            verdicts[spec] = MemoryVerdict({}, error=error)
+        else:
+            fits.append(fit)
+            measured = {} if found is None else found.as_dict()
+            facts = {**measured, "needs": fit.as_dict(), **_sizes(device.name, fit)}
+            verdicts[spec] = MemoryVerdict(facts)
     why = fit_failures(fits, paths, needs)
-    return {spec: MemoryVerdict(facts[spec], (why[spec],) if spec in why else ()) for spec in paths}
+    return verdicts | {
+        spec: MemoryVerdict(verdicts[spec].facts, (text,)) for spec, text in why.items()
+    }
 
 
 def _sizes(device: str, fit: Fit) -> dict[str, list[str]]:

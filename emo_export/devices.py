@@ -121,7 +121,7 @@ def _answer(device: Device, spec: str, finished: Finished) -> Mapping[str, Any]:
     try:
         answer = json.loads(line)
     except ValueError:
-        if finished.code < 0 or finished.code > SHELL_SIGNAL:
+        if crashed(finished):
             return {}
         raise EmoExportError(
             f"{device.name}: the run of {spec} ended with code {finished.code} and no answer: "
@@ -138,6 +138,11 @@ def _answer(device: Device, spec: str, finished: Finished) -> Mapping[str, Any]:
             f"(exit {finished.code})"
         )
     return answer
+
+
+def crashed(finished: Finished) -> bool:
+    """Whether a signal ended the process, as it or a shell in between says."""
+    return finished.code < 0 or finished.code > SHELL_SIGNAL
 
 
 def crash(finished: Finished, engine: str = "") -> str:

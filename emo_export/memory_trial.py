@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from emo_export.devices import last_words
+from emo_export.devices import crash, crashed, last_words
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.memory_cap import MemoryFound, run_capped
 from emo_export.memory_fit import Fit, least_fit, measured_fit
@@ -15,6 +15,12 @@ from emo_export.memory_need import Need, model_files
 MODULE = "emo_export.runtimes.memory_run"
 TOKENS = 512
 """Of the prompt; llama.cpp reads a longer one in pieces of as many."""
+
+
+class CrashError(EmoExportError):
+    """A signal ended the run. A user's run would end so too, so the target fails (exit 1)."""
+
+    exit_code = 1
 
 
 def try_memory(
@@ -33,7 +39,8 @@ def try_memory(
     `command` makes the whole command line of what follows `python`; `emulated`: it runs under
     qemu-user. Nothing is run, and None answered, where the headers alone ask for too much: it would
     only read from the disk for a long time. Raises EmoExportError when the run fails for another
-    reason than memory, MissingDependencyError when the engine is missing.
+    reason than memory, CrashError when a signal ended it, MissingDependencyError when the engine is
+    missing.
     """
     fit = least_fit(target, need, ram)
     if not fit.holds:
@@ -43,6 +50,8 @@ def try_memory(
     finished, found = run_capped(line, env, ram, model_files(path), emulated)
     if found.oom_killed:
         return measured_fit(target, need, ram, found, 0), found
+    if crashed(finished):
+        raise CrashError(f"{target}: the run that measures its memory was {crash(finished)}")
     if finished.code != 0:
         kind = MissingDependencyError if finished.code == 3 else EmoExportError
         raise kind(f"{target}: its memory could not be measured: {last_words(finished)}")

@@ -22,7 +22,9 @@ from emo_export.device_pins import read_pins
 from emo_export.device_place import MARK
 from emo_export.device_profiles import PROFILES
 from emo_export.device_setup import emulation
+from tests.conftest import Emo
 from tests.emulated import DEVICES, emulated
+from tests.packages import DEVICE_TARGETS, NANO, package
 
 pytestmark = pytest.mark.device
 
@@ -173,3 +175,14 @@ def test_an_onnxruntime_of_old_ends_on_a_pi4_alone() -> None:
     ]
     assert [done.returncode for done in ended] == [-signal.SIGILL, 0]
     assert ended[1].stdout == "1.21.0\n"
+
+
+def test_a_crash_is_a_failed_validation_while_memory_is_measured_too(emo: Emo) -> None:
+    """exit 1, not 2: a user's run on a Pi 4 would end in the same way."""
+    emulated("1.21.0")
+    folder = package(NANO, DEVICE_TARGETS)
+    asked = ["--device", "pi4", "--onnxruntime", "1.21.0", "--ram", "2GB", "--json"]
+    done = emo("validate", folder, "--target", "onnx:int8", *asked)
+    assert done.code == 1, done.err
+    (report,) = json.loads(done.out)["devices"]
+    assert not report["passed"] and "an instruction that this CPU does not have" in str(report)
