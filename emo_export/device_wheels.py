@@ -75,6 +75,8 @@ def _installer(python: str) -> list[str]:
         tags = [f"--platform={platform}" for platform in PLATFORMS]
         abis = [f"--abi=cp{python.replace('.', '')}", "--abi=abi3", "--abi=none"]
         target = [*tags, *abis, f"--python-version={python}", "--implementation=cp"]
+        # pip 23.0, which Debian 12 has, asks it of this Python; the tags say which one it is for.
+        target.append("--ignore-requires-python")
         return [sys.executable, "-m", "pip", "install", "-q", "--no-compile", *target]
     uv = shutil.which("uv")
     if uv is not None:

@@ -138,7 +138,9 @@ def arm64_wheel(folder: Path) -> Path:
     path = folder / "emotiny-1.0-cp313-cp313-manylinux_2_28_aarch64.whl"
     files = {
         "emotiny.py": "X = 1\n",
-        "emotiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: emotiny\nVersion: 1.0\n",
+        # Asks for a Python that the one here is not: its tags tell which it is for.
+        "emotiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: emotiny\nVersion: 1.0\n"
+        "Requires-Python: >=3.99\n",
         "emotiny-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n"
         "Tag: cp313-cp313-manylinux_2_28_aarch64\n",
     }
