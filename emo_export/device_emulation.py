@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What this machine's programs are told must not reach the emulated ones, or qemu itself.
-DROPPED = (
-    *("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "GGML_BACKEND_PATH"),
-    *("QEMU_SET_ENV", "QEMU_UNSET_ENV"),
-)
+DROPPED = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "GGML_BACKEND_PATH")
+DROPPED_FAMILIES = ("QEMU_", "PYTHON")  # QEMU_GDB waits for a debugger, QEMU_LOG fills the disk
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Emulation:
         settings = [
             f"{key}={value}" for key, value in (dict(environment) | {"PYTHONPATH": paths}).items()
         ]
-        dropped = [word for name in DROPPED for word in ("-u", name)]
+        found = {name for name in os.environ if name.startswith(DROPPED_FAMILIES)}
+        dropped = [word for name in sorted({*DROPPED, *found}) for word in ("-u", name)]
         emulator = [str(self.qemu), "-cpu", cpu, "-L", str(self.root)]
         return [
             "/usr/bin/env",
