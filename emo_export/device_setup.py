@@ -141,13 +141,18 @@ def ready_emulation(ready: Path) -> Emulation | None:
     """What a ready file tells, or None without one or when a part has gone since."""
     if not ready.is_file():
         return None
-    content = read_json(ready)
-    if not {*PATHS, "versions"} <= content.keys():
+    try:
+        content = read_json(ready)
+    except EmoExportError:
+        content = {}
+    versions = content.get("versions")
+    paths = [content.get(name) for name in PATHS]
+    if not isinstance(versions, dict) or not all(isinstance(path, str) for path in paths):
         raise EmoExportError(f"{ready} is damaged; remove it and run `emo-export device setup`")
     qemu, root, python, site, libllama = (Path(content[name]) for name in PATHS)
     if not all(path.exists() for path in (qemu, root, python, site, libllama)):
         return None
-    return Emulation(qemu, root, python, site, libllama, content["versions"])
+    return Emulation(qemu, root, python, site, libllama, versions)
 
 
 def _fetch(parts: Parts, folder: Path, progress: Progress) -> None:

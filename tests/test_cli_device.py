@@ -16,7 +16,7 @@ import pytest
 
 from emo_export.memory_need import need_of
 from emo_export.memory_trial import CrashError, try_memory
-from tests.conftest import Emo
+from tests.command import Emo
 from tests.packages import SMALL_TARGETS, package
 
 GGUF, ONNX = SMALL_TARGETS

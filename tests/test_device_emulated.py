@@ -22,7 +22,7 @@ from emo_export.device_pins import read_pins
 from emo_export.device_place import MARK
 from emo_export.device_profiles import PROFILES
 from emo_export.device_setup import emulation
-from tests.conftest import Emo
+from tests.command import Emo
 from tests.emulated import DEVICES, emulated
 from tests.packages import DEVICE_TARGETS, NANO, package
 

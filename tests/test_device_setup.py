@@ -17,6 +17,7 @@ from emo_export.device_pins import FILE, digest_of, read_pins
 from emo_export.device_place import MARK
 from emo_export.device_profiles import PROFILES, profile_named
 from emo_export.device_root import inside, python_of
+from emo_export.device_setup import ready_emulation
 from emo_export.doctor import requirements
 from emo_export.errors import EmoExportError
 from tests.command import Emo
@@ -231,3 +232,13 @@ def test_the_light_part_stays_light() -> None:
     code = "import sys, emo_export.device_setup, emo_export.device_list; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "onnx", "onnxruntime", "numpy", "click"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"qemu": "/a', '{"qemu": 1, "versions": 2}', "[]", '{"versions": {}}']
+)
+def test_a_damaged_record_says_what_to_do(tmp_path: Path, content: str) -> None:
+    ready = tmp_path / "ready-1.json"
+    ready.write_text(content)
+    with pytest.raises(EmoExportError, match="is damaged; remove it and run"):
+        ready_emulation(ready)
