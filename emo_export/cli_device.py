@@ -42,6 +42,29 @@ class DeviceRuns:
         told = str(error).removeprefix(f"{device}: ")  # beside which it is shown
         self.reports.append(DeviceReport(device, kind, target, None, (told,), {}, None, ""))
 
+    def add_speed(self, device: str, target: str, speed: Mapping[str, Any]) -> None:
+        """Speed of a target that was judged."""
+        self._change(device, target, lambda report: replace(report, speed=speed))
+
+    def add_failure(self, device: str, target: str, error: EmoExportError) -> None:
+        """A judged target whose speed could not be measured: asked for, so it is no pass."""
+        for report in self.reports:
+            if (report.device, report.target) == (device, target) and report.passed:
+                self.errors[device, target] = error  # else failed parity counts
+
+        def add(report: DeviceReport) -> DeviceReport:
+            return replace(report, failures=(*report.failures, str(error)))
+
+        self._change(device, target, add)
+
+    def _change(
+        self, device: str, target: str, change: Callable[[DeviceReport], DeviceReport]
+    ) -> None:
+        self.reports = [
+            change(report) if (report.device, report.target) == (device, target) else report
+            for report in self.reports
+        ]
+
     def check(self) -> None:
         """Raise the error whose exit code the runs have: the least one, parity being 1."""
         told = list(dict.fromkeys(str(error) for error in self.errors.values()))
@@ -164,12 +187,12 @@ def _judge_device(
         # What a user's run takes says more than what judging takes.
         runs.reports.append(replace(report, memory=verdict.facts or report.memory))
     if options.bench:
-        _measure_speed(device, folder, targets, options, runs, on_stage)
+        _measure_speed(device, place, targets, options, runs, on_stage)
 
 
 def _measure_speed(
     device: Device,
-    folder: Path,
+    place: str,
     targets: Targets,
     options: DeviceOptions,
     runs: DeviceRuns,
@@ -177,7 +200,7 @@ def _measure_speed(
 ) -> None:
     """Add speeds to the reports of a device, where one can be told (not under emulation)."""
     from emo_export.runtimes.remote import SshDevice
-    from emo_export.runtimes.remote_bench import remote_speeds
+    from emo_export.runtimes.remote_bench import remote_speed
 
     if not isinstance(device, SshDevice):
         return
@@ -186,15 +209,14 @@ def _measure_speed(
         for report in runs.reports
         if report.device == device.name and report.report is not None
     }
-    on_stage(f"{device.name}: measuring the speed of {', '.join(ready)}")
     settings = {} if options.threads is None else {"threads": options.threads}
-    speeds = remote_speeds(device, folder, ready, settings)
-    runs.reports = [
-        replace(report, speed=speeds[report.target])
-        if report.device == device.name and report.target in speeds
-        else report
-        for report in runs.reports
-    ]
+    for spec, entry in ready.items():
+        on_stage(f"{device.name}: measuring the speed of {spec}")
+        try:
+            found = remote_speed(device, spec, f"{place}/{entry['path']}", settings)
+            runs.add_speed(device.name, spec, found)
+        except EmoExportError as error:
+            runs.add_failure(device.name, spec, error)
 
 
 def _not_judged(device: Device, spec: str, verdict: MemoryVerdict) -> DeviceReport:

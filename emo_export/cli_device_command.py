@@ -11,7 +11,7 @@ from emo_export.cli_output import stdout
 
 @click.group()
 def device() -> None:
-    """Emulated devices for `validate --device`: set up, list, remove."""
+    """Devices for `validate --device`: set up and list emulated ones, clean any."""
 
 
 @device.command()
@@ -55,13 +55,21 @@ def list_(as_json: bool) -> None:
 
 
 @device.command()
-def clean() -> None:
-    """Remove everything that `device setup` fetched.
+@click.argument("device", required=False)
+def clean(device: str | None) -> None:
+    """Remove everything that `device setup` fetched, or what is kept on DEVICE.
+
+    DEVICE is ssh://[user@]host[:port], adb or adb:SERIAL: packages, Python and engines that
+    `validate --device` keeps there for the next time.
 
     \b
     Example:
         emo-export device clean
+        emo-export device clean ssh://me@raspberrypi.local
     """
-    from emo_export.cli_device_setup import run_clean
+    from emo_export.cli_device_setup import run_clean, run_clean_on
 
-    run_clean()
+    if device is None:
+        run_clean()
+    else:
+        run_clean_on(device)

@@ -14,9 +14,11 @@ from rich.table import Table
 
 from emo_export.device_fetch import Progress as Told
 from emo_export.device_list import SETUP, listing
+from emo_export.device_options import ADB, SSH, kind_of
 from emo_export.device_place import bytes_of, place, remove_all
 from emo_export.device_profiles import GIB, PROFILES
 from emo_export.device_setup import set_up
+from emo_export.errors import EmoExportError
 
 
 def run_setup(onnxruntime: str | None, rootfs: Path | None, as_json: bool) -> None:
@@ -82,3 +84,29 @@ def run_clean() -> None:
         click.echo(f"removed {folder}: {nbytes / 1e6:.1f} MB")
     else:
         click.echo(f"{folder}: nothing is set up")
+
+
+def run_clean_on(device: str) -> None:
+    """Remove what is kept on a device, and tell what that was and how large.
+
+    Raises EmoExportError for a device that keeps nothing, or that can't be reached.
+    """
+    kind = kind_of(device)
+    if kind == SSH:
+        from emo_export.runtimes.remote import clean_remote
+
+        removed, nbytes = clean_remote(device)
+    elif kind == ADB:
+        from emo_export.runtimes.android import clean_adb
+
+        removed, nbytes = clean_adb(device)
+    else:
+        raise EmoExportError(
+            f"device clean {device}: nothing is kept for it alone; leave the name out to remove "
+            "what all emulated devices run on"
+        )
+    for path in removed:
+        click.echo(f"removed {path}")
+    click.echo(
+        f"{device}: {nbytes / 1e6:.1f} MB removed" if removed else f"{device}: nothing to remove"
+    )

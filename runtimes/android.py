@@ -201,15 +201,27 @@ def open_adb(device: str, emulation: Callable[[], Emulation]) -> AdbDevice:
 
     `emulation` is called when the phone is there and needs them.
     """
-    serial = device.partition(":")[2]
     runtime = runtime_zip([FAR_SIDE])
-    return AdbDevice(serial or None, runtime, lambda: PhoneRoot.of(emulation()))
+    return AdbDevice(_serial_of(device), runtime, lambda: PhoneRoot.of(emulation()))
 
 
-def clean_adb(serial: str | None) -> str:
-    """Remove everything of ours from a phone -> the folder that was removed there."""
-    Adb(serial).checked_shell(f"rm -rf {CACHE}", f"remove {CACHE}")
-    return CACHE
+def clean_adb(device: str) -> tuple[list[str], int]:
+    """Remove everything of ours from the phone of `adb` or `adb:SERIAL`.
+
+    Answers the paths there, none where nothing was, and the bytes on its disk.
+    Raises EmoExportError when the phone can't be used.
+    """
+    script = f"[ -e {CACHE} ] || exit 0; du -sk {CACHE} && rm -rf {CACHE}"
+    said = Adb(_serial_of(device)).checked_shell(script, f"remove {CACHE}").split()
+    return ([CACHE], int(said[0]) * 1024) if said else ([], 0)
+
+
+def _serial_of(device: str) -> str | None:
+    """Raises EmoExportError for `adb:` without a serial number."""
+    _, colon, serial = device.partition(":")
+    if colon and not serial:
+        raise EmoExportError(f"{device}: expected adb or adb:SERIAL")
+    return serial or None
 
 
 def _wanted(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from emo_export.engine_packages import module_of, requirements_for
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.llama_library import own_library
 
+BOTH = ("gguf", "onnx")  # an environment for these does for one of them
 NEEDED_MB = 400  # numpy, both engines and what pip unpacks meanwhile
 Run = Callable[[Sequence[str]], dict[str, Any]]
 """A command (its environment without PYTHONPATH) -> code, stdout, stderr."""
@@ -47,7 +48,7 @@ def find_python(python: str, cache: Path, kinds: Sequence[str], run: Run) -> dic
     Answers python and versions (package -> version), or, where none has all of them, what the
     last lacks.
     """
-    places = [environment_for(cache, kinds), environment_for(cache, ("gguf", "onnx"))]
+    places = [environment_for(cache, kinds), environment_for(cache, BOTH)]
     made = [str(place / "bin" / "python") for place in places if place.is_dir()]
     needed = [module_of(line) for line in requirements_for(kinds)]
     if own_library() is not None:
@@ -70,12 +71,12 @@ def _versions(python: str, needed: Sequence[str], run: Run) -> Mapping[str, str]
 
 
 def set_up(python: str, cache: Path, kinds: Sequence[str], run: Run) -> dict[str, Any]:
-    """Make the environment unless it is there; its folder gets its name when all is in it.
+    """Make the environment unless one is there; it gets its name when all is in it.
 
     Raises EmoExportError or MissingDependencyError with what to do about it.
     """
     place = environment_for(cache, kinds)
-    if not place.is_dir():
+    if not place.is_dir() and not environment_for(cache, BOTH).is_dir():
         free = shutil.disk_usage(cache).free
         if free < NEEDED_MB * 1_000_000:
             raise EmoExportError(

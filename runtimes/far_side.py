@@ -7,6 +7,7 @@ stdin and stdout. Standard library only: it must start before anything is instal
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -132,10 +133,11 @@ class FarSide:
 
     def _run(self, command: Sequence[str], *, bare: bool) -> dict[str, Any]:
         """Run a command with the light runtime on its path, or `bare`."""
-        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        kept = {key: value for key, value in os.environ.items() if _is_kept(key)}
         # ONNX Runtime keeps notes of its own in the cache folder.
         here = str(self._folder)
         ours = {"TMPDIR": here, "XDG_CACHE_HOME": here, "PYTHONDONTWRITEBYTECODE": "1"}
+        ours["PYTHONUTF8"] = "1"  # names of files are sent as UTF-8, whatever the locale here
         path = {} if bare else {"PYTHONPATH": str(self._folder / "runtime.zip")}
         environment = kept | ours | path
         return run_child(command, environment, self._folder, self._incoming.is_over)
@@ -148,7 +150,12 @@ class FarSide:
         }
 
     def _clean(self) -> dict[str, Any]:
-        """Remove what emo-export keeps here, except runs that are going on."""
+        """Remove what emo-export keeps here. Raises EmoExportError while another run goes on."""
+        if busy := next(filter(self._is_held, self._folder.parent.iterdir()), None):
+            raise EmoExportError(
+                f"another emo-export is at work there ({busy}); wait for it to end (one whose "
+                "connection was lost gives up within an hour)"
+            )
         places = [self._cache / "packages", *self._cache.glob("venv-*")]
         places += self._cache.glob(".venv-*")
         there = [place for place in places if place.is_dir()]
@@ -157,11 +164,25 @@ class FarSide:
             shutil.rmtree(place)
         return {"bytes": nbytes, "removed": [str(place) for place in there]}
 
+    def _is_held(self, run: Path) -> bool:
+        """Whether this folder is of another run that goes on."""
+        if run == self._folder:
+            return False
+        try:
+            with (run / LOCK).open("rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # it has none yet, or is gone
+            return False
+        return False
+
     def sweep(self) -> None:
         """Remove what was left when a process was killed: folders of runs, half environments."""
         for half in self._cache.glob(".venv-*"):
-            if time.time() - half.stat().st_mtime > HALF_SECONDS:
-                shutil.rmtree(half, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # it has just been given its name
+                if time.time() - half.stat().st_mtime > HALF_SECONDS:
+                    shutil.rmtree(half, ignore_errors=True)
         for left in self._folder.parent.iterdir():
             try:
                 if left == self._folder or time.time() - left.stat().st_mtime < YOUNG_SECONDS:
@@ -180,6 +201,11 @@ class FarSide:
                 folder.rmdir()
             except OSError:  # not empty
                 return
+
+
+def _is_kept(key: str) -> bool:
+    """Settings of the user's for Python may have it wait, or load other modules."""
+    return key == "PYTHONHOME" or not key.startswith("PYTHON")
 
 
 def _size(folder: Path) -> int:

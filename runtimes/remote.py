@@ -7,6 +7,7 @@ next time, and the environments that `--setup` made. `clean_remote` removes both
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import shlex
@@ -30,6 +31,7 @@ FAR_SIDE = "emo_export.runtimes.far_side"
 ON_DEVICE = "emo_export.runtimes.on_device"
 GOLDEN = "golden.npz"
 BENCH = "emo_export.runtimes.on_device_bench"
+NAME_LENGTH = 100  # of a folder's name that its copy has; some file systems take no long one
 Say = Callable[[str], None]
 
 
@@ -141,14 +143,15 @@ def profile_for(machine: str, features: Sequence[str]) -> str:
     return "pi5" if "asimddp" in features else "pi4"
 
 
-def clean_remote(url: str) -> int:
-    """Remove all that emo-export keeps on a machine; answers how many bytes that were.
+def clean_remote(url: str) -> tuple[list[str], int]:
+    """Remove all that emo-export keeps on a machine; answers the paths there and their bytes.
 
-    Raises EmoExportError when it can't be reached.
+    Raises EmoExportError when it can't be reached, or another emo-export is at work there.
     """
     link = _open_link(parse_address(url), (FAR_SIDE,))
     try:
-        return int(link.ask({"do": "clean"})["bytes"])
+        done = link.ask({"do": "clean"})
+        return list(done["removed"]), int(done["bytes"])
     finally:
         link.close()
 
@@ -184,8 +187,9 @@ def _known(folder: Path) -> list[str]:
 def _package_name(folder: Path) -> str:
     """The same for the same folder of the same machine, so that a new export replaces the old."""
     place = folder.resolve()
-    digest = hashlib.sha256(f"{platform.node()}\n{place}".encode()).hexdigest()[:12]
-    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', place.name).lstrip('.')}-{digest}"
+    digest = hashlib.sha256(os.fsencode(f"{platform.node()}\n{place}")).hexdigest()[:12]
+    shown = re.sub(r"[^A-Za-z0-9_.-]", "-", place.name).lstrip(".-")[:NAME_LENGTH]
+    return f"{shown or 'package'}-{digest}"
 
 
 def _ssh_version(command: Sequence[str]) -> str:

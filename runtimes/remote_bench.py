@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from emo_export.devices import Finished, crash, last_words
@@ -16,31 +15,20 @@ class Measuring(Protocol):
 
     name: str
 
-    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
-        """Bring these targets of a package there; the path that it has there."""
-
     def bench(self, arguments: Sequence[str]) -> Finished:
         """Run on_device_bench there with these arguments."""
 
 
-def remote_speeds(
-    device: Measuring,
-    folder: Path,
-    targets: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, int],
-) -> dict[str, dict[str, Any]]:
-    """Target -> what `on_device_bench` says of it: load_seconds, *_tokens_per_second, memory, ….
+def remote_speed(
+    device: Measuring, spec: str, path: str, settings: Mapping[str, int]
+) -> dict[str, Any]:
+    """What `on_device_bench` says of a target: load_seconds, *_tokens_per_second, memory, ….
 
-    `settings` are its options: prefill, decode and depth (tokens), rounds, threads. Raises
-    EmoExportError when a run fails there or its engine crashes.
+    `path`: of its file or folder there. `settings` are options: prefill, decode and depth (tokens),
+    rounds, threads. Raises EmoExportError when the run fails there or its engine crashes.
     """
-    place = device.place(folder, targets)
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    found = {}
-    for spec, entry in targets.items():
-        finished = device.bench([f"{place}/{entry['path']}", *options])
-        found[spec] = _answer(f"{device.name}: {spec}", finished)
-    return found
+    return _answer(f"{device.name}: {spec}", device.bench([path, *options]))
 
 
 def _answer(label: str, finished: Finished) -> dict[str, Any]:

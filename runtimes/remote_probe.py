@@ -15,15 +15,17 @@ MARK = "emo-export:"  # a login script may print lines of its own before ours
 
 _VERSION = "import sys; print(*sys.version_info[:3], sys.maxsize.bit_length() + 1)"
 _BOOT = (
-    "import sys; d = sys.argv[1]; z = d + '/runtime.zip'; "
-    "open(z, 'wb').write(sys.stdin.buffer.read(int(sys.argv[2]))); sys.path.insert(0, z); "
+    "import os, sys, tempfile; r, n = os.path.abspath(sys.argv[1]), int(sys.argv[2]); "
+    "b = sys.stdin.buffer.read(n); len(b) == n or sys.exit(1); "
+    "os.makedirs(r, exist_ok=True); d = tempfile.mkdtemp(dir=r); z = d + '/runtime.zip'; "
+    "open(z, 'wb').write(b); sys.path.insert(0, z); "
     "from emo_export.runtimes.far_side import main; main(d, sys.argv[3])"
 )
 
 
 @dataclass(frozen=True)
 class FarPython:
-    """A Python there: the path, its version, and 32 or 64 bits."""
+    """A Python there: the path, its version, and 32 or 64 bits; neither when it does not start."""
 
     path: str
     version: tuple[int, ...]
@@ -55,15 +57,14 @@ def probe_command() -> str:
             'say machine "$(uname -m)"',
             'say bits "$(getconf LONG_BIT 2>/dev/null)"',
             f'for p in {" ".join(PYTHONS)}; do q=$(command -v $p) && say python "$q" '
-            f'"$("$q" -c {shlex.quote(_VERSION)} 2>/dev/null)"; done',
+            f'"$("$q" -c {shlex.quote(_VERSION)} 2>/dev/null </dev/null | tail -n 1)"; done',
             "say end",
             "read -r python && read -r count || exit 0",
             'runs="${XDG_CACHE_HOME:-$HOME/.cache}/emo-export/runs"',
-            'mkdir -p "$runs" && run=$(mktemp -d "$runs/XXXXXXXX") || exit 1',
-            f'exec "$python" -P -c {shlex.quote(_BOOT)} "$run" "$count" "$python"',
+            f'exec "$python" -X utf8 -P -c {shlex.quote(_BOOT)} "$runs" "$count" "$python"',
         ]
     )
-    return f"exec sh -c {shlex.quote(script)}"
+    return f"sh -c {shlex.quote(script)}"  # no exec: a restricted shell has none
 
 
 def read_probe(lines: Sequence[str]) -> Probe:
@@ -77,6 +78,8 @@ def read_probe(lines: Sequence[str]) -> Probe:
             path = value.rsplit(maxsplit=4)[0]
             numbers = [int(word) for word in words[-4:]]
             pythons.append(FarPython(path, tuple(numbers[:3]), numbers[3]))
+        elif key == "python" and value:
+            pythons.append(FarPython(value.strip(), (), 0))
         elif key != "python":
             said[key] = value.strip()
     bits = said.get("bits", "")
@@ -97,7 +100,7 @@ def choose_python(name: str, probe: Probe) -> FarPython:
             f"{name}: is a machine of type {probe.machine or 'unknown'}; the engines have builds "
             f"for {' and '.join(MACHINES)} only{_hint(probe.machine)}"
         )
-    if probe.bits == 32 or (probe.pythons and all(p.bits == 32 for p in probe.pythons)):
+    if probe.bits == 32 or ({p.bits for p in probe.pythons} == {32}):
         raise EmoExportError(
             f"{name}: has a 64-bit kernel ({probe.machine}) but 32-bit programs, for which the "
             "engines have no builds; install the 64-bit system (Raspberry Pi OS 64-bit) on it"
@@ -123,5 +126,7 @@ def _no_python(probe: Probe) -> str:
     )
     if not probe.pythons:
         return f"has no python3 on the PATH of an ssh session; {advice}"
-    shown = ", ".join(f"{p.path} ({'.'.join(map(str, p.version))})" for p in probe.pythons)
+    shown = ", ".join(
+        f"{p.path} ({'.'.join(map(str, p.version)) or 'does not start'})" for p in probe.pythons
+    )
     return f"has only {shown}; {advice}"

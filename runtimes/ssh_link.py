@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from typing import IO, Any, NoReturn
 
@@ -24,6 +25,8 @@ from emo_export.runtimes.remote_probe import MARK, FarPython, Probe, probe_comma
 COMMAND = "EMO_EXPORT_SSH"
 LAST_WORDS = 6  # lines of ssh's own that are shown
 LEAVE_SECONDS = 15.0
+PROBE_SECONDS = 120.0  # five Pythons may have to tell their versions
+NOISE = 1 << 16  # bytes that login scripts may print
 
 # What a user's configuration may say for interactive use, and we can't have. A dead link is noticed
 # after a minute.
@@ -49,6 +52,8 @@ SENTENCES = (
      "right?"),
     ("Permission denied", "it does not let you in; try the same with ssh alone"),
     ("Too many authentication failures", "it does not let you in; name one key in ~/.ssh/config"),
+    ("no answer within", "its login shell does not get to our command; is a login script waiting "
+     "for something?"),
     ("timed out", "it does not answer; is it on, and in this network?"),
     ("No route to host", "there is no way to it; is it on, and in this network?"),
     ("Network is unreachable", "there is no way to it; is this machine in a network?"),
@@ -74,18 +79,37 @@ class SshLink:
             self._said.close()
             raise EmoExportError(f"{shlex.join(self.command)}: {error.strerror}") from error
         self._connected = False
+        self._noise = bytearray()
+        # Where nobody can be asked for a password, an answer does not take long.
+        timer = threading.Timer(PROBE_SECONDS if batch else threading.TIMEOUT_MAX, self._give_up)
+        timer.daemon = True
+        timer.start()
         try:
             self.probe = self._read_probe()
         except BaseException:
             self.close()
             raise
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._said.write(f"no answer within {PROBE_SECONDS:.0f} seconds\n".encode())
+        self._said.flush()
+        self._process.kill()
 
     def _read_probe(self) -> Probe:
+        """What our shell says, which begins where the last line of a login script ended."""
         lines: list[str] = []
         while not lines or lines[-1] != "end":
-            line = self._line()
-            if line.startswith(MARK):
-                lines.append(line.removeprefix(MARK))
+            noise, mark, said = self._line(NOISE).partition(MARK)
+            if mark:
+                lines.append(said)
+            self._noise += noise.encode() + b"\n"
+            if len(self._noise) > NOISE:
+                self._process.kill()
+                raise EmoExportError(
+                    f"{self.name}: what its login scripts print does not end: {noise[:80]!r}"
+                )
         self._connected = True
         return read_probe(lines)
 
@@ -142,10 +166,12 @@ class SshLink:
         except BrokenPipeError:
             self._lost()
 
-    def _line(self) -> str:
+    def _line(self, limit: int = -1) -> str:
+        """The next line, or `limit` bytes of it."""
         stdout = self._process.stdout
-        line = stdout.readline() if stdout is not None and not stdout.closed else b""
-        if not line.endswith(b"\n"):
+        line = stdout.readline(limit) if stdout is not None and not stdout.closed else b""
+        if not line.endswith(b"\n") and len(line) != limit:
+            self._noise += b"" if self._connected else line
             self._lost()
         return line.decode("utf-8", errors="replace").rstrip("\r\n")
 
@@ -153,7 +179,10 @@ class SshLink:
         """Raise with why the connection has ended, as ssh tells it."""
         code = self._wait()
         self._said.seek(0)
-        words = self._said.read().decode("utf-8", errors="replace").strip().splitlines()
+        # Before our part runs, what the shell there prints may tell why it does not.
+        heard = bytes(self._noise) if not self._connected else b""
+        said_all = heard + b"\n" + self._said.read()
+        words = said_all.decode("utf-8", errors="replace").strip().splitlines()
         said = "\n".join(words[-LAST_WORDS:]) or "ssh said nothing"
         raise EmoExportError(f"{self.name}: {self._why_lost(code, chr(10).join(words))}\n{said}")
 
@@ -163,6 +192,8 @@ class SshLink:
             return next(known, f"ssh could not open a session there (exit {code})")
         if "No space left on device" in words or "Disk quota exceeded" in words:
             return "no space is left in ~/.cache there; free some and start again"
+        if "makedirs" in words or "mkdtemp" in words:  # a traceback of what starts our part
+            return "its ~/.cache can't be written to; give it another in XDG_CACHE_HOME there"
         if code == 255 or code < 0:  # ssh's own; our far side never ends so
             return "the connection was lost; start again, and what has arrived is not sent again"
         return f"our part there has ended (exit {code})"

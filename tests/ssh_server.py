@@ -113,6 +113,19 @@ class SshServer:
     def cache(self) -> Path:
         return self.home / ".cache" / "emo-export"
 
+    @contextmanager
+    def login(self, shell: str, script: str) -> Iterator[None]:
+        """Give the user another login shell, and bash (which sshd starts) this `.bashrc`."""
+        users, start = self.folder / "passwd", self.home / ".bashrc"
+        before = users.read_text("utf-8")
+        users.write_text(before.replace("/home:/bin/sh\n", f"/home:{shell}\n"), "utf-8")
+        start.write_text(f"{script}\n", "utf-8")
+        try:
+            yield
+        finally:
+            users.write_text(before, "utf-8")
+            start.unlink()
+
     def left_behind(self) -> set[str]:
         """What is in the home there, up to the third level."""
         return {p.relative_to(self.home).as_posix() for p in self.home.glob("**/*")}

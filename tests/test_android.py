@@ -147,8 +147,10 @@ def test_runs_the_far_side_and_leaves_only_the_package(phone: Phone, package: Pa
     with_it.close()
     assert phone.left() == ["package"]
     with_it.close()
-    assert clean_adb("R5CX") == "/data/local/tmp/emo-export"
+    removed, nbytes = clean_adb("adb:R5CX")
+    assert removed == ["/data/local/tmp/emo-export"] and nbytes > 70_000
     assert phone.left() == []
+    assert clean_adb("adb") == ([], 0)
 
 
 @pytest.mark.slow

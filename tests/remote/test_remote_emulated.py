@@ -14,8 +14,8 @@ from emo_export.runtimes.remote import SshDevice
 from emo_export.runtimes.ssh_link import COMMAND
 from tests.device_runs import judged_on
 from tests.packages import SMALL_TARGETS, package
+from tests.remote.far import put_program, targets_of
 from tests.ssh_server import ssh_server
-from tests.test_remote import put_program, targets_of
 
 pytestmark = pytest.mark.device
 

@@ -37,7 +37,7 @@ def test_this_machine_tells_of_itself(shell: list[str]) -> None:
     assert lines[-1] == "end" and all(line.startswith(MARK) for line in done.stdout.splitlines())
     assert (found.system, found.machine) == (platform.system(), platform.machine())
     assert found.bits == 64 and found.pythons
-    assert all(len(python.version) == 3 for python in found.pythons)
+    assert any(len(python.version) == 3 for python in found.pythons)
     if sys.prefix == sys.base_prefix:
         assert any(python.version == sys.version_info[:3] for python in found.pythons)
 
@@ -68,7 +68,7 @@ def test_a_machine_without_engines_is_refused(changed: list[str], said: str) -> 
     [
         ("python", "has no python3 on the PATH of an ssh session; install Python 3.11"),
         ("python /usr/bin/python3 3 9 2 64", r"only /usr/bin/python3 \(3\.9\.2\); install Python"),
-        ("python /usr/bin/python3", "has no python3"),  # it printed nothing: it does not start
+        ("python /usr/bin/python3 ", r"has only /usr/bin/python3 \(does not start\); install"),
     ],
 )
 def test_an_old_python_is_a_missing_dependency(changed: str, said: str) -> None:

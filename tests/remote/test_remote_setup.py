@@ -17,8 +17,8 @@ from emo_export.runtimes.far_setup import environment_for, find_python, set_up
 from emo_export.runtimes.remote import SshDevice, clean_remote
 from emo_export.runtimes.ssh_link import COMMAND
 from tests.packages import SMALL_TARGETS, package
+from tests.remote.far import put_program, targets_of
 from tests.ssh_server import SshServer, ssh_server
-from tests.test_remote import put_program, targets_of
 
 
 class Answers:
