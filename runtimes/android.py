@@ -35,6 +35,7 @@ GOLDEN = "golden.npz"
 PYTHON = "EMO_EXPORT_ADB_PYTHON"
 FAR_SIDE = "emo_export.runtimes.on_device"
 OLDEST = (3, 11)
+OLD_DAYS = "+1"  # find's: two days and more; no run takes that long
 ABOUT = (
     ("phone", "ro.product.model"),
     ("android", "ro.build.version.release"),
@@ -146,7 +147,10 @@ class AdbDevice:
     def _place_runtime(self, root: PhoneRoot | None) -> None:
         """Bring our zip there, and Python, which gets its name when it is whole."""
         packed, part = f"{self._session}/root.tar", f"{self._session}/root"
-        self._adb.checked_shell(f"umask 022; mkdir -p {part}", f"make the folder {self._session}")
+        # What a process left here that was killed with no time to tidy up.
+        old = f"find {CACHE} -maxdepth 1 -name 'run-*' -mtime {OLD_DAYS} -exec rm -rf {{}} +"
+        make = f"umask 022; {old}; mkdir -p {part}"
+        self._adb.checked_shell(make, f"make the folder {self._session}")
         with tempfile.TemporaryDirectory(prefix="emo-export-") as name:
             local = Path(name) / "runtime.zip"
             local.write_bytes(self._runtime)

@@ -99,6 +99,18 @@ def test_refuses_before_sending_where_there_is_no_room(phone: Phone, package: Pa
         device().place(package, TARGETS)
 
 
+def test_removes_what_a_killed_run_left(phone: Phone, package: Path) -> None:
+    old, young = (phone.tmp / "emo-export" / name for name in ("run-old", "run-young"))
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "runtime.zip").touch()
+    os.utime(old, (0, 0))
+    with_it = device()
+    with_it.place(package, TARGETS)
+    with_it.close()
+    assert not old.exists() and young.exists()
+
+
 def test_refuses_a_file_that_arrived_damaged(phone: Phone, package: Path) -> None:
     phone.program("sha256sum", "echo 0000  $*")
     with pytest.raises(EmoExportError, match=r"manifest\.json, .* arrived damaged"):

@@ -12,23 +12,24 @@ from emo_export.manifest import Manifest
 from emo_export.runtimes.android import open_adb
 from tests.device_runs import judged_on
 from tests.emulated import emulated
-from tests.packages import DEVICE_TARGETS, NANO, package
+from tests.packages import SMALL_TARGETS, package
 from tests.phones import plug_in
 
 pytestmark = pytest.mark.device
-SHARE = Share(sequences=1, positions=16, heldout_tokens=64, greedy_steps=4)
-TARGETS = ("gguf:q4_0", "onnx:int4")
+SHARE = Share(sequences=1, positions=8, heldout_tokens=32, greedy_steps=2)
 
 
-def test_judges_both_formats_on_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judges_both_formats_on_a_phone(
+    tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     phone = plug_in(tmp_path / "phone", monkeypatch)
     made = emulated()
     phone.tell("qemu", f"{made.qemu} -cpu {PROFILES['phone'].cpu}")
-    folder = package(NANO, DEVICE_TARGETS)
-    known = Manifest.load(folder).targets
+    folder = package(golden / "base", SMALL_TARGETS)
+    targets = Manifest.load(folder).targets
     device = open_adb("adb", lambda: made)
     asked = Request("", share=SHARE)
-    reports = judged_on(device, folder, {spec: known[spec] for spec in TARGETS}, asked)
+    reports = judged_on(device, folder, targets, asked)
     device.close()
     assert [report.passed for report in reports] == [True, True]
     for report in reports:
@@ -39,6 +40,6 @@ def test_judges_both_formats_on_a_phone(tmp_path: Path, monkeypatch: pytest.Monk
     # A second time nothing but our runtime goes there.
     (phone.folder / "log").unlink()
     again = open_adb("adb:R5CX", lambda: made)
-    again.place(folder, {spec: known[spec] for spec in TARGETS})
+    again.place(folder, targets)
     again.close()
     assert phone.pushed() == ["runtime.zip"]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import pytest
 
 from emo_export.device_request import Request, Share
-from emo_export.device_setup import emulation
 from emo_export.runtimes.remote import SshDevice
 from emo_export.runtimes.ssh_link import COMMAND
 from tests.device_runs import judged_on
+from tests.emulated import emulated
 from tests.packages import SMALL_TARGETS, package
-from tests.remote.far import put_program, targets_of
+from tests.remote.far import SYSTEM, put_program, targets_of
 from tests.ssh_server import ssh_server
 
 pytestmark = pytest.mark.device
@@ -23,11 +22,11 @@ pytestmark = pytest.mark.device
 def test_an_emulated_pi_4_is_judged_over_ssh(
     tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulated = emulation(on_stage=print)
-    line = shlex.join(emulated.command("cortex-a72", {}))
-    packages = f"PYTHONPATH={emulated.site}"
+    made = emulated()
+    line = shlex.join(made.command("cortex-a72", {}))
+    packages = f"PYTHONPATH={made.site}"
     assert packages in line
-    line = line.replace(packages, f'PYTHONPATH="$PYTHONPATH:{emulated.site}"')
+    line = line.replace(packages, f'PYTHONPATH="$PYTHONPATH:{made.site}"')
     put_program(tmp_path / "bin", "python3", f'exec {line} "$@"')
     machine = '[ "$1" = -m ] && exec echo aarch64; exec /usr/bin/uname "$@"'
     put_program(tmp_path / "bin", "uname", machine)
@@ -35,15 +34,15 @@ def test_an_emulated_pi_4_is_judged_over_ssh(
     targets = targets_of(folder)
     said: list[str] = []
     environment = {
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-        "EMO_EXPORT_LIBLLAMA": str(emulated.libllama),
+        "PATH": f"{tmp_path}/bin:{SYSTEM}",
+        "EMO_EXPORT_LIBLLAMA": str(made.libllama),
     }
     with ssh_server(tmp_path / "server", environment) as server:
         monkeypatch.setenv(COMMAND, server.ssh)
         device = SshDevice(server.url, said.append)
         try:
             request = Request(
-                "", share=Share(sequences=1, positions=8, heldout_tokens=64, greedy_steps=2)
+                "", share=Share(sequences=1, positions=8, heldout_tokens=32, greedy_steps=2)
             )
             reports = judged_on(device, folder, targets, request)
         finally:
