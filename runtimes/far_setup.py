@@ -86,8 +86,11 @@ def set_up(python: str, cache: Path, kinds: Sequence[str], run: Run) -> dict[str
         work = place.with_name(f".{place.name}-{os.getpid()}")
         try:
             _make(python, work, requirements_for(kinds), run)
-            if not place.is_dir():
+            try:
                 work.rename(place)
+            except OSError:
+                if not place.is_dir():  # else another one was faster
+                    raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return find_python(python, cache, kinds, run)

@@ -16,7 +16,7 @@ from tests.packages import SMALL_TARGETS, package
 from tests.remote.far import SYSTEM, put_program
 from tests.ssh_server import SshServer, ssh_server
 
-BIG = 32 << 20
+BIG = 24 << 20
 
 
 @pytest.fixture(scope="session")

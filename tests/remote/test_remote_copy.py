@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,47 @@ def test_a_part_with_other_bytes_is_found_out(
     device.place(big, targets_of(big))
     assert (place / "golden.npz").read_bytes() == (big / "golden.npz").read_bytes()
     assert [text for text in said if "of which 0.0 MB are there" in text]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_refused(
+    server: SshServer, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(text: str) -> None:
+        if text.startswith("copying golden.npz"):
+            (big / "golden.npz").write_bytes(os.urandom(1 << 20))
+
+    device = SshDevice(server.url, say)
+    try:
+        with pytest.raises(EmoExportError, match="did the file change meanwhile"):
+            device.place(big, targets_of(big))
+    finally:
+        device.close()
+    assert not list(server.cache.glob("packages/*/golden*"))
+
+
+def test_a_name_of_any_kind_will_do(folder: Path, device: SshDevice, tmp_path: Path) -> None:
+    for name in (
+        "-rf",
+        os.fsdecode(b"caf\xe9"),
+        "\N{CJK UNIFIED IDEOGRAPH-4E2D} x",
+        "." + "n" * 250,
+    ):
+        copied = tmp_path / name
+        copied.mkdir(parents=True)
+        for file in ("manifest.json", "golden.npz"):
+            shutil.copy(folder / file, copied)
+        place = Path(device.place(copied, {}))
+        assert (place / "golden.npz").is_file() and place.name[0] not in "-."
+
+
+def test_two_at_once_send_a_package_once(server: SshServer, big: Path) -> None:
+    heard: list[str] = []
+    devices = [SshDevice(server.url, heard.append) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        places = set(pool.map(lambda device: device.place(big, targets_of(big)), devices))
+    for device in devices:
+        device.close()
+    assert len(places) == 1 and len([t for t in heard if t.startswith("copying golden.npz")]) == 1
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(
