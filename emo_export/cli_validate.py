@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from emo_export import report_html
 from emo_export.artifact import chosen_targets
-from emo_export.cli_device import judge_devices
+from emo_export.cli_device import DeviceRuns, judge_devices
 from emo_export.cli_importance import importance_of_folder, unrepeatable
 from emo_export.cli_make import scheme_of
 from emo_export.cli_targets import missing_engine, need, validate_all
@@ -103,13 +103,7 @@ def run_validate(path: Path, options: ValidateOptions, out: Console) -> None:
 
 
 def _run_on_devices(path: Path, options: ValidateOptions, out: Console) -> None:
-    folder, targets = chosen_targets(path, options.only)
-    if not (folder / MANIFEST).is_file() or not (folder / GOLDEN).is_file():
-        raise EmoExportError(
-            f"{path}: a device needs a folder that export made, with {MANIFEST} and {GOLDEN}; "
-            "export the checkpoint without --no-golden"
-        )
-    runs = judge_devices(folder, targets, _damage(folder, targets), options.devices, say)
+    runs = judge_there(path, options.only, options.devices, say)
     try:
         _write_reports(path, options, runs.reports)
     finally:
@@ -136,6 +130,30 @@ def _write_reports(path: Path, options: ValidateOptions, reports: list[DeviceRep
         report_html.write_html(
             options.html, reports, package=path, golden=golden, manifest=manifest
         )
+
+
+def judge_there(
+    path: Path, only: Sequence[str], devices: DeviceOptions, on_stage: Callable[[str], None]
+) -> DeviceRuns:
+    """Judge the targets that a path means on devices, each as `validate --device` does.
+
+    Raises EmoExportError for a path without a manifest and a reference.
+    """
+    folder, targets = chosen_targets(path, only)
+    if not (folder / MANIFEST).is_file() or not (folder / GOLDEN).is_file():
+        raise EmoExportError(
+            f"{path}: a device needs a folder that export made, with {MANIFEST} and {GOLDEN}; "
+            "export the checkpoint without --no-golden"
+        )
+    runs = judge_devices(folder, targets, _damage(folder, targets), devices, on_stage)
+    runs.reports = [
+        replace(
+            report,
+            repeat=_command(path, report.target, devices.arguments(report.device)),
+        )
+        for report in runs.reports
+    ]
+    return runs
 
 
 def judge_here(
@@ -185,19 +203,14 @@ def _commands(
     """How to repeat each target alone."""
     options = [] if reference is None else ["--reference", reference, "--torch-device", device]
     options += [] if threads is None else ["--threads", str(threads)]
+    return {spec: _command(path, spec, options) for spec in targets}
+
+
+def _command(path: Path, spec: str, options: Sequence[str]) -> str:
+    """The command line that judges one target of a path."""
     several = (path / MANIFEST).is_file()
-    return {
-        spec: shlex.join(
-            [
-                "emo-export",
-                "validate",
-                str(path),
-                *(["--target", spec] if several else []),
-                *options,
-            ]
-        )
-        for spec in targets
-    }
+    target = ["--target", spec] if several else []
+    return shlex.join(["emo-export", "validate", str(path), *target, *options])
 
 
 def _damage(

@@ -24,7 +24,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     multiple=True,
     metavar="DEVICE",
     help="Where to run: pi4, pi5, phone or server-arm (emulated here), ssh://[user@]host[:port], "
-    "adb or adb:SERIAL. Repeat it for several.",
+    "adb or adb:SERIAL, here (each target in a process). Repeat it for several.",
 )
 @click.option(
     "--ram",

@@ -8,6 +8,7 @@ from pathlib import Path
 from emo_export.device_profiles import PROFILES
 from emo_export.device_request import Request, Share
 from emo_export.errors import EmoExportError
+from emo_export.ram_size import spelled
 
 HERE, EMULATED, SSH, ADB = "here", "emulated", "ssh", "adb"
 EMULATED_TOKENS = 48
@@ -26,8 +27,8 @@ def kind_of(name: str) -> str:
     if name == ADB or name.startswith(f"{ADB}:"):
         return ADB
     raise EmoExportError(
-        f"--device {name}: expected {', '.join(PROFILES)}, ssh://[user@]host[:port], adb or "
-        "adb:SERIAL"
+        f"--device {name}: expected {', '.join(PROFILES)}, ssh://[user@]host[:port], adb, "
+        f"adb:SERIAL or {HERE}"
     )
 
 
@@ -73,6 +74,25 @@ class DeviceOptions:
         if not self.asked and (self.context or self.tokens is not None):
             option = "--context" if self.context else "--device-tokens"
             raise EmoExportError(f"{option} has no effect without --device or --ram")
+
+    def arguments(self, name: str) -> list[str]:
+        """What asks the command line for the same on this device."""
+        given = {
+            "--device": name,
+            "--ram": None if self.ram is None else spelled(self.ram),
+            "--context": self.context or None,
+            "--device-tokens": self.tokens,
+            "--threads": self.threads,
+            "--rootfs": self.rootfs,
+            "--onnxruntime": self.onnxruntime,
+        }
+        kind = kind_of(name)
+        if kind not in (EMULATED, ADB):
+            given |= {"--rootfs": None, "--onnxruntime": None}
+        flags = {"--setup": self.setup, "--bench": self.bench} if kind == SSH else {}
+        pairs = [(key, str(value)) for key, value in given.items() if value is not None]
+        words = [word for pair in pairs for word in pair]
+        return [*words, *(key for key, value in flags.items() if value)]
 
     def request(self, kind: str) -> Request:
         """What to ask of a device; under emulation fewer tokens unless the user said how many."""

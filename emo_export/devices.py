@@ -62,7 +62,8 @@ class DeviceReport:
     `report` is None when the run ended before there was one (a crash); `failures` are sentences
     about the device beside the report's own (a crash, too little memory). `machine` is what the far
     side saw of itself and what is known of it from here, `memory` what was measured, in bytes,
-    `command` how to repeat the run. `speed`: what on_device_bench measured there, if it was asked.
+    `command` the process that judged (folders in it may be gone), `repeat` the command line of
+    emo-export that does it again. `speed`: what on_device_bench measured there, if it was asked.
     """
 
     device: str
@@ -74,6 +75,7 @@ class DeviceReport:
     memory: Mapping[str, Any] | None
     command: str
     speed: Mapping[str, Any] | None = None
+    repeat: str = ""
 
     @property
     def passed(self) -> bool:

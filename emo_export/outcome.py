@@ -93,6 +93,7 @@ class Outcome:
             machine=machine,
             memory=None,
             command=self.commands[spec],
+            repeat=self.commands[spec],
         )
 
 

@@ -32,6 +32,14 @@ def parse_size(text: str) -> int:
     return round(float(found[1]) * _UNITS[found[2]])
 
 
+def spelled(nbytes: int) -> str:
+    """`4GB`, `1.500kB`: bytes as parse_size reads them, to the byte."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (1 << 30, "GiB"), (1 << 20, "MiB")):
+        if nbytes % unit == 0:
+            return f"{nbytes // unit}{name}"
+    return f"{nbytes // 1000}.{nbytes % 1000:03}kB"
+
+
 def shown(nbytes: float) -> str:
     """`2.31 GB`, `24.5 MB`: bytes for a sentence, decimal."""
     return f"{nbytes / 1e9:.2f} GB" if abs(nbytes) >= 999.5e6 else f"{nbytes / 1e6:.1f} MB"
