@@ -74,6 +74,12 @@ def _verdict(report: DeviceReport) -> str:
 
 def lines(reports: Sequence[DeviceReport]) -> Iterator[str]:
     """What each device is and which kernels ran, memory, and why something failed."""
+    yield from facts(reports)
+    yield from sentences(reports)
+
+
+def facts(reports: Sequence[DeviceReport]) -> Iterator[str]:
+    """What each device is and which kernels ran, memory and speed."""
     told: set[str] = set()
     for report in reports:
         for line in _device(report):
@@ -82,6 +88,10 @@ def lines(reports: Sequence[DeviceReport]) -> Iterator[str]:
                 yield line
     yield from filter(None, map(_memory, reports))
     yield from filter(None, map(_speed, reports))
+
+
+def sentences(reports: Sequence[DeviceReport]) -> Iterator[str]:
+    """What is wrong, one sentence each, beginning with the target and the device."""
     for report in reports:
         for failure in failures(report):
             yield f"{report.target} on {report.device}: {failure}"

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export import __version__, charts, disk, report_view, report_words
+from emo_export import __version__, charts, disk, memory_words, report_view, report_words
 from emo_export.devices import DeviceReport
 from emo_export.errors import MissingDependencyError
 from emo_export.install import install_command
@@ -24,7 +24,13 @@ from emo_export.report_view import Numbered
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = ("report.html.j2", "report_macros.html.j2", "report_charts.html.j2", "report.css")
+TEMPLATES = (
+    "report.html.j2",
+    "report_macros.html.j2",
+    "report_charts.html.j2",
+    "report_device.html.j2",
+    "report.css",
+)
 
 
 def check_writable(path: Path) -> None:
@@ -102,6 +108,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "charts": charts,
         "words": report_words,
+        "memory_words": memory_words,
         "view": report_view,
         "original": ORIGINAL,
     }

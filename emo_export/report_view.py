@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from emo_export import charts
+from emo_export.device_view import kernels
 from emo_export.devices import DeviceReport
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Ids
@@ -73,10 +74,33 @@ def domain_changes(some: Sequence[Numbered]) -> dict[str, dict[str, float]]:
     return found
 
 
+def kernel_facts(some: Sequence[Numbered]) -> dict[str, str]:
+    """The CPU of a device as its processes saw it, and what each engine chose to run on it."""
+    machine = shared_facts(some)
+    cpu = machine.get("emulation") or machine.get("CPU", "")
+    found = {"CPU": [cpu], "CPU features": [machine.get("CPU features", "")]}
+    for n in some:
+        whole = replace(n.report, machine=machine)  # what one run says of kernels holds for others
+        if n.report.report:
+            engine = n.report.report.engine.get("engine", n.report.target)
+            found.setdefault(engine, []).append("; ".join(kernels(whole)))
+    said = {key: list(dict.fromkeys(filter(None, texts))) for key, texts in found.items()}
+    return {key: ". ".join(texts) for key, texts in said.items() if texts}
+
+
 def shared_facts(some: Sequence[Numbered]) -> dict[str, str]:
-    """What all runs on a device say of their machine."""
-    first, *rest = [n.report.machine for n in some]
-    return {k: v for k, v in first.items() if all(other.get(k) == v for other in rest)}
+    """What the runs on a device say of their machine and none says otherwise."""
+    facts: dict[str, str] = {}
+    for n in some:
+        facts |= n.report.machine
+    told = [n.report.machine for n in some]
+    return {k: v for k, v in facts.items() if all(machine.get(k, v) == v for machine in told)}
+
+
+def own_facts(n: Numbered, shared: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What one run says of its engine, and of its machine beside what all say."""
+    engine = n.report.report.engine if n.report.report else {}
+    return [*engine.items(), *((k, v) for k, v in n.report.machine.items() if k not in shared)]
 
 
 def memory_chart(n: Numbered) -> charts.Areas | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from emo_export.devices import DeviceReport
 from emo_export.interfaces import Ids
@@ -14,6 +13,7 @@ from emo_export.parity import ORIGINAL
 from emo_export.validate import Row
 
 NOTHING = "Nothing to draw: every value is zero or not finite."
+NO_REPORT = "the run ended without a report"
 ARITHMETIC = {"shipped": "as shipped", "exact": "float activations"}
 MODE = {"prefill": "whole prompt", "decode": "token by token"}
 KINDS = {
@@ -97,7 +97,7 @@ def failures(report: DeviceReport) -> list[str]:
                 for text in row.failures
             ]
     elif not found:
-        found.append("the run ended without a report")
+        found.append(NO_REPORT)
     return [f"{report.target} on {place(report.device)}: {text}" for text in found]
 
 
@@ -166,31 +166,6 @@ def about_usage(domain: str, usage: Ids, tokens: int) -> str:
         f"{percent(usage[layer, expert] / tokens)} of them; {never} of {routed} routed experts "
         "never chosen."
     )
-
-
-def about_memory(
-    target: str, memory: Mapping[str, Any], samples: Sequence[tuple[float, float, float]]
-) -> str:
-    """The message of memory over time: each kind at its highest, the limit, whether it was held."""
-    text = f"{target}: anonymous memory at most {_most(memory, 'peak_anonymous', samples, 1)}, "
-    text += f"file-backed at most {_most(memory, 'peak_file', samples, 2)}."
-    limit = memory.get("limit")
-    if isinstance(limit, int | float):
-        held = "enforced" if memory.get("enforced") else "not enforced"
-        how = f" ({memory['how']})" if memory.get("how") else ""
-        text += f" Limit: {megabytes(limit)}, {held}{how}."
-    return text
-
-
-def _most(
-    memory: Mapping[str, Any], key: str, samples: Sequence[tuple[float, float, float]], column: int
-) -> str:
-    """The highest sample and when it was; or the stated peak, whose sample may not be kept."""
-    highest = max(samples, key=lambda sample: sample[column])
-    stated = memory.get(key)
-    if isinstance(stated, int | float) and stated > highest[column]:
-        return megabytes(stated)
-    return f"{megabytes(highest[column])} (at {highest[0]:.1f} s)"
 
 
 def about_pruning(manifest: Manifest | None) -> str:

@@ -164,7 +164,11 @@ def at(content: Any, path: str) -> Any:
 
 def check_figures(page: Page, reports: Sequence[DeviceReport]) -> None:
     """Every figure of the page is the JSON's, and every figure of every row is in the page."""
-    content = json.loads(json.dumps([made.as_dict() for made in reports]))
+    check_written(page, json.loads(json.dumps([made.as_dict() for made in reports])))
+
+
+def check_written(page: Page, content: Sequence[Mapping[str, Any]]) -> None:
+    """As check_figures, of reports as `--json` prints them."""
     for key, value, text in page.figures:
         assert json.loads(value) == at(content, key), key
         close_to(text, at(content, key))
@@ -180,8 +184,22 @@ def check_figures(page: Page, reports: Sequence[DeviceReport]) -> None:
                     f"{place}.domains.{i}.perplexity" for i in range(len(row["domains"]))
                 } <= shown
                 assert f"{place}.positions.kl_mean" in lists
+        shown_of_device(index, made, shown)
     for key, cells in lists.items():
         assert [json.loads(cell) for cell in cells] == at(content, key)
+
+
+def shown_of_device(index: int, made: Mapping[str, Any], shown: set[str]) -> None:
+    """What a run takes and how fast it is stands in the page."""
+    memory, speed = made["memory"] or {}, made["speed"] or {}
+    if "needs" in memory:
+        names = ("anonymous", "weights_mapped", "libraries", "total")
+        names = names if memory["needs"]["measured"] else ("cache", "least")
+        assert {f"{index}.memory.needs.{name}" for name in names} <= shown
+    sampled = [key for key in memory if key.startswith("peak") and memory[key] is not None]
+    assert {f"{index}.memory.{key}" for key in sampled} <= shown
+    told = [key for key in speed if key.endswith(("_per_second", "_seconds"))]
+    assert {f"{index}.speed.{key}" for key in told} <= shown
 
 
 def close_to(text: str, value: float | None) -> None:
@@ -189,5 +207,9 @@ def close_to(text: str, value: float | None) -> None:
     if value is None:
         assert text == "not finite"
         return
-    read = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    number, _, unit = text.replace(",", "").replace("%", " %").partition(" ")
+    read = float(number) * {"%": 0.01, "MB": 1e6, "GB": 1e9, "": 1}[unit]
+    if unit == "MB":
+        assert abs(read - value) <= 0.05e6, (text, value)
+        return
     assert math.isclose(read, value, rel_tol=6e-3, abs_tol=6e-4), (text, value)

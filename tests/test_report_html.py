@@ -89,7 +89,8 @@ def test_failures_are_sentences() -> None:
 def test_a_crash_has_no_figures() -> None:
     crashed = device_report(report=None, failures=("ended by SIGILL",), memory={"peak": 12_345_678})
     made = page([crashed])
-    assert made.figures == [] and "gguf:q4_0 on pi4: ended by SIGILL" in made.text
+    assert [key for key, _, _ in made.figures] == ["0.memory.peak"]
+    assert "gguf:q4_0 on pi4: ended by SIGILL" in made.text
     assert "12,345,678" in made.text
     silent = page([replace(crashed, failures=())])
     assert "the run ended without a report" in silent.text
@@ -167,7 +168,7 @@ def test_memory_over_time_keeps_the_peak() -> None:
     cap = {"limit": 10**9, "enforced": True, "how": "cgroup v2", "peak_anonymous": 97_500_000}
     text = page([device_report(memory={"samples": [[0, 1e6, 1e6], [1, 2e6, 1e6]]} | cap)]).text
     assert "anonymous memory at most 97.5 MB, file-backed at most 1.0 MB (at 0.0 s)." in text
-    assert "Limit: 1000.0 MB, enforced (cgroup v2)." in text and "97,500,000" in text
+    assert "Limit: 1.00 GB, enforced." in text and "97,500,000" in text and "cgroup v2" in text
     with pytest.raises(EmoExportError, match=r"memory of gguf:q4_0 on pi4: samples are not"):
         page([device_report(memory={"samples": [[1, 2]]})])
 
