@@ -11,7 +11,7 @@ import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emo_export import __version__
 from emo_export.disk import write_whole
@@ -44,7 +44,7 @@ def junit_xml(reports: Sequence[DeviceReport], package: str) -> bytes:
     """JUnit XML in UTF-8: a suite for each device and target, a case for each comparison.
 
     `package` names the exported folder and begins every class name. A limit that was exceeded is a
-    `failure`, a run that did not come to its end an `error`.
+    `failure` (memory too), a run that did not come to its end an `error`.
     """
     root = ET.Element("testsuites", name="emo-export validate")
     for report in reports:
@@ -78,7 +78,9 @@ def _suite(report: DeviceReport, package: str) -> ET.Element:
 def _cases(report: DeviceReport) -> Iterator[_Case]:
     """The run itself, each comparison, the tokenizer."""
     if report.report is None:
-        yield _Case("run", "error", "DidNotRun", report.failures or ("there is no report",))
+        large = (report.memory or {}).get("needs", {}).get("holds") is False
+        verdict, kind = ("failure", "DeviceFailure") if large else ("error", "DidNotRun")
+        yield _Case("run", verdict, kind, report.failures or ("there is no report",))
         return
     yield _case("run", "DeviceFailure", report.failures)
     for row in report.report.rows:
@@ -109,19 +111,32 @@ def _facts(report: DeviceReport) -> Iterator[tuple[str, str]]:
     yield "kind", report.kind
     yield "target", report.target
     yield "command", report.command
+    yield "repeat", report.repeat
     engine: Mapping[str, str] = report.report.engine if report.report is not None else {}
     for group, facts in (("machine", report.machine), ("engine", engine)):
         for key, value in facts.items():
             yield f"{group}.{key}", str(value)
-    for key, value in (report.memory or {}).items():
-        if isinstance(value, str | int | float | bool):  # samples over time are for the HTML page
-            yield f"memory.{key}", str(value)
+    yield from _flat("memory", report.memory or {})
+    yield from _flat("speed", report.speed or {})
+
+
+def _flat(prefix: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nested facts under names with dots; samples over time are for the HTML page."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}.{key}", value)
+        elif isinstance(value, list | tuple) and key != "samples":
+            yield f"{prefix}.{key}", ", ".join(map(str, value))
+        elif isinstance(value, str | int | float | bool):
+            yield f"{prefix}.{key}", str(value)
 
 
 def _table(report: DeviceReport) -> str:
     """What the terminal shows of this target."""
+    from emo_export.device_view import facts
+
     if report.report is None:
-        return "\n".join(report.failures)
+        return "\n".join((*facts([report]), *report.failures))
     from rich.console import Console
 
     from emo_export.report import LEGEND, tables, verdicts
@@ -130,7 +145,7 @@ def _table(report: DeviceReport) -> str:
     page = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
     for table in tables([report.report]):
         page.print(table)
-    for line in (LEGEND, *verdicts([report.report]), *report.failures):
+    for line in (LEGEND, *verdicts([report.report]), *facts([report]), *report.failures):
         page.print(line, markup=False, highlight=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 

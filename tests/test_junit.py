@@ -79,6 +79,22 @@ def test_a_pass_has_facts_a_table_and_no_time() -> None:
     assert all("time" not in element.attrib for element in check_junit(content).iter())
 
 
+def test_memory_and_speed_are_flat_properties() -> None:
+    names = ("total", "cache", "context", "anonymous", "weights_mapped", "libraries")
+    needs = dict.fromkeys(names, 71) | {"holds": True, "base": None}
+    memory = {"needs": needs, "held_by": ["1 GB", "2 GB"]}
+    rates = {"prefill_tokens_per_second": 9.0, "decode_tokens_per_second": 4.5}
+    speed = {**rates, "decode_rounds": [4.0, 4.5], "memory": {"file": 2}}
+    made = replace(on_pi(report()), memory=memory, speed=speed, repeat="again")
+    (suite,) = check_junit(junit_xml([made], "mine"))
+    facts = {p.attrib["name"]: p.attrib["value"] for p in suite.iter("property")}
+    assert facts["memory.needs.total"] == "71" and facts["memory.needs.holds"] == "True"
+    assert facts["memory.held_by"] == "1 GB, 2 GB" and "memory.needs.base" not in facts
+    assert facts["speed.decode_tokens_per_second"] == "4.5" and facts["repeat"] == "again"
+    assert "decode 4.5 tok/s" in (suite.findtext("system-out") or "")
+    assert facts["speed.decode_rounds"] == "4.0, 4.5" and facts["speed.memory.file"] == "2"
+
+
 def test_a_limit_that_is_exceeded_is_a_failure_with_limit_and_figure() -> None:
     bad = report(0.02, ("mean KL 2.00e-02 > 5e-03", "top-1 80.00% < 85%"))
     found = cases(junit_xml([on_pi(bad)], "mine"))
