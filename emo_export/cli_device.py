@@ -65,6 +65,12 @@ class DeviceRuns:
             for report in self.reports
         ]
 
+    def part(self, target: str) -> DeviceRuns:
+        """What became of one target."""
+        reports = [report for report in self.reports if report.target == target]
+        errors = {key: error for key, error in self.errors.items() if key[1] == target}
+        return DeviceRuns(reports, errors)
+
     def check(self) -> None:
         """Raise the error whose exit code the runs have: the least one, parity being 1."""
         told = list(dict.fromkeys(str(error) for error in self.errors.values()))
@@ -78,6 +84,12 @@ class DeviceRuns:
         if self.errors:
             least = min(self.errors.values(), key=lambda error: error.exit_code)
             raise type(least)("\n".join(told))
+
+
+def joined_runs(parts: Sequence[DeviceRuns]) -> DeviceRuns:
+    """The runs of several targets as one."""
+    reports = [report for part in parts for report in part.reports]
+    return DeviceRuns(reports, {key: e for part in parts for key, e in part.errors.items()})
 
 
 def judge_devices(

@@ -15,6 +15,7 @@ from emo_export.errors import ParityError
 from emo_export.manifest import NAME as MANIFEST
 
 if TYPE_CHECKING:
+    from emo_export.cli_device import DeviceRuns
     from emo_export.outcome import Outcome
     from emo_export.validate import TargetReport
 
@@ -23,28 +24,32 @@ def assert_parity(
     package: str | os.PathLike[str],
     targets: Sequence[str] | None = None,
     threads: int | None = None,
+    device: str | None = None,
 ) -> list[TargetReport]:
     """Validate an exported folder, or some of its targets, as `emo-export validate` does.
 
-    Returns the report of each target. Raises AssertionError, with a sentence for each limit, when a
-    target is outside one or not made of the files that export wrote; MissingDependencyError when an
-    engine is not installed; EmoExportError when the package can't be read. None of them is a pass.
+    `device` is a name that `--device` takes: pi4, ssh://pi@host, adb, here (a process of its own);
+    None judges in this process. Returns the report of each target. Raises AssertionError, with a
+    sentence for each limit, when a target is outside one, crashes there or is not made of the files
+    that export wrote; MissingDependencyError when an engine is not installed; EmoExportError when
+    the package can't be read or the device not reached. None of them is a pass.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test that called
-    return Parity()(package, targets, threads)
+    return Parity()(package, targets, threads, device)
 
 
 class Parity:
     """assert_parity with a memory: files that did not change are not judged a second time."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], Outcome] = {}
+        self._known: dict[tuple[object, ...], Outcome | DeviceRuns] = {}
 
     def __call__(
         self,
         package: str | os.PathLike[str],
         targets: Sequence[str] | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> list[TargetReport]:
         """As assert_parity."""
         __tracebackhide__ = True
@@ -53,34 +58,50 @@ class Parity:
         path = Path(package)
         folder, found = chosen_targets(path, targets or ())
         keys = {
-            spec: (path.resolve(), spec, threads, _state(folder, str(entry["path"])))
+            spec: (path.resolve(), spec, threads, device, _state(folder, str(entry["path"])))
             for spec, entry in found.items()
         }
         fresh = [spec for spec, key in keys.items() if key not in self._known]
         if fresh:
-            outcome = _judged(path, fresh, threads)
-            self._known |= {keys[spec]: outcome.part(spec) for spec in fresh}
+            judged = _judged(path, fresh, threads, device)
+            self._known |= {keys[spec]: judged.part(spec) for spec in fresh}
         return _passed([self._known[key] for key in keys.values()])
 
 
-def _judged(path: Path, specs: Sequence[str], threads: int | None) -> Outcome:
-    from emo_export.cli_validate import judge_here
+def _judged(
+    path: Path, specs: Sequence[str], threads: int | None, device: str | None
+) -> Outcome | DeviceRuns:
+    __tracebackhide__ = True
+    from emo_export.cli_validate import judge_here, judge_there
+    from emo_export.device_options import DeviceOptions
 
     only = specs if (path / MANIFEST).is_file() else ()
-    return judge_here(path, only, None, threads, "cpu", on_stage=lambda text: None)
+    if device is None:
+        return judge_here(path, only, None, threads, "cpu", on_stage=lambda text: None)
+    options = DeviceOptions((device,), threads=threads)
+    options.check()
+    try:
+        return judge_there(path, only, options, on_stage=lambda text: None)
+    except ParityError as error:  # files that export did not write
+        raise AssertionError(str(error)) from None
 
 
-def _passed(parts: Sequence[Outcome]) -> list[TargetReport]:
+def _passed(parts: Sequence[Outcome | DeviceRuns]) -> list[TargetReport]:
     """The reports, when all is well; whatever is wrong with any of them is told at once."""
     __tracebackhide__ = True
-    from emo_export.outcome import joined
+    from emo_export.cli_device import DeviceRuns, joined_runs
+    from emo_export.device_view import sentences
+    from emo_export.outcome import Outcome, joined
 
-    whole = joined(parts)
+    here = joined([part for part in parts if isinstance(part, Outcome)])
+    there = joined_runs([part for part in parts if isinstance(part, DeviceRuns)])
     try:
-        whole.check()
+        here.check()
+        there.check()
     except ParityError as error:
-        raise AssertionError(str(error)) from None
-    return list(whole.reports.values())
+        raise AssertionError("\n".join([str(error), *sentences(there.reports)])) from None
+    judged = [report.report for report in there.reports]
+    return [*here.reports.values(), *(report for report in judged if report is not None)]
 
 
 def _state(folder: Path, target: str) -> tuple[object, ...]:

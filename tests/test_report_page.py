@@ -6,11 +6,14 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emo_export.cli_validate import judge_there
+from emo_export.device_options import DeviceOptions
 from emo_export.devices import DeviceReport
 from emo_export.parity import Golden
 from emo_export.report_html import write_html
@@ -142,7 +145,20 @@ def exported() -> tuple[list[DeviceReport], Golden]:
     return reports, Golden.load(folder / "golden.npz")
 
 
-@pytest.mark.parametrize("made", [failed, exported, released_shape])
+def run_here() -> tuple[list[DeviceReport], Golden]:
+    """A real run in a process of its own: in enough memory, and in too little."""
+    folder = package(GOLDEN / "base", SMALL_TARGETS)
+    reports = []
+    for ram in (2 * 10**9, 40 * 10**6):
+        asked = DeviceOptions(("here",), ram, 256)
+        reports += judge_there(folder, ["gguf:f32"], asked, lambda text: None).reports
+    enough, little = reports
+    assert enough.passed and not little.passed and little.memory is not None
+    little = replace(little, device="here, 40 MB")
+    return [enough, little], Golden.load(folder / "golden.npz")
+
+
+@pytest.mark.parametrize("made", [failed, exported, run_here, released_shape])
 def test_the_page_in_a_browser(
     browser: Path, made: Callable[[], tuple[list[DeviceReport], Golden]], tmp_path: Path
 ) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.manifest import digest
 from emo_export.testing import Parity, assert_parity
+from tests.emulated import use_shared_setup
 from tests.paths import ROOT
 from tests.test_missing_engine import BLOCKER
 
@@ -83,6 +85,55 @@ def test_a_target_is_judged_again_only_when_its_files_changed(
     with pytest.raises(AssertionError):
         parity(copy)
     assert judged == ["onnx:f32", "gguf:f32", "gguf:f32"]
+
+
+def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own here; a device has a memory of its own."""
+    from emo_export import cli_validate
+
+    runs: list[tuple[str, ...]] = []
+    judge_devices = cli_validate.judge_devices
+    monkeypatch.setattr(
+        cli_validate,
+        "judge_devices",
+        lambda folder, targets, options, say: (
+            runs.append((*options.names, *targets)) or judge_devices(folder, targets, options, say)
+        ),
+    )
+    copy = Path(shutil.copytree(package, tmp_path / "mine"))
+    parity = Parity()
+    for _ in range(2):
+        (there,) = parity(copy, ["gguf:f32"], device="here")
+    (here,) = parity(copy, ["gguf:f32"])
+    assert runs == [("here", "gguf:f32")] and there.passed and here.passed
+    assert there.as_dict()["rows"][0]["measured"] == here.as_dict()["rows"][0]["measured"]
+    with (copy / "model-F32.gguf").open("r+b") as file:
+        file.seek((copy / "model-F32.gguf").stat().st_size // 2)
+        file.write(bytes(20_000))
+    with pytest.raises(AssertionError, match="SHA-256"):
+        parity(copy, ["gguf:f32"], device="here")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (entry,) = (f for f in manifest["files"] if f["path"] == "model-F32.gguf")
+    entry["sha256"] = digest(copy / "model-F32.gguf")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AssertionError) as stop:
+        parity(copy, ["gguf:f32"], device="here")
+    assert str(stop.value).splitlines()[0] == "failed: gguf:f32 on here"
+    assert "gguf:f32 on here: dequantised, prefill: mean KL" in str(stop.value)
+
+
+def test_a_device_that_can_not_be_used_is_no_pass(package: Path) -> None:
+    with pytest.raises(EmoExportError, match="expected pi4, pi5"):
+        assert_parity(package, device="pi9")
+    with pytest.raises(EmoExportError, match=r"127\.0\.0\.1"):
+        assert_parity(package, ["gguf:f32"], device="ssh://nobody@127.0.0.1:9")
+
+
+@pytest.mark.device
+def test_an_emulated_device(package: Path) -> None:
+    use_shared_setup()
+    (report,) = assert_parity(package, ["onnx:f32"], device="pi4")
+    assert report.passed and report.rows
 
 
 def session(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
