@@ -96,8 +96,9 @@ def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         cli_validate,
         "judge_devices",
-        lambda folder, targets, options, say: (
-            runs.append((*options.names, *targets)) or judge_devices(folder, targets, options, say)
+        lambda folder, targets, damage, options, say: (
+            runs.append((*options.names, *targets))
+            or judge_devices(folder, targets, damage, options, say)
         ),
     )
     copy = Path(shutil.copytree(package, tmp_path / "mine"))
