@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from emo_export.artifact import chosen_targets
-from emo_export.cli_device import judge_devices
+from emo_export.cli_validate import judge_there
 from emo_export.device_options import DeviceOptions
 from emo_export.device_profiles import PROFILES
 from emo_export.device_view import lines, markdown
@@ -24,9 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.devices", description=__doc__)
     parser.add_argument("--device-tokens", type=int, help="judged positions; 0 for all")
     tokens = parser.parse_args().device_tokens
-    folder, targets = chosen_targets(package(NANO, DEVICE_TARGETS))
+    folder = package(NANO, DEVICE_TARGETS)
     options = DeviceOptions(names=tuple(PROFILES), tokens=tokens)
-    runs = judge_devices(folder, targets, options, lambda text: print(text, file=sys.stderr))
+    runs = judge_there(folder, (), options, lambda text: print(text, file=sys.stderr))
     print(markdown(runs.reports))
     print()
     print("\n".join(lines(runs.reports)))
