@@ -95,6 +95,7 @@ def run(
 def inspect(path: str, as_json: bool) -> None:
     """Tell what a checkpoint or an exported model is.
 
+    \b
     Example:
         emo-export inspect examples/emo-nano
     """
@@ -109,6 +110,7 @@ def inspect(path: str, as_json: bool) -> None:
 def verify(folder: Path, as_json: bool) -> None:
     """Check an exported folder against its manifest.
 
+    \b
     Example:
         emo-export verify out
     """
@@ -130,6 +132,7 @@ def verify(folder: Path, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Show what this machine has, and lacks for what.
 
+    \b
     Example:
         emo-export doctor
     """

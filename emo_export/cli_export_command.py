@@ -126,6 +126,7 @@ def export(
 
     CHECKPOINT is a folder or a Hugging Face id (owner/name, owner/name@revision).
 
+    \b
     Example:
         emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
 
