@@ -36,7 +36,7 @@ class MemoryGroup:
         _sweep(parent)
         self._version = version
         self._folder = parent / f"{PREFIX}{os.getpid()}-{time.monotonic_ns()}"
-        self.how = f"cgroup v{version} {self._folder}"
+        self.how = f"cgroup v{version}"
         self.limit = 0
         self._folder.mkdir()
         try:

@@ -13,7 +13,6 @@ from emo_export.errors import EmoExportError
 from emo_export.memory_fit import Fit, fit_failures
 from emo_export.memory_need import Need, need_of
 from emo_export.memory_trial import TOKENS, CrashError, try_memory
-from emo_export.ram_size import shown
 from emo_export.runtimes.watched import WatchedDevice
 
 EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
@@ -80,6 +79,6 @@ def _sizes(device: str, fit: Fit) -> dict[str, list[str]]:
         return {}
     sizes = PROFILES[device].memory
     return {
-        "held_by": [shown(size) for size in sizes if fit.total <= size],
-        "too_small": [shown(size) for size in sizes if fit.total > size],
+        "held_by": [f"{size >> 30} GiB" for size in sizes if fit.total <= size],
+        "too_small": [f"{size >> 30} GiB" for size in sizes if fit.total > size],
     }

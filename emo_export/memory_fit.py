@@ -175,6 +175,8 @@ def _base(fit: Fit) -> str:
 def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need]) -> str:
     """The largest of the smaller formats that fits: of this package, or else to be exported."""
     there = {other.target: other.total for other in fits if other.holds and other.measured}
+    if fit.oom_killed and fit.base is None and not there:
+        return "that was before a model was opened, so that no other format would fit either"
     beside, known = _beside_weights(fit, fits, needs)
     run = {other.target for other in fits}
     engine = fit.target.partition(":")[0]

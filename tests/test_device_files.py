@@ -97,7 +97,7 @@ def test_an_emulated_device(package: Path, tmp_path: Path, emo: Emo) -> None:
     assert code in (0, 1) and made["report"] is not None
     assert made["memory"]["needs"]["measured"] and made["memory"]["held_by"]
     text = " ".join(page.text.split())
-    assert "Of the sizes that pi4 is sold in, it fits into 1.07 GB, 2.15 GB" in text
+    assert "Of the sizes that pi4 is sold in, it fits into 1 GiB, 2 GiB" in text
     assert "QMoE 4 bits: float activations" in text
 
 

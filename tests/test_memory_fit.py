@@ -179,6 +179,15 @@ def test_a_format_to_export_is_named() -> None:
     assert "would need at least" in said
 
 
+def test_no_format_is_named_where_the_engine_itself_did_not_fit() -> None:
+    paths = gguf_paths()
+    needs = needs_of(paths)
+    early = replace(found(oom_killed=True, finished=False), base=None)
+    ended = measured_fit("gguf:q4_0", needs["gguf:q4_0"], 25 * MB, early, 0)
+    (said,) = fit_failures([ended], paths, needs).values()
+    assert said.endswith("before a model was opened, so that no other format would fit either")
+
+
 def test_the_sentence_of_a_process_that_was_ended() -> None:
     paths = gguf_paths()
     needs = needs_of(paths)
