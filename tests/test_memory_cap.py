@@ -93,7 +93,8 @@ def test_pages_of_the_model_are_charged(model: Path, can_cap: None) -> None:
     done, found = run_capped(child(model), os.environ, limit, [model])
     assert done.code == 0 and not found.oom_killed
     assert found.at_peak is not None and found.at_peak.model < FILE * 0.9
-    assert found.peak <= limit * 1.02
+    # Pages of libraries may be charged to another group that had them first.
+    assert found.at_peak.anonymous + found.at_peak.model <= limit * 1.02
 
 
 def test_too_much_is_ended_by_the_kernel(model: Path, can_cap: None) -> None:
