@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,13 @@ import pytest
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.runtimes.remote import SshDevice, clean_remote
 from emo_export.runtimes.ssh_link import COMMAND
+from tests.debian_packages import download, unpack
 from tests.remote.far import put_program, targets_of
-from tests.ssh_server import SshServer
+from tests.ssh_server import LIBRARIES, SUITE, SshServer
 
 pytestmark = pytest.mark.slow
+
+SHELLS = ("tcsh", "zsh", "mksh")
 
 
 def test_a_login_script_may_talk(folder: Path, device: SshDevice, programs: Path) -> None:
@@ -72,15 +74,26 @@ def test_a_shell_that_waits_is_given_up(server: SshServer, monkeypatch: pytest.M
         clean_remote(server.url)
 
 
-@pytest.mark.parametrize("shell", ["rbash", "fish", "tcsh", "zsh", "mksh", "dash"])
-def test_any_login_shell_will_do(server: SshServer, programs: Path, shell: str) -> None:
-    found = shutil.which(shell)
-    if shell == "rbash":
-        (programs / shell).symlink_to("/bin/bash")
-        found = str(programs / shell)
-    if found is None:
-        pytest.skip(f"there is no {shell} here")
-    with server.login(found, ""):
+@pytest.fixture(scope="module")
+def shells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's shells, in programs that start them with their own loader and libraries."""
+    folder = tmp_path_factory.mktemp("shells")
+    root = folder / "root"
+    for package in download(folder / "apt", SUITE, SHELLS):
+        if package.name.startswith(("lib", *(f"{shell}_" for shell in SHELLS))):
+            unpack(package, root)
+    path = ":".join(str(root / libraries) for libraries in LIBRARIES)
+    loader = root / LIBRARIES[0] / "ld-linux-x86-64.so.2"
+    for shell in SHELLS:
+        put_program(folder, shell, f'exec {loader} --library-path {path} {root}/bin/{shell} "$@"')
+    put_program(folder, "dash", 'exec /bin/sh "$@"')
+    (folder / "rbash").symlink_to("/bin/bash")
+    return folder
+
+
+@pytest.mark.parametrize("shell", ["rbash", "dash", *SHELLS])
+def test_any_login_shell_will_do(server: SshServer, shells: Path, shell: str) -> None:
+    with server.login(str(shells / shell), ""):
         assert clean_remote(server.url) == ([], 0)
 
 
