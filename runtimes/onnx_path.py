@@ -24,7 +24,7 @@ FLOAT = "float activations"
 BLOCKS = "int8 activations, a scale per block"
 TOKENS = "int8 activations, a scale per token"
 OTHER = "an arithmetic that is none of those known"
-NO_KERNEL = "no kernel"
+NOT_RUN = "does not run here"
 
 _COLS, _ROWS, _BLOCK = 256, 128, 128
 _LENGTHS = (1, 8)  # tokens at once: a kernel of its own may serve a single one
@@ -83,7 +83,7 @@ def _matmul(ort: Any, bits: int, tokens: int) -> str:
     x = _activations(tokens)
     found = _run(ort, model, {"x": x})
     if found is None:
-        return NO_KERNEL
+        return NOT_RUN
     return judged(found, lambda rounded: rounded(x.astype(np.float64)) @ weights.T)
 
 
@@ -110,11 +110,11 @@ def _experts(ort: Any, bits: int, tokens: int) -> str:
         inner: F64 = rounded(gate / (1 + np.exp(-gate)) * up) @ weights2[1].T
         return inner
 
-    return NO_KERNEL if found is None else judged(found, compute)
+    return NOT_RUN if found is None else judged(found, compute)
 
 
 def _run(ort: Any, model: bytes, feeds: Mapping[str, F32]) -> F32 | None:
-    """The result, or None from an ONNX Runtime that does not have the operator with these bits."""
+    """The result, or None where ONNX Runtime refuses, as without a kernel for these bits."""
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = _LOG_FATAL, 1
     try:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from emo_export.runtimes import onnx_path
 from emo_export.runtimes.onnx_bytes import one_node_model
-from emo_export.runtimes.onnx_path import FLOAT, NO_KERNEL, OTHER, judged, nbits_paths
+from emo_export.runtimes.onnx_path import FLOAT, NOT_RUN, OTHER, judged, nbits_paths
 
 
 def test_every_kernel_of_this_onnxruntime_is_known() -> None:
@@ -32,7 +32,7 @@ def test_float_kernels_are_told_from_int8_ones(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_operator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_path, "_SETTINGS", {**onnx_path._SETTINGS, "next": 1})
-    assert set(nbits_paths().values()) == {NO_KERNEL}
+    assert set(nbits_paths().values()) == {NOT_RUN}
 
 
 def test_another_arithmetic_is_not_called_by_a_known_name() -> None:
