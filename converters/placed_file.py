@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.disk import writing
+from emo_export.base.disk import writing
 from emo_export.errors import EmoExportError
 
 

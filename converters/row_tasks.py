@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from emo_export.threads import physical_cores
+from emo_export.base.threads import physical_cores
 
 TASK_BYTES = 1 << 20
 """Rows go to a thread in pieces of about this size in float32, which stay in its core's cache."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from emo_export import __version__
 from emo_export.card_running import running
-from emo_export.checkpoint import Checkpoint
-from emo_export.config import EmoConfig
-from emo_export.parity import ORIGINAL
-from emo_export.validate import Row, TargetReport
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.config import EmoConfig
+from emo_export.parity.golden import ORIGINAL
+from emo_export.parity.judge import Row, TargetReport
 
 
 def model_card(

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from emo_export.parity import ORIGINAL
-from emo_export.validate import TargetReport
+from emo_export.parity.golden import ORIGINAL
+from emo_export.parity.judge import TargetReport
 
 Targets = Mapping[str, Mapping[str, Any]]
 
@@ -103,7 +103,7 @@ def _default(folders: Targets) -> str:
 
 
 def _genai(folder: str) -> str:
-    """A few lines of Python that write text; tests/test_genai_use.py runs them."""
+    """A few lines of Python that write text; tests/converters/onnx/test_genai_use.py runs them."""
     code = GENAI.format(folder=folder)
     return (
         "### onnxruntime-genai\n\nIt opens the folder of an ONNX target as it is, with its own "

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emo_export import __version__
-from emo_export.artifact import size_of
+from emo_export.base.disk import check_space, writing
+from emo_export.base.json_file import read_json
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
-from emo_export.checkpoint import Checkpoint
-from emo_export.disk import check_space, writing
+from emo_export.files.manifest import Manifest, digest, staging, write_manifest
+from emo_export.files.package import size_of
 from emo_export.interfaces import Writer
-from emo_export.json_file import read_json
-from emo_export.manifest import Manifest, digest, staging, write_manifest
-from emo_export.parity import ORIGINAL, Golden
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.scheme import QuantScheme
+from emo_export.parity.golden import ORIGINAL, Golden
+from emo_export.parity.judge import TargetReport
 from emo_export.pipeline import Importance, Probe, stream
-from emo_export.scheme import QuantScheme
-from emo_export.validate import TargetReport
 
 if TYPE_CHECKING:
-    from emo_export.golden import Probes
+    from emo_export.reference.probes import Probes
 
 TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenizers")
 
@@ -169,8 +169,8 @@ def make_golden(
     importance: Importance | None = None,
 ) -> Golden:
     """One pass: the original and the dequantised variant of each scheme, while writers write."""
-    from emo_export.golden import VariantSink
-    from emo_export.reference import float_source, greedy
+    from emo_export.reference.passes import float_source, greedy
+    from emo_export.reference.probes import VariantSink
 
     config = checkpoint.config
     sinks = {ORIGINAL: VariantSink(config, probes)}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from emo_export.names import Slot
+    from emo_export.model.names import Slot
 
 F32 = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

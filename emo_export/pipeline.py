@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from emo_export.checkpoint import Checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, Writer
-from emo_export.names import Slot, row_spans, slots
-from emo_export.scheme import QuantScheme
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.names import Slot, row_spans, slots
+from emo_export.model.scheme import QuantScheme
 
 if TYPE_CHECKING:  # a plain conversion has no use for torch, which takes seconds to import
-    from emo_export.layers import ReferenceRun
+    from emo_export.reference.layers import ReferenceRun
 
 T = TypeVar("T")
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export.artifact import chosen_targets
 from emo_export.errors import ParityError
-from emo_export.manifest import NAME as MANIFEST
+from emo_export.files.manifest import NAME as MANIFEST
+from emo_export.files.package import chosen_targets
 
 if TYPE_CHECKING:
-    from emo_export.cli_device import DeviceRuns
-    from emo_export.outcome import Outcome
-    from emo_export.validate import TargetReport
+    from emo_export.cli.device_runs import DeviceRuns
+    from emo_export.parity.judge import TargetReport
+    from emo_export.parity.outcome import Outcome
 
 
 def assert_parity(
@@ -72,8 +72,8 @@ def _judged(
     path: Path, specs: Sequence[str], threads: int | None, device: str | None
 ) -> Outcome | DeviceRuns:
     __tracebackhide__ = True
-    from emo_export.cli_validate import judge_here, judge_there
-    from emo_export.device_options import DeviceOptions
+    from emo_export.cli.validate import judge_here, judge_there
+    from emo_export.runtimes.devices.options import DeviceOptions
 
     only = specs if (path / MANIFEST).is_file() else ()
     if device is None:
@@ -89,9 +89,9 @@ def _judged(
 def _passed(parts: Sequence[Outcome | DeviceRuns]) -> list[TargetReport]:
     """The reports, when all is well; whatever is wrong with any of them is told at once."""
     __tracebackhide__ = True
-    from emo_export.cli_device import DeviceRuns, joined_runs
-    from emo_export.device_view import sentences
-    from emo_export.outcome import Outcome, joined
+    from emo_export.cli.device_runs import DeviceRuns, joined_runs
+    from emo_export.parity.outcome import Outcome, joined
+    from emo_export.report.devices import sentences
 
     here = joined([part for part in parts if isinstance(part, Outcome)])
     there = joined_runs([part for part in parts if isinstance(part, DeviceRuns)])

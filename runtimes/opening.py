@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export.artifact import size_of
 from emo_export.errors import EmoExportError
+from emo_export.files.package import size_of
 from emo_export.interfaces import Runtime, Tokenizer
 
 if TYPE_CHECKING:
-    from emo_export.gguf_header import GgufFile
+    from emo_export.files.gguf_header import GgufFile
 
 SMALL_MODEL = 96 << 20
 """Below this many bytes one thread is as fast as several, and does not suffer when the machine is
@@ -34,11 +34,11 @@ def open_runtime(
     if threads is None and size_of(path) < SMALL_MODEL:
         threads = 1
     if path.is_dir():
-        from emo_export.runtimes.ort import OnnxModel
+        from emo_export.runtimes.ort.model import OnnxModel
 
         return OnnxModel(path, threads=threads, context=context, prepacked=prepacked, spin=spin)
-    from emo_export.gguf_header import read_gguf
-    from emo_export.runtimes.llama_cpp import LlamaCpp
+    from emo_export.files.gguf_header import read_gguf
+    from emo_export.runtimes.llama.model import LlamaCpp
 
     _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
     return LlamaCpp(path, threads=threads, context=context, parity=parity)
@@ -46,11 +46,11 @@ def open_runtime(
 
 def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:
     """The tokenizer that belongs to an opened model."""
-    from emo_export.runtimes.llama_cpp import LlamaCpp
+    from emo_export.runtimes.llama.model import LlamaCpp
 
     if isinstance(runtime, LlamaCpp):
         return runtime.tokenizer()
-    from emo_export.runtimes.hf_tokenizer import HfTokenizer
+    from emo_export.runtimes.ort.tokenizer import HfTokenizer
 
     return HfTokenizer(path)
 

@@ -20,13 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from emo_export.cli import main
-from tests.command import Done, Emo
-from tests.exporting import export_to
-from tests.packages import SMALL_TARGETS
-from tests.packages import package as exported_package
-from tests.paths import GOLDEN, NANO
-from tests.synth import make_checkpoint
+from emo_export.cli.main import main
+from tests.kit.command import Done, Emo
+from tests.kit.exporting import export_to
+from tests.kit.packages import SMALL_TARGETS
+from tests.kit.packages import package as exported_package
+from tests.kit.paths import GOLDEN, NANO
+from tests.kit.synth import make_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from emo_export.cli import cli
-from tests.junit_schema import check_junit
-from tests.packages import NANO, package
-from tests.paths import ROOT
+from emo_export.cli.main import cli
+from tests.kit.junit_schema import check_junit
+from tests.kit.packages import NANO, package
+from tests.kit.paths import ROOT
 
 WORKFLOW: dict[str, Any] = yaml.safe_load(
     (ROOT / "examples" / "ci" / "github-actions.yml").read_text("utf-8")
@@ -60,7 +60,7 @@ def test_the_job_on_a_package(tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "test_my_package.py", tmp_path)
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, command in (("emo-export", "-m emo_export.cli"), ("python", "")):
+    for name, command in (("emo-export", "-m emo_export.cli.main"), ("python", "")):
         script = f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n'
         (programs / name).write_text(script)
         (programs / name).chmod(0o755)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.manifest import digest
+from emo_export.files.manifest import digest
 from emo_export.testing import Parity, assert_parity
-from tests.emulated import use_shared_setup
-from tests.paths import ROOT
-from tests.test_missing_engine import BLOCKER
+from tests.kit.emulated import use_shared_setup
+from tests.kit.paths import ROOT
+from tests.runtimes.test_missing_engine import BLOCKER
 
 PLUGIN = "emo_export.pytest_plugin"
 
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_told_in_sentences(package: Path, tmp_path: Path) -> No
 
 
 def test_a_missing_engine_is_no_pass(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emo_export.cli_validate.missing_engine", lambda spec: "pip install it")
+    monkeypatch.setattr("emo_export.cli.validate.missing_engine", lambda spec: "pip install it")
     with pytest.raises(MissingDependencyError, match="pip install it"):
         assert_parity(package)
 
@@ -59,7 +59,7 @@ def test_a_missing_engine_is_no_pass(package: Path, monkeypatch: pytest.MonkeyPa
 def test_a_target_is_judged_again_only_when_its_files_changed(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emo_export import cli_validate
+    from emo_export.cli import validate as cli_validate
 
     judged: list[str] = []
     validate_all = cli_validate.validate_all
@@ -89,7 +89,7 @@ def test_a_target_is_judged_again_only_when_its_files_changed(
 
 def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own here; a device has a memory of its own."""
-    from emo_export import cli_validate
+    from emo_export.cli import validate as cli_validate
 
     runs: list[tuple[str, ...]] = []
     judge_devices = cli_validate.judge_devices

@@ -26,7 +26,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from emo_export.threads import physical_cores
+from emo_export.base.threads import physical_cores
 
 COLS = 2048
 SMALL, LARGE = 256, 3 << 16  # rows: a quarter of a MB of int4, and 200 MB

@@ -28,12 +28,12 @@ from typing import Any
 import click
 import numpy as np
 
-from emo_export.checkpoint import Checkpoint
-from emo_export.converters.ggml_formats import GGML_FORMATS
-from emo_export.converters.gguf_scheme import gguf_scheme
-from emo_export.names import Slot, shape_of, slots
+from emo_export.converters.gguf.formats import GGML_FORMATS
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.names import Slot, shape_of, slots
 from tests.bench.synthetic import Size, write_checkpoint
-from tests.llama_tools import tools
+from tests.kit.llama_tools import tools
 
 CHILD = "tests.bench.convert_child"
 BUFFER = 8 << 20

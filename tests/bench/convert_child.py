@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emo_export.cli_export import ExportOptions, run_export
+from emo_export.cli.export import ExportOptions, run_export
 from tests.bench.memory import status_bytes
-from tests.paths import GOLDEN
+from tests.kit.paths import GOLDEN
 
 
 class DiskPeak:

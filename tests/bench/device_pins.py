@@ -1,4 +1,4 @@
-"""Remakes emo_export/device_pins.json: what is newest in Debian's suite, on PyPI and npm.
+"""Remakes runtimes/devices/emulated/pins.json: what is newest in Debian's suite, on PyPI and npm.
 
     python -m tests.bench.device_pins
 
@@ -15,10 +15,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from emo_export import device_debian, device_llama
-from emo_export.device_fetch import Progress, sha256_of
-from emo_export.device_pins import FILE, Package
-from emo_export.device_wheels import PLATFORMS
+from emo_export.runtimes.devices.emulated import debian as device_debian
+from emo_export.runtimes.devices.emulated import llama as device_llama
+from emo_export.runtimes.devices.emulated.fetch import Progress, sha256_of
+from emo_export.runtimes.devices.emulated.pins import FILE, Package
+from emo_export.runtimes.devices.emulated.wheels import PLATFORMS
 
 SUITE = "trixie"
 ROOT = """libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libffi8 libexpat1 libssl3t64 libbz2-1.0

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from emo_export.cli_validate import judge_there
-from emo_export.device_options import DeviceOptions
-from emo_export.device_profiles import PROFILES
-from emo_export.device_view import lines, markdown
-from tests.packages import DEVICE_TARGETS, NANO, package
+from emo_export.cli.validate import judge_there
+from emo_export.report.devices import lines, markdown
+from emo_export.runtimes.devices.options import DeviceOptions
+from emo_export.runtimes.devices.profiles import PROFILES
+from tests.kit.packages import DEVICE_TARGETS, NANO, package
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python -m tests.bench.engines OUT/onnx-int4 OUT/model-Q4_0.gguf [--rounds 5] [--threads 2]
 
 The llama.cpp of the xllamacpp wheel, which `emo-export bench` times, is built for AVX2. Debian's
-llama-bench (tests/llama_tools.py) picks the best of its builds for the machine: it says which.
+llama-bench (tests/kit/llama_tools.py) picks the best of its builds for the machine: it says which.
 ONNX folders are timed by `emo-export bench`, GGUF files by llama-bench with our settings.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 
-from emo_export.threads import physical_cores
-from tests.llama_tools import tools
+from emo_export.base.threads import physical_cores
+from tests.kit.llama_tools import tools
 
 PREFILL, DECODE, DEPTH = 512, 64, 32
 
@@ -50,7 +50,7 @@ def main(paths: tuple[Path, ...], rounds: int, threads: int) -> None:
 
 
 def _ours(path: Path, threads: int) -> tuple[float, float]:
-    command = [sys.executable, "-m", "emo_export.cli", "bench", str(path), "--json"]
+    command = [sys.executable, "-m", "emo_export.cli.main", "bench", str(path), "--json"]
     sizes = ["--prefill", PREFILL, "--decode", DECODE, "--rounds", 1, "--threads", threads]
     done = subprocess.run(
         [*command, *map(str, sizes)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True

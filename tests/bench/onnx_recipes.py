@@ -23,12 +23,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from emo_export.artifact import chosen_targets
-from emo_export.gguf_header import read_gguf
+from emo_export.base.json_file import read_json
+from emo_export.files.gguf_header import read_gguf
+from emo_export.files.onnx_header import read_onnx
+from emo_export.files.package import chosen_targets
+from emo_export.files.read_per_token import gguf_per_token, onnx_per_token
 from emo_export.interfaces import Runtime
-from emo_export.json_file import read_json
-from emo_export.onnx_header import read_onnx
-from emo_export.read_per_token import gguf_per_token, onnx_per_token
 from emo_export.runtimes.opening import open_runtime
 from tests.bench.quality import (
     Original,

@@ -3,9 +3,9 @@
     python -m tests.bench.ort_versions make /tmp/graphs
     OLDER/bin/python -m tests.bench.ort_versions check /tmp/graphs    # numpy and onnxruntime only
 
-`make` writes every configuration of tests.synth in every target, with the logits of the oracle or
-of the dequantised weights; `check` prints each target's worst mean KL and exits 1 when one is above
-its limit or does not load.
+`make` writes every configuration of tests.kit.synth in every target, with the logits of the
+oracle or of the dequantised weights; `check` prints each target's worst mean KL and exits 1 when one
+is above its limit or does not load.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LIMITS = {"f32": 1e-10, "int8": 5e-2, "int4": 5e-2}
 def make(folder: Path) -> None:
     """Write NAME/TARGET/ and NAME/TARGET.npz (ids, logits)."""
     from emo_export.errors import EmoExportError
-    from emo_export.recipes import ONNX_RECIPES
-    from tests.exporting import case, dequantised_logits, exported
-    from tests.synth import CONFIGS
+    from emo_export.model.recipes import ONNX_RECIPES
+    from tests.kit.exporting import case, dequantised_logits, exported
+    from tests.kit.synth import CONFIGS
 
     for name in CONFIGS:
         made = case(name)
@@ -49,10 +49,10 @@ def make(folder: Path) -> None:
 
 def make_plain(folder: Path, name: str) -> None:
     """Write f32@if-plain and int4@if-plain, which ONNX Runtime 1.21 opens, with their logits."""
-    from emo_export.checkpoint import Checkpoint
     from emo_export.errors import EmoExportError
-    from emo_export.reference import dequantised_source, logits
-    from tests.exporting import case, export_plain
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.reference.passes import dequantised_source, logits
+    from tests.kit.exporting import case, export_plain
 
     made = case(name)
     checkpoint = Checkpoint.open(made.folder)

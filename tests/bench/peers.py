@@ -23,8 +23,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from emo_export.importance import IMATRIX
-from emo_export.texts import read_documents, text_files
+from emo_export.model.importance import IMATRIX
+from emo_export.model.texts import read_documents, text_files
 from tests.bench.quality import (
     CALIBRATION,
     Original,
@@ -35,7 +35,7 @@ from tests.bench.quality import (
     original,
     workspace,
 )
-from tests.llama_tools import LlamaTools, tools
+from tests.kit.llama_tools import LlamaTools, tools
 
 MOST_RATIO = 0.8
 ALL_TOKENS = 1_000_000

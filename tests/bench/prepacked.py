@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from emo_export.threads import physical_cores
+from emo_export.base.threads import physical_cores
 
 CHILD = "tests.bench.prepacked_child"
 SETTINGS = {  # name -> (with a copy, how threads wait)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emo_export.runtimes.ort import OnnxModel
-from emo_export.runtimes.prepacked import prepacked_copy
+from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.runtimes.ort.prepacked import prepacked_copy
 from tests.bench.memory import AnonymousPeak, status_bytes
 
 PROMPT = 32

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 
-from emo_export.checkpoint import Checkpoint
-from emo_export.cli import cli
-from emo_export.cli_targets import exact_opener
-from emo_export.converters.onnx_data import LOCATION
-from emo_export.golden import HELDOUT
+from emo_export.cli.main import cli
+from emo_export.cli.targets import exact_opener
+from emo_export.converters.onnx.data import LOCATION
 from emo_export.interfaces import F32, Ids, Runtime
-from emo_export.parity import log_softmax
-from emo_export.reference import float_source, logits
-from emo_export.runtimes.llama_cpp import LlamaCpp
-from emo_export.runtimes.ort import OnnxModel
-from emo_export.texts import open_tokenizer, sequences_of, text_files
-from tests.paths import NANO
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.texts import open_tokenizer, sequences_of, text_files
+from emo_export.parity.golden import log_softmax
+from emo_export.reference.passes import float_source, logits
+from emo_export.reference.probes import HELDOUT
+from emo_export.runtimes.llama.model import LlamaCpp
+from emo_export.runtimes.ort.model import OnnxModel
+from tests.kit.paths import NANO
 
 CALIBRATION = NANO / "calibration"
 

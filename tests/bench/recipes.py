@@ -21,8 +21,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from emo_export.importance import IMATRIX
-from emo_export.recipes import GGUF_RECIPES, Part
+from emo_export.model.importance import IMATRIX
+from emo_export.model.recipes import GGUF_RECIPES, Part
 from tests.bench.quality import (
     CALIBRATION,
     Original,

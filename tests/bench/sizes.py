@@ -3,8 +3,8 @@
     python -m tests.bench.sizes [--experts 128 --experts 32 --experts 16] [--type q4_k_m]
 
 Recipes differ in which part gets more bits, so which file is smaller depends on how many experts
-were kept. The real llama-quantize (tests/llama_tools.py) is asked with --dry-run, on an f16 file of
-16 layers that has its header and no data: a sparse file, which takes no disk.
+were kept. The real llama-quantize (tests/kit/llama_tools.py) is asked with --dry-run, on an f16
+file of 16 layers that has its header and no data: a sparse file, which takes no disk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import click
 
-from emo_export.config import EmoConfig
-from emo_export.converters.gguf_scheme import gguf_scheme
-from emo_export.converters.to_gguf import GgufWriter
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.model.config import EmoConfig
 from tests.bench.synthetic import Size, config_of
-from tests.llama_tools import tools
+from tests.kit.llama_tools import tools
 
 MIB = 1 << 20
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from emo_export.checkpoint import INDEX
-from emo_export.config import EmoConfig
-from emo_export.names import VECTORS, Role, Slot, shape_of, slots
-from tests.paths import GOLDEN
+from emo_export.model.checkpoint import INDEX
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
+from tests.kit.paths import GOLDEN
 
 SHARD_BYTES = 2 << 30
 

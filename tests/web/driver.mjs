@@ -1,4 +1,4 @@
-// Runs jobs on examples/web/emo.mjs for tests/test_web.py:  node driver.mjs JOBS.json ANSWERS.json
+// Runs jobs on examples/web/emo.mjs for tests/converters/onnx/test_web.py:  node driver.mjs JOBS.json ANSWERS.json
 // A job opens a folder and takes steps; its answers, or its error, are an entry of the array.
 
 import { readFile, writeFile } from "node:fs/promises";

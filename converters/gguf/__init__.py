@@ -1,0 +1,1 @@
+"""GGUF files whose graph in llama.cpp computes what EMO computes."""

@@ -1,0 +1,94 @@
+"""Formats: ggml's tensor types, packed by ggml itself.
+
+Source: ggml-common.h (block layouts), ggml-quants.c (the packers). Of the types that gguf-py can
+pack too, the bytes are the same (tests/converters/gguf/test_ggml_formats.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import gguf
+import numpy as np
+
+from emo_export.converters.gguf import libggml
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, Packed
+
+# The largest magnitude that a type stores: of f16 itself, of its f16 scale times the largest
+# integer, and of bf16. Beyond it the file would hold infinities. With importance, ggml's search for
+# the offset of q4_1 and q5_1 goes up to a third beyond a block's largest magnitude; every other
+# type has f16 scales of at most that.
+F16_MAX = 65504.0
+LARGEST: Mapping[str, float] = {
+    "f16": F16_MAX,
+    "bf16": 3.3895e38,
+    "q8_0": F16_MAX * 127,
+    "q5_1": F16_MAX / 2,
+    "q4_1": F16_MAX / 2,
+}
+
+_KIND = gguf.GGMLQuantizationType
+
+
+class GgmlFormat:
+    """One ggml tensor type. Packed as {"rows": (N, bytes of a row) uint8}."""
+
+    def __init__(self, kind: gguf.GGMLQuantizationType) -> None:
+        self.kind = kind
+        self.name = kind.name.lower()
+        self.block, self._block_bytes = gguf.GGML_QUANT_SIZES[kind]
+
+    @property
+    def needs_importance(self) -> bool:
+        """Whether ggml can't pack this type without an importance matrix."""
+        return libggml.requires_importance(int(self.kind))
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes of (rows, cols); cols must be a multiple of the block."""
+        return rows * cols // self.block * self._block_bytes
+
+    def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
+        """Rows (N, C) float32 -> {"rows": (N, bytes)}; importance (C,) weighs the columns' errors.
+
+        Raises EmoExportError on overflow, and for a type that needs importance and has none.
+        """
+        if self.kind == _KIND.F32:
+            return {"rows": np.ascontiguousarray(rows).view(np.uint8)}
+        self._check_range(rows)
+        if self.kind == _KIND.F16:
+            return {"rows": rows.astype(np.float16).view(np.uint8)}
+        row_bytes = self.nbytes(1, rows.shape[1])
+        return {"rows": libggml.quantize(rows, int(self.kind), row_bytes, importance)}
+
+    def dequantize(self, packed: Packed) -> F32:
+        """Packed rows -> (N, C) float32."""
+        rows = np.ascontiguousarray(packed["rows"])
+        if self.kind == _KIND.F32:
+            return rows.view(np.float32)
+        if self.kind == _KIND.F16:
+            return rows.view(np.float16).astype(np.float32)
+        if self.kind == _KIND.BF16:
+            wide = rows.view(np.uint16).astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
+        cols = rows.shape[1] // self._block_bytes * self.block
+        # ggml's C names have a capital K: q4_K, but iq4_xs.
+        name = self.name[:-1] + "K" if self.name.endswith("_k") else self.name
+        return libggml.dequantize(rows, name, cols)
+
+    def _check_range(self, rows: F32) -> None:
+        largest = LARGEST.get(self.name, F16_MAX)
+        if max(rows.max(), -rows.min()) > largest:
+            raise EmoExportError(
+                f"a value exceeds {largest:.5g}, the largest that {self.name} can store; use f32"
+            )
+
+
+_KINDS = (
+    *(_KIND.F32, _KIND.F16, _KIND.BF16, _KIND.Q8_0, _KIND.Q6_K),
+    *(_KIND.Q5_K, _KIND.Q5_1, _KIND.Q5_0, _KIND.Q4_K, _KIND.Q4_1, _KIND.Q4_0),
+    *(_KIND.IQ4_NL, _KIND.IQ4_XS, _KIND.MXFP4, _KIND.Q3_K, _KIND.IQ3_S, _KIND.IQ3_XXS),
+    *(_KIND.Q2_K, _KIND.IQ2_S, _KIND.IQ2_XS, _KIND.IQ2_XXS),
+)
+GGML_FORMATS: Mapping[str, GgmlFormat] = {kind.name.lower(): GgmlFormat(kind) for kind in _KINDS}

@@ -1,0 +1,192 @@
+"""Where every matrix goes in a GGUF file: the declared tensors, and the cuts that fill them.
+
+Names and shapes: gguf-py `constants.py`, llama.cpp `src/models/{deepseek,glm4-moe}.cpp`. Letters: D
+hidden, F expert width, E experts of a stack, W dense width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from emo_export.converters.gguf.formats import GGML_FORMATS, GgmlFormat
+from emo_export.converters.gguf.graph import Graph, Stack, graph_of
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import Role, Slot, shape_of
+from emo_export.model.scheme import QuantScheme
+
+NAMES = {
+    Role.ATTN_NORM: "attn_norm",
+    Role.Q: "attn_q",
+    Role.K: "attn_k",
+    Role.V: "attn_v",
+    Role.O: "attn_output",
+    Role.FFN_NORM: "ffn_norm",
+    Role.ROUTER: "ffn_gate_inp",
+    Role.DENSE_GATE: "ffn_gate",
+    Role.DENSE_UP: "ffn_up",
+    Role.DENSE_DOWN: "ffn_down",
+}
+EXPERT_NAMES = {Role.GATE: "ffn_gate", Role.UP: "ffn_up", Role.DOWN: "ffn_down"}
+DENSE_ROLES = {
+    Role.GATE: Role.DENSE_GATE,
+    Role.UP: Role.DENSE_UP,
+    Role.DOWN: Role.DENSE_DOWN,
+}
+
+Declared = tuple[str, tuple[int, ...], GgmlFormat]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows and columns (first, end) of a matrix, and the tensor's row at which they begin.
+
+    Where the columns are fewer than the tensor's, zeros follow them.
+    """
+
+    tensor: str
+    at: int
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+
+
+class Layout:
+    """The tensors of one file, for one model in one graph with one scheme."""
+
+    def __init__(self, config: EmoConfig, arch: str, scheme: QuantScheme) -> None:
+        self.graph: Graph = graph_of(config, arch)
+        self._config, self._scheme = config, scheme
+        self.declared = list(self._tensors())
+
+    def cuts(self, slot: Slot) -> list[Cut]:
+        """What of an expert's or a dense layer's matrix goes where; nothing if no token takes it.
+
+        The order is that of rows; every other role goes to `name_of` as it is.
+        """
+        stack = self._stack(slot.layer)
+        rows, cols = shape_of(slot, self._config)
+        name = f"blk.{slot.layer}.{EXPERT_NAMES.get(slot.role, NAMES.get(slot.role))}"
+        whole = ((0, rows), (0, cols))
+        if slot.role in EXPERT_NAMES:
+            if slot.expert == stack.shared:
+                return [Cut(f"{name}_shexp.weight", 0, *whole)]
+            if slot.expert in stack.experts:
+                at = stack.experts.index(slot.expert) * rows
+                return [Cut(f"{name}_exps.weight", at, *whole)]
+            return []
+        return list(self._dense_cuts(slot, stack, name))
+
+    def name_of(self, slot: Slot) -> str:
+        """The tensor of a slot that has one to itself."""
+        if slot.role == Role.FFN_NORM and self.graph.arch == "glm4moe":
+            return f"blk.{slot.layer}.post_attention_norm.weight"
+        return f"blk.{slot.layer}.{NAMES[slot.role]}.weight"
+
+    def is_cut(self, slot: Slot) -> bool:
+        """Whether `cuts` tells where a slot goes: experts, and dense layers that do not lead."""
+        dense = slot.role in DENSE_ROLES.values() and self.graph.stacks[slot.layer] is not None
+        return dense or slot.role in EXPERT_NAMES
+
+    def router_rows(self, layer: int) -> list[int]:
+        """The row of the model's router that each position has; empty when all are zeros."""
+        return [row for row in self._stack(layer).router if row >= 0]
+
+    def biases(self) -> Iterator[tuple[str, tuple[float, ...]]]:
+        """What `glm4moe` adds to the probabilities for the selection: (tensor, (E,))."""
+        for index, stack in enumerate(self.graph.stacks):
+            if stack is not None and self.graph.arch == "glm4moe":
+                yield f"blk.{index}.exp_probs_b.bias", stack.bias
+
+    def gaps(self) -> Iterator[tuple[str, int, int]]:
+        """Rows that no slot fills, which must be zeros: (tensor, first row, end row)."""
+        shapes = {name: shape for name, shape, _ in self.declared}
+        for index, stack in enumerate(self.graph.stacks):
+            if stack is None:
+                continue
+            router = f"blk.{index}.ffn_gate_inp.weight"
+            if not self.router_rows(index):
+                yield router, 0, shapes[router][0]
+            for role, stem in EXPERT_NAMES.items():
+                cuts = [cut for slot in self._sources(index, role) for cut in self.cuts(slot)]
+                for part in ("exps", "shexp"):
+                    name = f"blk.{index}.{stem}_{part}.weight"
+                    taken = sorted(
+                        (c.at, c.at + c.rows[1] - c.rows[0]) for c in cuts if c.tensor == name
+                    )
+                    yield from ((name, *gap) for gap in _between(taken, prod(shapes[name][:-1])))
+
+    def _stack(self, layer: int) -> Stack:
+        stack = self.graph.stacks[layer]
+        if stack is None:
+            raise ValueError(f"layer {layer} has no experts in this graph")
+        return stack
+
+    def _dense_cuts(self, slot: Slot, stack: Stack, name: str) -> Iterator[Cut]:
+        """Runs of F hidden columns: rows of gate and up, columns of down."""
+        width, shared = self._config.intermediate_size, self.graph.shared
+        rows, cols = shape_of(slot, self._config)
+        down = slot.role == Role.DENSE_DOWN
+        end = cols if down else rows
+        runs = [(f"{name}_shexp.weight", 0, 0, shared * width)]
+        for place, run in enumerate(stack.experts):
+            if run >= 0:
+                at = place * (rows if down else width)
+                runs.append((f"{name}_exps.weight", at, run * width, (run + 1) * width))
+        for tensor, at, first, stop in runs:
+            part = (first, min(stop, end))
+            yield Cut(tensor, at, (0, rows), part) if down else Cut(tensor, at, part, (0, cols))
+
+    def _sources(self, layer: int, role: Role) -> list[Slot]:
+        shape = self._config.layers[layer]
+        if shape.is_dense:
+            return [Slot(DENSE_ROLES[role], layer)]
+        return [Slot(role, layer, expert) for expert in range(shape.num_experts)]
+
+    def _tensors(self) -> Iterator[Declared]:
+        config = self._config
+
+        def entry(name: str, slot: Slot) -> Declared:
+            return name, shape_of(slot, config), self._kind(slot)
+
+        yield entry("token_embd.weight", Slot(Role.EMBED))
+        yield entry("output_norm.weight", Slot(Role.FINAL_NORM))
+        head = Slot(Role.EMBED if config.tie_word_embeddings else Role.HEAD)
+        yield entry("output.weight", head)
+        for index, stack in enumerate(self.graph.stacks):
+            roles = [Role.ATTN_NORM, Role.Q, Role.K, Role.V, Role.O, Role.FFN_NORM]
+            if stack is None:
+                roles += DENSE_ROLES.values()
+            for role in roles:
+                yield entry(self.name_of(Slot(role, index)), Slot(role, index))
+            if stack is not None:
+                yield from self._stack_tensors(index, stack)
+
+    def _stack_tensors(self, index: int, stack: Stack) -> Iterator[Declared]:
+        count, hidden = self.graph.experts, self._config.hidden_size
+        one, wide = (n * self._config.intermediate_size for n in (1, self.graph.shared))
+        yield f"blk.{index}.ffn_gate_inp.weight", (count, hidden), GGML_FORMATS["f32"]
+        if self.graph.arch == "glm4moe":
+            yield f"blk.{index}.exp_probs_b.bias", (count,), GGML_FORMATS["f32"]
+        for role, stem in EXPERT_NAMES.items():
+            slots = self._sources(index, role)
+            # An empty stack, or shared expert, is of the type that the experts beside it have.
+            first = max(stack.experts[0], 0) if len(slots) > 1 else 0
+            alone = stack.shared if stack.shared >= 0 else first
+            down = role == Role.DOWN
+            for part, width, source in (("exps", one, first), ("shexp", wide, alone)):
+                matrix = (hidden, width) if down else (width, hidden)
+                shape = (count, *matrix) if part == "exps" else matrix
+                yield f"blk.{index}.{stem}_{part}.weight", shape, self._kind(slots[source])
+
+    def _kind(self, slot: Slot) -> GgmlFormat:
+        return GGML_FORMATS[self._scheme.format_of(slot).name]
+
+
+def _between(taken: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """The parts of 0..end outside of `taken`, which is sorted and does not overlap."""
+    start = 0
+    for first, stop in (*taken, (end, end)):
+        if first > start:
+            yield start, first
+        start = stop

@@ -1,0 +1,1 @@
+"""ONNX decoders with dynamic expert gather, and the files beside them."""

@@ -1,0 +1,1 @@
+"""The expert block as a graph: QMoE, one If per expert, or standard operators."""

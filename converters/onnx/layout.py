@@ -1,0 +1,172 @@
+"""What a graph's external data holds and where each weight goes, declared before any is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from emo_export.converters.onnx.data import ExternalData
+from emo_export.converters.onnx.decoder import LayerParts
+from emo_export.converters.onnx.experts.block import ExpertBlock, RoutedExperts
+from emo_export.converters.onnx.experts.if_ import BranchedExperts
+from emo_export.converters.onnx.experts.qmoe import FusedExperts
+from emo_export.converters.onnx.experts.routing import router_rows
+from emo_export.converters.onnx.experts.standard import GatheredExperts
+from emo_export.converters.onnx.formats import Int8Rows, IntBlocks
+from emo_export.converters.onnx.graph import Linear
+from emo_export.converters.onnx.kinds import Kind
+from emo_export.interfaces import Packed
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import Role, Slot, shape_of
+from emo_export.model.scheme import QuantScheme
+
+Placed = Iterator[tuple[str, int, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a slot go: an initializer's stem and its first row there."""
+
+    stem: str
+    row: int = 0
+
+
+class Stack(Protocol):
+    """All routed experts of a layer in a few initializers, gate and up as one matrix."""
+
+    def gate_up(self, place: int, gate: Packed, up: Packed) -> Placed:
+        """(initializer, first row, rows) of the expert at a place."""
+
+    def down(self, place: int, packed: Packed) -> Placed:
+        """(initializer, first row, rows) of the expert at a place."""
+
+
+class Layout:
+    """Declares every initializer; knows the place of every weight and the parts of the decoder.
+
+    A slot is in `places`, or in `stacks` with its expert's place there.
+    """
+
+    def __init__(self, kind: Kind, config: EmoConfig, scheme: QuantScheme, context: int) -> None:
+        self.data = ExternalData()
+        self.places: dict[Slot, Place] = {}
+        self.stacks: dict[Slot, tuple[Stack, int]] = {}
+        self._kind, self._config, self._scheme = kind, config, scheme
+        self.embed, self.head = self._ends()
+        self.layers = [self._layer(index) for index in range(config.num_hidden_layers)]
+        for name in ("cos", "sin"):
+            self.data.declare(name, "f32", (context, config.head_dim // 2), context)
+
+    def _linear(self, name: str, stacked: Sequence[Slot], biases: Sequence[Slot] = ()) -> Linear:
+        """Declare a matrix made of the rows of several slots (of one format), and its bias."""
+        rows = 0
+        for slot in stacked:
+            self.places[slot] = Place(name, rows)
+            rows += shape_of(slot, self._config)[0]
+        row = 0
+        for slot in biases:
+            self.places[slot] = Place(f"{name}.bias", row)
+            row += shape_of(slot, self._config)[0]
+        cols = shape_of(stacked[0], self._config)[-1]
+        linear = Linear(name, rows, cols, self._scheme.format_of(stacked[0]), bool(biases))
+        linear.declare(self.data)
+        return linear
+
+    def _vector(self, name: str, slot: Slot) -> None:
+        width = self._config.hidden_size
+        self.data.declare(f"{name}.weight", "f32", (width,), width)
+        self.places[slot] = Place(f"{name}.weight")
+
+    def _ends(self) -> tuple[Linear, Linear]:
+        """Embedding, head and final norm; a tied head is the embedding under a second name."""
+        config, slot = self._config, Slot(Role.EMBED)
+        embed = Linear("embed", config.vocab_size, config.hidden_size, self._scheme.format_of(slot))
+        tied = config.tie_word_embeddings
+        head = self._linear("head", [slot if tied else Slot(Role.HEAD)])
+        if not tied:
+            self.places[slot] = Place("embed")
+        # The gather wants two dimensions where a product wants another number, over the same bytes.
+        shapes = {"weight": ("f32", (embed.rows, embed.cols))}
+        if isinstance(embed.kind, IntBlocks):
+            blocks = embed.cols // embed.kind.block
+            shapes["weight"] = ("u8", (embed.rows, embed.cols * embed.kind.bits // 8))
+            shapes["scales"] = ("f32", (embed.rows, blocks))
+        elif isinstance(embed.kind, Int8Rows):
+            shapes = {
+                "weight": ("u8", (embed.rows, embed.cols)),
+                "scales": ("f32", (embed.rows, 1)),
+            }
+        for part, (element, shape) in shapes.items():
+            if tied:
+                self.data.alias(f"embed.{part}", element, shape, f"head.{part}")
+            else:
+                self.data.declare(f"embed.{part}", element, shape, embed.rows)
+        self._vector("final_norm", Slot(Role.FINAL_NORM))
+        return embed, head
+
+    def _layer(self, index: int) -> LayerParts:
+        config, stem = self._config, f"layers.{index}"
+        self._vector(f"{stem}.attn_norm", Slot(Role.ATTN_NORM, index))
+        self._vector(f"{stem}.ffn_norm", Slot(Role.FFN_NORM, index))
+        biased = config.attention_bias
+        qkv_bias = (Role.Q_BIAS, Role.K_BIAS, Role.V_BIAS) if biased else ()
+        qkv = self._linear(
+            f"{stem}.qkv",
+            [Slot(role, index) for role in (Role.Q, Role.K, Role.V)],
+            [Slot(role, index) for role in qkv_bias],
+        )
+        out_bias = [Slot(Role.O_BIAS, index)] if biased else []
+        out = self._linear(f"{stem}.attn_out", [Slot(Role.O, index)], out_bias)
+        dense = config.layers[index].is_dense
+        return LayerParts(qkv, out, self._dense(index) if dense else self._experts(index))
+
+    def _dense(self, index: int) -> tuple[Linear, Linear]:
+        biased, stem = self._config.dense_mlp_bias, f"layers.{index}.dense"
+        in_bias = (Role.DENSE_GATE_BIAS, Role.DENSE_UP_BIAS) if biased else ()
+        gate_up = self._linear(
+            f"{stem}.gate_up",
+            [Slot(role, index) for role in (Role.DENSE_GATE, Role.DENSE_UP)],
+            [Slot(role, index) for role in in_bias],
+        )
+        out_bias = [Slot(Role.DENSE_DOWN_BIAS, index)] if biased else []
+        return gate_up, self._linear(f"{stem}.down", [Slot(Role.DENSE_DOWN, index)], out_bias)
+
+    def _experts(self, index: int) -> ExpertBlock:
+        config, layer, stem = self._config, self._config.layers[index], f"layers.{index}"
+        slot = Slot(Role.ROUTER, index)
+        rows, kind = len(router_rows(layer)), self._scheme.format_of(slot)
+        router = Linear(f"{stem}.router", rows, config.hidden_size, kind)
+        router.declare(self.data)
+        self.places[slot] = Place(router.name)
+        forced = self._pairs(f"{stem}.forced", index, layer.forced)
+        return ExpertBlock(layer, router, self._routed(index), forced)
+
+    def _pairs(
+        self, stem: str, index: int, experts: Sequence[int]
+    ) -> tuple[tuple[Linear, Linear], ...]:
+        """(gate and up, down) of each expert, as matrices of their own."""
+        return tuple(
+            (
+                self._linear(f"{stem}.{e}.gate_up", [Slot(r, index, e) for r in GATE_UP]),
+                self._linear(f"{stem}.{e}.down", [Slot(Role.DOWN, index, e)]),
+            )
+            for e in experts
+        )
+
+    def _routed(self, index: int) -> RoutedExperts:
+        config, layer, name = self._config, self._config.layers[index], f"layers.{index}.experts"
+        if self._kind.name == "if":
+            return BranchedExperts(name, self._pairs(name, index, layer.routed))
+        kind = self._scheme.format_of(Slot(Role.UP, index, layer.routed[0]))
+        shape = len(layer.routed), config.hidden_size, config.intermediate_size
+        form = FusedExperts if self._kind.name == "qmoe" else GatheredExperts
+        stack = form(name, *shape, kind)
+        stack.declare(self.data)
+        for place, expert in enumerate(layer.routed):
+            for role in (*GATE_UP, Role.DOWN):
+                self.stacks[Slot(role, index, expert)] = stack, place
+        return stack
+
+
+GATE_UP = (Role.GATE, Role.UP)

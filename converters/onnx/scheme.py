@@ -1,0 +1,87 @@
+"""Which block format each matrix of an ONNX target gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emo_export.converters.onnx.formats import NBITS_FORMATS
+from emo_export.errors import EmoExportError
+from emo_export.model.config import EmoConfig
+from emo_export.model.recipes import BLOCKS, DEFAULT_GRAPH, ONNX_RECIPES, Part, Recipe, split_graph
+from emo_export.model.rope import rope_type
+from emo_export.model.scheme import QuantScheme, resolve
+
+SHORT = ("int8", "int4")
+"""Types whose block is the target's; NBITS_FORMATS has them with one, as int4b32."""
+OVERRIDING = ("f32", *SHORT, *(name for name in NBITS_FORMATS if name not in ("f32", "int8row")))
+
+
+def onnx_scheme(
+    type_name: str,
+    config: EmoConfig,
+    overrides: Mapping[Part, str] | None = None,
+    block: int = BLOCKS[0],
+) -> QuantScheme:
+    """The formats of `TYPE` or `TYPE@GRAPH` for this model, in blocks of so many columns.
+
+    `overrides` gives some parts another type. Raises EmoExportError for an unknown type or graph,
+    and for a type that the graph can't have.
+    """
+    kind, graph = split_graph(type_name)
+    if graph not in ONNX_RECIPES:
+        raise EmoExportError(
+            f"onnx:{type_name}: graph {graph!r} is not known; choose one of "
+            f"{', '.join(ONNX_RECIPES)}"
+        )
+    if kind not in ONNX_RECIPES[graph]:
+        raise EmoExportError(_unknown(kind, graph))
+    rope_type(config)
+    if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
+        raise EmoExportError("onnx: a layer whose tokens use no routed expert is not supported")
+    if kind == "f32" and any(name != "f32" for name in (overrides or {}).values()):
+        raise EmoExportError(
+            f"onnx:{type_name}: a quantised part makes it another type, which is judged by other "
+            "limits: begin with int8 or int4 and give the rest f32, as in --tensor-type head=f32"
+        )
+    wanted = {**ONNX_RECIPES[graph][kind], **(overrides or {})}
+    recipe = {part: _stored(name, graph, block) for part, name in wanted.items()}
+    # One operator holds gate, up and down of all routed experts; QMoE has one block size for them.
+    together = frozenset({Part.EXPERT, Part.EXPERT_DOWN})
+    if graph != "if" and not all(layer.is_dense for layer in config.layers):
+        _check_together(type_name, recipe)
+    uniform = together if graph == "qmoe" else frozenset()
+    return resolve(type_name, recipe, NBITS_FORMATS, config, uniform)
+
+
+def _stored(name: str, graph: str, block: int) -> str:
+    """The format behind a type's short name."""
+    if graph != "standard":
+        return f"{name}b{block}" if name in SHORT else name
+    found = "int8row" if name == "int8" else name
+    if found not in ("f32", "int8row"):
+        raise EmoExportError(
+            f"the standard graph has f32 and int8 (one scale for a row) only, not {name}: no "
+            "standard operator multiplies by other blocks that are gathered at run time"
+        )
+    return found
+
+
+def _check_together(type_name: str, recipe: Recipe) -> None:
+    up, down = recipe[Part.EXPERT], recipe[Part.EXPERT_DOWN]
+    if up != down:
+        raise EmoExportError(
+            f"onnx:{type_name}: one operator holds all of the routed experts, so expert ({up}) and "
+            f"expert_down ({down}) must have the same type; only the graph @if can tell them apart"
+        )
+
+
+def _unknown(kind: str, graph: str) -> str:
+    known = ", ".join(ONNX_RECIPES[graph])
+    others = [name for name, recipes in ONNX_RECIPES.items() if kind in recipes]
+    if not others:
+        place = "" if graph == DEFAULT_GRAPH else f"@{graph}"
+        return f"onnx:{kind}{place} is not a known type; choose one of {known}"
+    return (
+        f"onnx:{kind}@{graph}: the {graph} graph has {known} only; {kind} is possible as "
+        f"{', '.join(f'onnx:{kind}@{name}' for name in others)}"
+    )

@@ -1,0 +1,79 @@
+"""The files beside an ONNX graph that its runtimes read: configurations and the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emo_export.base.json_file import read_json
+from emo_export.converters.onnx.genai_tokenizer import respelt
+from emo_export.model.config import EmoConfig
+from emo_export.model.stop_tokens import GENERATION
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def write_config(folder: Path, checkpoint: Path, config: EmoConfig, context: int) -> None:
+    """config.json: the checkpoint's, with what it leaves to defaults spelt out."""
+    raw = dict(read_json(checkpoint / "config.json"))
+    raw.pop("auto_map", None)  # no remote code is shipped
+    raw |= {
+        "model_type": loaded_as(config),
+        "head_dim": config.head_dim,
+        "num_key_value_heads": config.num_key_value_heads,
+        "max_position_embeddings": context,
+    }
+    write_json(folder / "config.json", raw)
+
+
+def loaded_as(config: EmoConfig) -> str:
+    """The model_type under which transformers and optimum open the folder, knowing no `emo`.
+
+    Optimum takes the shape of an empty KV cache from it: `olmoe` has one KV head for each head and
+    heads as wide as the hidden size together; `nemotron` reads num_key_value_heads and head_dim.
+    Source: optimum-onnx 0.1.0, modeling_decoder.py.
+    """
+    heads = config.num_attention_heads
+    plain = config.num_key_value_heads == heads and heads * config.head_dim == config.hidden_size
+    return "olmoe" if plain else "nemotron"
+
+
+def write_generation(folder: Path, checkpoint: Path, stops: Sequence[int]) -> None:
+    """generation_config.json: the checkpoint's, with the tokens that end a text."""
+    given = checkpoint / GENERATION
+    generation = read_json(given) if given.is_file() else {}
+    if stops:
+        generation["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+    write_json(folder / GENERATION, generation)
+
+
+def write_tokenizer(folder: Path, checkpoint: Path) -> None:
+    """tokenizer.json and tokenizer_config.json, where the checkpoint has a tokenizer."""
+    source, given = checkpoint / TOKENIZER, checkpoint / TOKENIZER_CONFIG
+    if source.is_file():
+        changed = respelt(read_json(source))
+        if changed is None:
+            shutil.copyfile(source, folder / TOKENIZER)
+        else:
+            write_json(folder / TOKENIZER, changed)
+    if source.is_file() or given.is_file():  # onnxruntime-genai opens no tokenizer without it
+        settings = tokenizer_settings(checkpoint)
+        settings.pop("auto_map", None)
+        # GPT2Tokenizer, the class in EMO's files, splits text as GPT-2 does in transformers 5,
+        # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
+        write_json(folder / TOKENIZER_CONFIG, settings)
+
+
+def tokenizer_settings(checkpoint: Path) -> dict[str, object]:
+    """tokenizer_config.json, empty without one. Raises EmoExportError when it is no JSON object."""
+    given = checkpoint / TOKENIZER_CONFIG
+    return read_json(given) if given.is_file() else {}
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """One JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

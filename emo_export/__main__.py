@@ -1,0 +1,5 @@
+"""`python -m emo_export`: the command line."""
+
+from emo_export.cli.main import main
+
+main()

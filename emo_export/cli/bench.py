@@ -1,0 +1,160 @@
+"""The work of `bench`: which models a path means, what they need, and the report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from emo_export.base.child_process import Child
+from emo_export.base.json_file import read_json
+from emo_export.base.threads import physical_cores
+from emo_export.bench.bandwidth import buffer_bytes
+from emo_export.bench.bandwidth import measure as measure_bandwidth
+from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit_together, measure
+from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
+from emo_export.cli.targets import missing_engine
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.gguf_header import read_gguf
+from emo_export.files.onnx_header import read_onnx
+from emo_export.files.package import chosen_targets, size_of
+from emo_export.files.read_per_token import (
+    PerToken,
+    check_olmoe,
+    gguf_per_token,
+    olmoe_bytes,
+    olmoe_per_token,
+    onnx_per_token,
+)
+from emo_export.model.config import EmoConfig
+from emo_export.report.bench import render
+from emo_export.runtimes.opening import SMALL_MODEL
+
+CHILD = "emo_export.cli.bench_child"
+# Memory beside the size on disk, measured on the shape of the released model with 32 experts:
+# ONNX Runtime packs a copy and maps a little; llama.cpp maps all and copies what it repacks.
+ONNX_MEMORY, GGUF_MEMORY, OLMOE_MEMORY = 1.35, 1.9, 1.1
+STAND_IN = "olmoe:bf16"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line was given beside the paths, as its help describes it."""
+
+    only: tuple[str, ...]
+    threads: int | None
+    prefill: int
+    decode: int
+    depth: int
+    rounds: int
+    olmoe: Path | None
+    one_at_a_time: bool
+    as_json: bool
+
+
+def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> None:
+    """Measure, then print a table or JSON; what goes on is told on stderr."""
+    subjects = _subjects(paths, options)
+    small = all(subject.nbytes < SMALL_MODEL for subject in subjects)
+    threads = options.threads or (1 if small else physical_cores())
+    settings = Settings(options.prefill, options.decode, options.depth, options.rounds, threads)
+    available = available_memory()
+    machine = {check.name: check.found for check in (*cpu_checks(), memory_check())}
+    together = _together(subjects, options, available)
+    say = partial(click.echo, err=True)
+    say("measuring read bandwidth")
+    before = measure_bandwidth(threads)
+    results = measure(subjects, settings, partial(Child, module=CHILD), together, say)
+    say("measuring read bandwidth")
+    after = measure_bandwidth(threads, before.kernel)
+    report = Report(machine, settings, together, before, after, results)
+    if options.as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+        return
+    for part in render(report):
+        out.print(part)
+
+
+def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:
+    """Every model to measure; what can't be is refused before anything large is opened."""
+    found = [(spec, path) for given in paths for spec, path in _targets(given, options.only)]
+    count = Counter(spec for spec, _ in found)
+    subjects = [
+        _subject(spec, path, f"{path} ({spec})" if count[spec] > 1 else spec)
+        for spec, path in found
+    ]
+    if options.olmoe is not None:
+        subjects.append(_stand_in(options.olmoe))
+    labels = Counter(subject.label for subject in subjects)
+    for label, times in labels.items():
+        if times > 1:
+            raise EmoExportError(f"{label} was given {times} times; give each model once")
+    if not subjects:
+        raise EmoExportError("nothing to measure: give an exported folder or a model")
+    return subjects
+
+
+def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    folder, targets = chosen_targets(given, only)
+    for spec, entry in targets.items():
+        if lacks := missing_engine(spec):
+            raise MissingDependencyError(f"{spec}: {lacks}; or choose others with --target")
+        yield spec, folder / str(entry["path"])
+
+
+def _subject(spec: str, path: Path, label: str) -> Subject:
+    nbytes, factor = size_of(path), ONNX_MEMORY if path.is_dir() else GGUF_MEMORY
+    opening = {"path": str(path), "kind": "model"}
+    return Subject(label, opening, nbytes, _per_token(path), int(factor * nbytes))
+
+
+def _per_token(path: Path) -> PerToken:
+    if not path.is_dir():
+        return gguf_per_token(path, read_gguf(path))
+    model = path / "model.onnx"
+    return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
+
+
+def _stand_in(given: Path) -> Subject:
+    """The OLMoE of a checkpoint's shape; its size is that of its weights in memory."""
+    missing = [m for m in ("torch", "transformers") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"--olmoe-bf16 needs {', '.join(missing)}: pip install transformers torch"
+        )
+    path = given / "config.json" if given.is_dir() else given
+    config = EmoConfig.from_json(path)
+    check_olmoe(config, path)
+    nbytes = olmoe_bytes(config)
+    opening = {"path": str(path), "kind": "olmoe"}
+    return Subject(STAND_IN, opening, nbytes, olmoe_per_token(config), int(OLMOE_MEMORY * nbytes))
+
+
+def _together(subjects: Sequence[Subject], options: BenchOptions, available: int | None) -> bool:
+    """Whether all can be open at once; refuses a stand-in for which there is no room at all."""
+    for subject in subjects:
+        if subject.label == STAND_IN and not fit_together([subject], available, 0):
+            raise EmoExportError(
+                f"--olmoe-bf16: {subject.needs / 1e9:.1f} GB of memory are needed and "
+                f"{(available or 0) / 1e9:.1f} GB are available, of which {MEMORY_MARGIN:.0%} may "
+                "be used; end other programs or leave it out"
+            )
+    if options.one_at_a_time:
+        return False
+    together = fit_together(subjects, available, buffer_bytes())
+    if not together:
+        needed = buffer_bytes() + sum(subject.needs for subject in subjects)
+        click.echo(
+            f"all models at once would take about {needed / 1e9:.1f} GB of memory, more than "
+            f"{MEMORY_MARGIN:.0%} of the {(available or 0) / 1e9:.1f} GB that are available: each "
+            "is opened anew in every round",
+            err=True,
+        )
+    return together

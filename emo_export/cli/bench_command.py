@@ -1,0 +1,67 @@
+"""The command `bench`, as `cli` registers it; its work is in cli_bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from emo_export.cli.output import stdout
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="[default: physical cores; 1 for small models]"
+)
+@click.option("--prefill", default=512, show_default=True, type=click.IntRange(1), help="Tokens.")
+@click.option("--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens.")
+@click.option(
+    "--depth",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Tokens in the KV cache when decode begins.",
+)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--olmoe-bf16",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="CHECKPOINT",
+    help="Also an OLMoE of this checkpoint's (or config.json's) shape in transformers, with random "
+    "bfloat16 weights: what Hugging Face does on this machine.",
+)
+@click.option(
+    "--one-at-a-time",
+    is_flag=True,
+    help="Open each model anew in every round.  [default: where memory is short]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+def bench(
+    paths: tuple[Path, ...],
+    only: tuple[str, ...],
+    threads: int | None,
+    prefill: int,
+    decode: int,
+    depth: int,
+    rounds: int,
+    olmoe_bf16: Path | None,
+    one_at_a_time: bool,
+    as_json: bool,
+) -> None:
+    """Measure speed and memory, and the share of this machine's bandwidth that decode reaches.
+
+    A PATH is a folder that export made (all its targets), a .gguf file or an ONNX folder. Models
+    take turns, each in a process of its own; the figures are medians of the rounds.
+
+    \b
+    Example:
+        emo-export bench out --rounds 5
+    """
+    from emo_export.cli.bench import BenchOptions, run_bench
+
+    options = BenchOptions(
+        only, threads, prefill, decode, depth, rounds, olmoe_bf16, one_at_a_time, as_json
+    )
+    run_bench(paths, options, stdout())

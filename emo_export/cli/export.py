@@ -1,0 +1,132 @@
+"""The work of `export`: what it prints, and in which order it calls the core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from emo_export.cli.importance import (
+    matrix_of,
+    measure_of,
+    read_importance,
+    start_calibration,
+    warn_unseen,
+)
+from emo_export.cli.make import TargetOptions, target_maker
+from emo_export.cli.targets import need, validate_all
+from emo_export.cli.work import (
+    CONVERT,
+    heldout_files,
+    open_checkpoint,
+    prepare_torch,
+    progress_steps,
+    say,
+    show,
+)
+from emo_export.errors import EmoExportError
+
+if TYPE_CHECKING:
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.model.importance import ImportanceMatrix
+    from emo_export.parity.golden import Golden
+    from emo_export.parity.judge import TargetReport
+    from emo_export.reference.calibrate import Calibration
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `export`, as its help describes them."""
+
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    calibration: tuple[Path, ...] = ()
+    calibration_tokens: int = 16384
+    imatrix: Path | None = None
+    targets: TargetOptions = field(default_factory=TargetOptions)
+    device: str = "cpu"
+    overwrite: bool = False
+    golden: bool = True
+    validate: bool = True
+    as_json: bool = False
+
+
+def run_export(
+    source: str, output: Path, specs: Sequence[str], options: ExportOptions, out: Console
+) -> None:
+    """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
+    need(CONVERT, "convert", "export")
+    from emo_export.export import export
+
+    if options.heldout and not options.golden:
+        raise EmoExportError("--heldout is of no use with --no-golden, which computes no reference")
+    checkpoint = open_checkpoint(source)
+    importance = _importance(options, checkpoint)
+    matrix = None if importance is None else matrix_of(importance)
+    make = target_maker(specs, checkpoint, options.targets, matrix)
+    if options.golden or options.calibration:
+        prepare_torch(options.device, checkpoint)
+    validates = options.validate and options.golden
+    if validates:
+        _need_engines(specs)
+    if not (checkpoint.path / "tokenizer.json").is_file():
+        say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
+    probes = None
+    if options.golden:
+        from emo_export.reference.probes import choose_probes
+
+        heldout = heldout_files(options.heldout, checkpoint)
+        context = options.targets.context
+        probes = choose_probes(checkpoint, heldout, options.heldout_tokens, context)
+    with progress_steps() as steps:
+
+        def judge(
+            folder: Path, entries: Mapping[str, Mapping[str, Any]], golden: Golden
+        ) -> Sequence[TargetReport]:
+            return validate_all(folder, entries, golden, steps.on_stage)
+
+        result = export(
+            checkpoint,
+            output,
+            make,
+            probes,
+            steps,
+            validate=judge if validates else None,
+            measure=measure_of(importance, checkpoint, options.targets.arch),
+            device=options.device,
+            overwrite=options.overwrite,
+        )
+    if matrix is not None:
+        warn_unseen(matrix)
+    total = sum(entry.bytes for entry in result.manifest.files)
+    say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
+    if validates:
+        show(result.reports, options.as_json, out)
+    elif options.as_json:
+        click.echo(json.dumps({"passed": None, "targets": []}))
+
+
+def _importance(
+    options: ExportOptions, checkpoint: Checkpoint
+) -> Calibration | ImportanceMatrix | None:
+    if options.calibration and options.imatrix is not None:
+        raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
+    arch, context = options.targets.arch, options.targets.context
+    if options.imatrix is not None:
+        return read_importance(options.imatrix, checkpoint, arch)
+    if not options.calibration:
+        return None
+    files, tokens = options.calibration, options.calibration_tokens
+    return start_calibration(files, tokens, checkpoint, context, options.device)
+
+
+def _need_engines(specs: Sequence[str]) -> None:
+    if any(spec.startswith("gguf") for spec in specs):
+        need(["xllamacpp"], "llama", "validating GGUF (or pass --no-validate)")
+    if any(spec.startswith("onnx") for spec in specs):
+        need(["onnxruntime"], "ort", "validating ONNX (or pass --no-validate)")

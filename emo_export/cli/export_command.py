@@ -1,0 +1,162 @@
+"""The `export` command: its options and help; the work is in cli_export.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from emo_export.cli.output import stdout
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option(
+    "--to",
+    "specs",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
+    "or onnx:TYPE[@GRAPH] (f32, int8, int4). GRAPH says what opens it: qmoe (the default) ONNX "
+    "Runtime 1.31, if 1.22 and newer, standard (f32, int8) any engine with opset 23. May be "
+    "repeated.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help='Text from which to collect an importance matrix on the way: .txt, .jsonl with "text", '
+    "or a folder of them. Better gguf types below 8 bits; iq2_xxs and iq2_xs need it.",
+)
+@click.option(
+    "--calibration-tokens",
+    default=16384,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Of all its files; each takes some 30 bytes of memory per hidden feature: 1 GB for 2048.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An importance matrix of llama-imatrix or an earlier export (GGUF), instead.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="ROLE=TYPE",
+    help="Another type for embed, attention, expert (gate and up), expert_down, shared_expert, "
+    "dense or head, as in expert_down=q5_k or (onnx) head=int4, attention=int4b32; may be "
+    "repeated. It goes to the targets that know the type.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["32", "64", "128"]),
+    help="Columns that share a scale in onnx int4 and int8.  [default: 128]",
+)
+@click.option(
+    "--arch",
+    type=click.Choice(["deepseek", "glm4moe"]),
+    help="llama.cpp's graph (gguf).  [default: deepseek where it is exact]",
+)
+@click.option(
+    "--heldout",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help='Text for perplexity: .txt, .jsonl with "text", or a folder of them. '
+    "Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
+)
+@click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
+@click.option("--context", type=click.IntRange(2, 1 << 20), help="Positions.  [default: config's]")
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float, except in the "
+    "routed experts of int8, which have no float kernel.",
+)
+@click.option(
+    "--last-logits",
+    is_flag=True,
+    help="ONNX: logits of the last position unless the input logits_to_keep says otherwise; for "
+    "engines that only generate and don't know that input. emo-export itself sets it.",
+)
+@click.option(
+    "--plain-attention",
+    is_flag=True,
+    help="ONNX @if: attention in standard operators. Copies the KV cache at every token; with f32, "
+    "or int4 for every part, the graph then opens in ONNX Runtime 1.21 (Debian 13's).",
+)
+@click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
+@click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
+@click.option(
+    "--no-golden",
+    is_flag=True,
+    help="Only convert: no reference is computed, so nothing can be validated later without the "
+    "checkpoint.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+def export(
+    checkpoint: str,
+    output: Path,
+    specs: tuple[str, ...],
+    calibration: tuple[Path, ...],
+    calibration_tokens: int,
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    block_size: str | None,
+    arch: str | None,
+    heldout: tuple[Path, ...],
+    heldout_tokens: int,
+    context: int | None,
+    accuracy_level: str,
+    last_logits: bool,
+    plain_attention: bool,
+    torch_device: str,
+    overwrite: bool,
+    no_validate: bool,
+    no_golden: bool,
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint to every target in one pass.
+
+    CHECKPOINT is a folder or a Hugging Face id (owner/name, owner/name@revision).
+
+    \b
+    Example:
+        emo-export export examples/emo-nano -o out --to gguf:q4_0 --to onnx:int4
+
+    \b
+    Best quality for its size, with importance from text like that it will see:
+        emo-export export examples/emo-nano -o out --to gguf:q4_k_m \\
+            --calibration examples/emo-nano/calibration
+    """
+    from emo_export.cli.export import ExportOptions, run_export
+    from emo_export.cli.make import TargetOptions
+
+    options = ExportOptions(
+        heldout=heldout,
+        heldout_tokens=heldout_tokens,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        imatrix=imatrix,
+        targets=TargetOptions(
+            context,
+            int(accuracy_level),
+            last_logits,
+            arch,
+            tensor_types,
+            None if block_size is None else int(block_size),
+            plain_attention,
+        ),
+        device=torch_device,
+        overwrite=overwrite,
+        golden=not no_golden,
+        validate=not no_validate,
+        as_json=as_json,
+    )
+    run_export(checkpoint, output, specs, options, stdout())

@@ -1,0 +1,199 @@
+"""The command line: thin commands; whatever is heavy is imported inside them.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 parity or verification failed,
+2 wrong usage or input, 3 missing dependency, 70 a bug, 130 interrupted, 141 the reader of stdout
+went away. Where 1, 2 and 3 apply to different targets, the smallest counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from emo_export import __version__
+from emo_export.cli.bench_command import bench
+from emo_export.cli.device_command import device
+from emo_export.cli.export_command import export
+from emo_export.cli.output import Commands, open_streams, stdout, tell
+from emo_export.cli.validate_command import THREADS, validate
+from emo_export.errors import EmoExportError, ParityError
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=Commands, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="emo-export")
+def cli() -> None:
+    """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from stdin.")
+@click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0))
+@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
+@click.option("--threads", type=click.IntRange(1), help=THREADS)
+@click.option(
+    "--cache-prepacked",
+    is_flag=True,
+    help="ONNX: map the weights as the CPU's kernels want them from a copy on disk, made at the "
+    "first use; takes twice their bytes there, and a tenth of them in memory of its own.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where that copy is kept.  [default: ~/.cache/emo-export/prepacked]",
+)
+@click.option(
+    "--spin/--no-spin",
+    default=None,
+    help="ONNX: threads wait for work in a loop: faster, and their cores are never idle.  "
+    "[default: spin]",
+)
+def run(
+    path: Path,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    target: str | None,
+    threads: int | None,
+    cache_prepacked: bool,
+    cache_dir: Path | None,
+    spin: bool | None,
+) -> None:
+    """Stream the text that follows a prompt.
+
+    PATH is a .gguf file, an ONNX folder or a folder that export made. Ends at the end-of-text
+    token, after --max-tokens, or where the context is full.
+
+    \b
+    Example:
+        emo-export run out --target onnx:int4 -p "def main(" -n 64
+    """
+    from emo_export.cli.run import Sampling, prompt_text, run_text
+    from emo_export.cli.targets import OnnxSettings
+
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
+    settings = OnnxSettings(cache_prepacked, cache_dir, spin)
+    run_text(path, prompt_text(prompt), target, threads, sampling, settings)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(path: str, as_json: bool) -> None:
+    """Tell what a checkpoint or an exported model is.
+
+    \b
+    Example:
+        emo-export inspect examples/emo-nano
+    """
+    from emo_export.cli.run import run_inspect
+
+    run_inspect(path, as_json, stdout())
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+def verify(folder: Path, as_json: bool) -> None:
+    """Check an exported folder against its manifest.
+
+    \b
+    Example:
+        emo-export verify out
+    """
+    from emo_export.files.manifest import verify as find_problems
+
+    problems = find_problems(folder)
+    if as_json:
+        click.echo(
+            json.dumps({"folder": str(folder), "passed": not problems, "problems": problems})
+        )
+    elif not problems:
+        click.echo(f"{folder}: every file is as the manifest says")
+    if problems:
+        raise ParityError("\n".join(problems))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show what this machine has, and lacks for what.
+
+    \b
+    Example:
+        emo-export doctor
+    """
+    from emo_export.cli.run import run_doctor
+
+    run_doctor(as_json, stdout())
+
+
+cli.add_command(bench)
+cli.add_command(device)
+cli.add_command(export)
+cli.add_command(validate)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End on any of the signals as on Ctrl-C, so that half-written files are removed.
+
+    A second one must not disturb that; it takes a second at most.
+    """
+    _received.append(number)
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    open_streams()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
+            signal.signal(number, _interrupt)
+    try:
+        code = cli.main(prog_name="emo-export", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _explained(error)
+        tell(text)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code of what ended a command, and what to tell of it."""
+    if isinstance(error, EmoExportError):
+        return error.exit_code, "\n".join(f"error: {line}" for line in str(error).splitlines())
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, click.ClickException):
+        usage = io.StringIO()
+        error.show(usage)
+        return error.exit_code, usage.getvalue().rstrip("\n")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return 2, f"error: {where}{error.strerror or error}"
+    if _received:  # a library made another exception of the interrupt
+        return 130, "interrupted"
+    # Exit code 1 means failed parity; a bug must not look like it.
+    told = "".join(traceback.format_exception(error))
+    return 70, f"{told}error: this is a bug in emo-export, please report it: {error!r}"
+
+
+if __name__ == "__main__":
+    main()

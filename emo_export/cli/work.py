@@ -1,0 +1,140 @@
+"""What `export` and `validate` share: opening checkpoints, telling what goes on, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from emo_export.errors import EmoExportError, ParityError
+from emo_export.runtimes.opening import SMALL_MODEL
+
+if TYPE_CHECKING:
+    from emo_export.export import Steps, Target
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.parity.judge import TargetReport
+    from emo_export.runtimes.devices.device import DeviceReport
+
+CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not data."""
+    click.echo(text, err=True)
+
+
+def open_checkpoint(source: str) -> Checkpoint:
+    """A local folder or a Hugging Face id, opened and accounted for."""
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.model.hub import locate
+
+    checkpoint = Checkpoint.open(locate(source, progress=Console(stderr=True).is_terminal))
+    if checkpoint.config.max_position_embeddings < 0:
+        say(
+            f"{source}: max_position_embeddings is -1 (unknown); assuming "
+            f"{checkpoint.config.context_length()} positions unless --context says otherwise"
+        )
+    return checkpoint
+
+
+def heldout_files(given: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
+    """The files named, the files of the folders named, or those of the checkpoint's heldout/."""
+    from emo_export.model.texts import text_files
+
+    inside = checkpoint.path / "heldout"
+    return text_files(given or ([inside] if inside.is_dir() else []))
+
+
+@contextmanager
+def progress_steps() -> Iterator[Steps]:
+    """A progress bar on stderr where that is a terminal, plain lines elsewhere."""
+    from emo_export.export import Steps
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None, visible=False)
+
+        def on_start(targets: Sequence[Target], source_bytes: int) -> None:
+            for target in targets:
+                say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB of weights -> {target.path}")
+                _warn_fallbacks(target)
+            for reason in {target.entry.get("no_genai") for target in targets} - {None, ""}:
+                say(f"warning: no genai_config.json is written: {reason}")
+            if not console.is_terminal:
+                say(f"reading {source_bytes / 1e6:.1f} MB once")
+            bar.update(task, total=source_bytes, visible=True)
+
+        def on_stage(text: str) -> None:
+            # Through the bar's console, which moves a bar that is still shown out of the way.
+            bar.update(task, visible=False)
+            bar.console.print(text, markup=False, highlight=False)
+
+        yield Steps(on_start, lambda count: bar.advance(task, count), on_stage)
+
+
+def _warn_fallbacks(target: Target) -> None:
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for tensor, change in target.scheme.fallbacks.items():
+        kinds.setdefault(change, []).append(tensor)
+    for (wanted, used), tensors in kinds.items():
+        say(
+            f"warning: {target.spec}: rows of {len(tensors)} tensors (first: {tensors[0]}) "
+            f"do not fit {wanted} and are written as {used}"
+        )
+
+
+def prepare_torch(device: str, checkpoint: Checkpoint) -> None:
+    """Check the device; keep a small model on one thread, where several mostly wait."""
+    import torch
+
+    if checkpoint.nbytes < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+    if device not in ("cpu", "cuda"):
+        raise EmoExportError(f"--torch-device {device}: expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EmoExportError("--torch-device cuda: torch sees no CUDA device here; use cpu")
+
+
+def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
+    """Print tables or JSON. Raises ParityError when a target is out of tolerance."""
+    passed = all(report.passed for report in reports)
+    if as_json:
+        content = {"passed": passed, "targets": [report.as_dict() for report in reports]}
+        click.echo(json.dumps(content, indent=2))
+    else:
+        show_tables(reports, out)
+    if not passed:
+        failed = ", ".join(report.target for report in reports if not report.passed)
+        raise ParityError(f"parity failed for {failed}; the lines above say which limit")
+
+
+def show_tables(reports: Sequence[TargetReport], out: Console) -> None:
+    """Print a table for each target, then the verdicts."""
+    from emo_export.report.tables import LEGEND, tables, verdicts
+
+    for table in tables(reports):
+        out.print(table, "", sep="\n")
+    for line in (LEGEND, "", *verdicts(reports)):
+        out.print(line, markup=False)
+
+
+def show_devices(reports: Sequence[DeviceReport], out: Console) -> None:
+    """Print the matrix of formats and devices, then what each device is and what failed."""
+    from emo_export.report.devices import LEGEND, lines, matrix
+
+    out.print(matrix(reports), "", sep="\n")
+    for line in (LEGEND, "", *lines(reports)):
+        out.print(line, markup=False)

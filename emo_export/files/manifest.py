@@ -1,0 +1,228 @@
+"""The manifest of an exported folder, written last, and publishing the folder in one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_export.base.disk import writing
+from emo_export.errors import EmoExportError
+
+NAME = "manifest.json"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the folder: path relative to it, bytes, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was made from what. `targets` maps a spec to its file or folder and its recipe."""
+
+    source: Mapping[str, Any]
+    tools: Mapping[str, str]
+    targets: Mapping[str, Mapping[str, Any]]
+    files: tuple[FileEntry, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""
+        path = folder / NAME
+        if not path.is_file():
+            above = folder.absolute().parent
+            beside = (above / NAME).is_file()
+            hint = f"try {above}" if beside else "is it a folder that export made?"
+            raise EmoExportError(f"{folder}: has no {NAME}; {hint}")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["version"] != VERSION:
+                raise EmoExportError(
+                    f"{path}: is of version {raw['version']}, this tool reads {VERSION}; "
+                    "upgrade emo-export"
+                )
+            files = tuple(FileEntry(**entry) for entry in raw["files"])
+            manifest = cls(raw["source"], raw["tools"], raw["targets"], files)
+            if not manifest.targets:
+                raise ValueError("it names no target")
+            for spec, target in manifest.targets.items():
+                _inside(folder, target["path"], f"target {spec}")
+                _check_entry(folder, spec, target)
+            for entry in files:
+                _inside(folder, entry.path, "a file")
+        except _DAMAGE as error:
+            raise EmoExportError(f"{path}: is not a manifest of emo-export ({error})") from error
+        return manifest
+
+
+def _check_entry(folder: Path, spec: str, target: Mapping[str, Any]) -> None:
+    """Raise ValueError when what a target says of itself is not of our form."""
+    recipe, arch = target.get("recipe", {}), target.get("arch", "")
+    if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
+        raise ValueError(f"recipe of {spec} is {recipe!r}")
+    if not isinstance(arch, str):
+        raise ValueError(f"arch of {spec} is {arch!r}")
+    if "importance" in target:
+        file = target["importance"]["file"]
+        if not isinstance(file, str):
+            raise ValueError(f"importance of {spec} is in {file!r}")
+        _inside(folder, file, f"the importance matrix of {spec}")
+
+
+def _inside(folder: Path, relative: str, what: str) -> None:
+    if not (folder / relative).resolve().is_relative_to(folder.resolve()):
+        raise EmoExportError(f"{folder / NAME}: {what} at {relative!r} lies outside the folder")
+
+
+def write_manifest(
+    folder: Path,
+    source: Mapping[str, Any],
+    tools: Mapping[str, str],
+    targets: Mapping[str, Mapping[str, Any]],
+) -> Manifest:
+    """Digest every file of the folder and write manifest.json beside them."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    files = tuple(
+        FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, digest(p)) for p in paths
+    )
+    manifest = Manifest(source, tools, targets, files)
+    content = {"version": VERSION, **asdict(manifest)}
+    with writing(folder / NAME):
+        (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verify(folder: Path, only: str | None = None) -> list[str]:
+    """Compare every file with the manifest; return a sentence for each that differs.
+
+    With `only`, a path relative to the folder, that file alone.
+    """
+    manifest = Manifest.load(folder)
+    problems = []
+    for entry in manifest.files:
+        if only not in (None, entry.path):
+            continue
+        path = folder / entry.path
+        if not path.is_file():
+            problems.append(f"{path}: is missing")
+        elif path.stat().st_size != entry.bytes:
+            problems.append(f"{path}: has {path.stat().st_size} bytes, expected {entry.bytes}")
+        elif digest(path) != entry.sha256:
+            problems.append(f"{path}: its content differs from the manifest's SHA-256")
+    known = {entry.path for entry in manifest.files} | {NAME}
+    if only is not None:
+        return problems if only in known else [f"{folder / only}: is not in the manifest"]
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.relative_to(folder).as_posix() not in known:
+            problems.append(f"{path}: is not in the manifest")
+    return problems
+
+
+@contextmanager
+def staging(final: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder beside `final` that takes its name only when everything went well.
+
+    Raises EmoExportError when `final` exists and `overwrite` is not given.
+    """
+    if final.exists() and not overwrite:
+        ours = ", or add --overwrite" if _is_ours(final) else ", for this is no exported folder"
+        raise EmoExportError(f"{final}: exists already; choose another -o{ours}")
+    if final.exists() and not _is_ours(final):
+        raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
+    temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        temporary.mkdir()
+    except OSError as error:
+        raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
+    try:
+        yield temporary
+        _publish(temporary, final, overwrite)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """An empty folder, or one whose manifest.json is of this tool."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        Manifest.load(folder)
+    except EmoExportError:
+        return False
+    return True
+
+
+def _sweep(final: Path) -> None:
+    """Remove what exports to this name left when they were killed; restore what one had moved."""
+    for kind in ("partial", "old"):
+        for left in final.parent.glob(f".{final.name}.{kind}-*"):
+            owner = left.name.rpartition("-")[2]
+            # In a container this very process may have the number of one that was killed.
+            if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
+                continue
+            if kind == "old" and not final.exists():
+                left.rename(final)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file and folder to the disk before the rename that announces them."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
+    try:
+        _flush(temporary)
+        if overwrite and final.exists() and _is_ours(final):
+            final.rename(old)
+        temporary.rename(final)
+    except BaseException as error:
+        # Interrupted between the two renames, or another export took the name meanwhile.
+        if old.exists() and not final.exists():
+            old.rename(final)
+        if isinstance(error, OSError):
+            raise EmoExportError(f"{final}: cannot be put in place ({error.strerror})") from error
+        raise
+    finally:
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,172 @@
+"""Bytes that one decode step reads: weights from a file's header, and the KV cache.
+
+Every tensor is read whole, except the embedding (one row of it), the tables of rotary angles (one
+row) and the routed experts, of which a token takes some: `used` of `available`. This is the least
+that any engine must read; one that copies weights before it multiplies (the `standard` graph does)
+moves more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_export.errors import EmoExportError
+from emo_export.files.gguf_header import GgufFile
+from emo_export.files.onnx_header import OnnxFile
+from emo_export.files.package import ARCHITECTURES
+from emo_export.model.config import EmoConfig
+
+GGUF_CACHE_BYTES = 2  # llama.cpp's KV cache is float16 unless asked otherwise
+ONNX_CACHE_BYTES = 4  # that of our graphs is float32
+BF16_BYTES = 2
+SMALL = 4096  # bytes of the largest constant that a graph of ours holds beside its weights
+_STACK = re.compile(r"layers\.(\d+)\.experts\.fc[12]\.")
+_EXPERT = re.compile(r"layers\.(\d+)\.(experts|forced)\.(\d+)\.")
+_WHOLE = re.compile(
+    r"(head\.|final_norm\.|layers\.\d+\.(attn_norm|ffn_norm|qkv|attn_out|router|dense)\.)"
+)
+_ONE_ROW = re.compile(r"embed\.|(cos|sin)$")
+_CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """`weights`: bytes of weights; `cache`: bytes of KV cache for each position in it."""
+
+    weights: float
+    cache: int
+
+    def at(self, positions: float) -> float:
+        """Bytes of one step with this many positions in the cache, its own included."""
+        return self.weights + self.cache * positions
+
+
+def gguf_per_token(path: Path, file: GgufFile) -> PerToken:
+    """What a step reads of a GGUF file that EMO was converted to, with a float16 KV cache.
+
+    Raises EmoExportError for another architecture, or keys that don't fit the tensors.
+    """
+    arch = str(file.keys.get("general.architecture"))
+    if arch not in ARCHITECTURES or file.keys.get(f"{arch}.nextn_predict_layers", 0):
+        raise EmoExportError(f"{path}: bytes per token are not known for the architecture {arch}")
+
+    def number(key: str) -> int:
+        return _whole_number(file.keys.get(f"{arch}.{key}"), f"{arch}.{key}", path)
+
+    names = {tensor.name for tensor in file.tensors}
+    total = 0.0
+    for tensor in file.tensors:
+        share = 1.0
+        if tensor.name == "token_embd.weight" and "output.weight" in names:
+            share = 1 / tensor.shape[0]
+        elif re.search(r"_exps\.", tensor.name):
+            share = _share(number("expert_used_count"), tensor.shape[0], tensor.name, path)
+        total += tensor.nbytes * share
+    heads = number("block_count") * number("attention.head_count_kv")
+    size = number("attention.key_length") + number("attention.value_length")
+    return PerToken(total, heads * size * GGUF_CACHE_BYTES)
+
+
+def onnx_per_token(path: Path, file: OnnxFile, config: Mapping[str, Any]) -> PerToken:
+    """What a step reads of an ONNX graph that export made, with its float32 KV cache.
+
+    `config` is the folder's config.json. Raises EmoExportError for initializers that are not ours.
+    """
+    experts = _experts_by_layer(tensor.name for tensor in file.initializers)
+    total = 0.0
+    for tensor in file.initializers:
+        share = 1.0
+        stack, expert = _STACK.match(tensor.name), _EXPERT.match(tensor.name)
+        if stack or (expert and expert[2] == "experts"):
+            layer = (stack or expert or {1: ""})[1]
+            available = tensor.shape[0] if stack else len(experts[layer, "experts"])
+            per_token = _whole_number(
+                config.get("num_experts_per_tok"), "num_experts_per_tok", path
+            )
+            used = per_token - len(experts[layer, "forced"])
+            share = _share(used, available, tensor.name, path)
+        elif _ONE_ROW.match(tensor.name):
+            share = 1 / tensor.shape[0]
+        elif not expert and not _WHOLE.match(tensor.name):
+            share = 0.0  # a constant of the graph
+            if tensor.nbytes > SMALL:
+                raise EmoExportError(
+                    f"{path}: initializer {tensor.name!r} of {tensor.nbytes} bytes is not one of a "
+                    "graph that export makes, so bytes per token are not known"
+                )
+        total += tensor.nbytes * share
+    layers, heads, size = (_whole_number(config.get(key), key, path) for key in _CACHE_KEYS)
+    return PerToken(total, 2 * layers * heads * size * ONNX_CACHE_BYTES)
+
+
+def check_olmoe(config: EmoConfig, path: Path) -> None:
+    """Refuse with EmoExportError a model of a shape that no OLMoE has."""
+    counts = {layer.num_experts for layer in config.layers}
+    if counts != {config.num_experts}:
+        raise EmoExportError(
+            f"{path}: its layers have {sorted(counts)} experts; all of an OLMoE's have as many"
+        )
+    if config.head_dim * config.num_attention_heads != config.hidden_size:
+        raise EmoExportError(
+            f"{path}: {config.num_attention_heads} heads of {config.head_dim} beside hidden_size "
+            f"{config.hidden_size}, which an OLMoE cannot have"
+        )
+    if config.attention_bias:
+        raise EmoExportError(f"{path}: attention_bias is set, which the stand-in does not have")
+
+
+def olmoe_bytes(config: EmoConfig) -> int:
+    """Bytes in bfloat16 of an OLMoE of this shape."""
+    each, shared = _olmoe_parameters(config)
+    experts = config.num_hidden_layers * config.num_experts * each
+    tables = config.vocab_size * config.hidden_size
+    return BF16_BYTES * (experts + shared + (0 if config.tie_word_embeddings else tables))
+
+
+def olmoe_per_token(config: EmoConfig) -> PerToken:
+    """What a step reads of an OLMoE of this shape in bfloat16, with a cache of the same type.
+
+    Its experts are all routed, and a token takes as many of them as of EMO's in all.
+    """
+    each, shared = _olmoe_parameters(config)
+    used = config.num_hidden_layers * config.num_experts_per_tok * each
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    weights = BF16_BYTES * (used + shared + config.hidden_size)
+    return PerToken(weights, cache * BF16_BYTES)
+
+
+def _olmoe_parameters(config: EmoConfig) -> tuple[int, int]:
+    """Parameters of one expert, and of everything else but the embedding (the head is there)."""
+    hidden = config.hidden_size
+    wide = config.num_attention_heads * config.head_dim
+    narrow = config.num_key_value_heads * config.head_dim
+    attention = 2 * hidden * (wide + narrow) + wide + narrow  # with the norms of q and k
+    layer = attention + config.num_experts * hidden + 2 * hidden
+    ends = config.vocab_size * hidden + hidden
+    return 3 * hidden * config.intermediate_size, config.num_hidden_layers * layer + ends
+
+
+def _experts_by_layer(names: Iterable[str]) -> Mapping[tuple[str, str], set[str]]:
+    """(layer, "experts" or "forced") -> the experts that have matrices of their own."""
+    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for name in names:
+        if match := _EXPERT.match(name):
+            found[match[1], match[2]].add(match[3])
+    return found
+
+
+def _share(used: int, available: int, name: str, path: Path) -> float:
+    if not 0 <= used <= available:
+        raise EmoExportError(f"{path}: a token takes {used} experts, {name} has {available}")
+    return used / available
+
+
+def _whole_number(value: Any, key: str, path: Path) -> int:
+    if type(value) is not int or value < 0:
+        raise EmoExportError(f"{path}: {key} is {value!r}, expected a whole number")
+    return value

@@ -1,0 +1,111 @@
+"""Bytes that a model would have in another format, from the header of the one that is there."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from emo_export.base.json_file import read_json
+from emo_export.files.gguf_header import GgufTensor, read_gguf
+from emo_export.files.gguf_types import TENSOR_TYPES
+from emo_export.files.onnx_header import OnnxTensor, read_onnx
+from emo_export.model.recipes import (
+    BLOCKS,
+    DEFAULT_GRAPH,
+    GGUF_RECIPES,
+    NEXT_BETTER,
+    ONNX_RECIPES,
+    Part,
+    Recipe,
+    split_graph,
+)
+
+_BLOCKS = {name.lower(): (block, nbytes) for name, block, nbytes in TENSOR_TYPES.values()}
+_GGUF_PARTS = (
+    (r"token_embd\.", Part.EMBED),
+    (r"output\.", Part.HEAD),
+    (r"blk\.\d+\.attn_(q|k|v|output)\.weight", Part.ATTENTION),
+    (r"blk\.\d+\.ffn_(gate|up)_exps\.", Part.EXPERT),
+    (r"blk\.\d+\.ffn_down_exps\.", Part.EXPERT_DOWN),
+    (r"blk\.\d+\.ffn_(gate|up|down)_shexp\.", Part.SHARED_EXPERT),
+    (r"blk\.\d+\.ffn_(gate|up|down)\.weight", Part.DENSE),
+)
+_ONNX_PARTS = (
+    (r"embed\.", Part.EMBED),
+    (r"head\.", Part.HEAD),
+    (r"layers\.\d+\.(qkv|attn_out)\.", Part.ATTENTION),
+    (r"layers\.\d+\.experts\.(fc1|\d+\.gate_up)\.", Part.EXPERT),
+    (r"layers\.\d+\.experts\.(fc2|\d+\.down)\.", Part.EXPERT_DOWN),
+    (r"layers\.\d+\.forced\.", Part.SHARED_EXPERT),
+    (r"layers\.\d+\.dense\.", Part.DENSE),
+)
+_INT_BLOCKS = re.compile(r"int([48])b(\d+)")
+
+
+def other_sizes(spec: str, path: Path) -> dict[str, int]:
+    """Target -> bytes of its tensors, for every recipe of the same engine and graph.
+
+    `spec` is the target that lies at `path`. An ONNX folder without its recipe has no others.
+    Those of ONNX leave out that a row may not fit a block.
+    """
+    kind, _, type_name = spec.partition(":")
+    if kind == "gguf":
+        tensors = read_gguf(path).tensors
+        return {
+            f"gguf:{name}": sum(_gguf_bytes(tensor, recipe) for tensor in tensors)
+            for name, recipe in GGUF_RECIPES.items()
+        }
+    graph = split_graph(type_name)[1]
+    place = "" if graph == DEFAULT_GRAPH else f"@{graph}"
+    return {f"onnx:{name}{place}": nbytes for name, nbytes in _onnx_sizes(path, graph)}
+
+
+def _part(name: str, parts: tuple[tuple[str, Part], ...]) -> Part | None:
+    """None for what has the same bytes in every format."""
+    return next((part for pattern, part in parts if re.match(pattern, name)), None)
+
+
+def _gguf_bytes(tensor: GgufTensor, recipe: Recipe) -> int:
+    part = _part(tensor.name, _GGUF_PARTS)
+    if part is None or len(tensor.shape) < 2:
+        return tensor.nbytes
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    for name in (recipe[part], *NEXT_BETTER.get(recipe[part], ())):
+        block, nbytes = _BLOCKS[name]
+        if tensor.shape[-1] % block == 0:
+            return count // block * nbytes
+    return tensor.nbytes
+
+
+def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
+    stored: Mapping[str, str] = read_json(path / "emo_export.json").get("recipe") or {}
+    initializers = read_onnx(path / "model.onnx").initializers
+    lengths = [int(found[2]) for name in stored.values() if (found := _INT_BLOCKS.match(name))]
+    block = max(lengths, default=BLOCKS[0])
+    for name, recipe in ONNX_RECIPES[graph].items() if stored else ():
+        total = 0.0
+        for tensor in initializers:
+            part = _part(tensor.name, _ONNX_PARTS)
+            if part is None or part not in stored:
+                total += tensor.nbytes
+            elif not tensor.name.endswith(".scales"):  # those come with their weights
+                count = tensor.nbytes * 8 / _bits(stored[part])
+                total += count * _bits(recipe[part]) / 8
+                total += 4 * count / _columns(recipe[part], tensor, block)
+        yield name, round(total)
+
+
+def _bits(name: str) -> int:
+    """Bits of one stored weight: f32, int8, int4b128, int8row."""
+    return 32 if name == "f32" else int(name[3])
+
+
+def _columns(name: str, tensor: OnnxTensor, block: int) -> float:
+    """Weights for each scale, infinity where there is none."""
+    if name == "f32":
+        return math.inf
+    return tensor.shape[-1] if name.endswith("row") else block

@@ -1,0 +1,1 @@
+"""What EMO is: its config, tensor names, checkpoints and recipes."""

@@ -1,0 +1,137 @@
+"""A Hugging Face checkpoint as a mapping of lazy tensors: headers are checked, no data is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emo_export.base.json_file import read_json
+from emo_export.errors import EmoExportError
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import Slot, shape_of, slots
+from emo_export.model.safetensors_file import LazyTensor, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Checkpoint(Mapping[str, LazyTensor]):
+    """An EMO checkpoint: its config and every tensor that the config calls for, and no other."""
+
+    def __init__(self, path: Path, config: EmoConfig, tensors: Mapping[str, LazyTensor]) -> None:
+        self.path = path
+        self.config = config
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def at(self, slot: Slot) -> LazyTensor:
+        """The tensor of a slot."""
+        return self._tensors[slot.name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in order of name."""
+        return sorted({tensor.file for tensor in self._tensors.values()})
+
+    @property
+    def pruning(self) -> Mapping[str, Any] | None:
+        """`pruning_metadata.json` of a pruned checkpoint, if it has one."""
+        path = self.path / "pruning_metadata.json"
+        return read_json(path) if path.is_file() else None
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Open a local folder and account for every tensor.
+
+        Raises EmoExportError naming the file and the tensor for anything missing, extra, truncated
+        or of the wrong shape or type.
+        """
+        if not path.is_dir():
+            raise EmoExportError(f"{path}: is not a folder with a checkpoint")
+        config_path = path / "config.json"
+        if not config_path.is_file():
+            raise EmoExportError(f"{path}: has no config.json; is it a Hugging Face checkpoint?")
+        config = EmoConfig.from_json(config_path)
+        tensors = _open_tensors(path)
+        _account(config, tensors, path)
+        checkpoint = cls(path, config, tensors)
+        _ = checkpoint.pruning  # a damaged file is refused now, not after hours of work
+        return checkpoint
+
+
+def _open_tensors(path: Path) -> dict[str, LazyTensor]:
+    index = path / INDEX
+    if not index.is_file():
+        if not (path / SINGLE).is_file():
+            raise EmoExportError(
+                f"{path}: has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read"
+            )
+        return read_header(path / SINGLE)
+    content = read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise EmoExportError(f"{index}: has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+            raise EmoExportError(
+                f"{index}: names shard {shard!r} for {name}, which is not a plain file name"
+            )
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        tensors |= _open_shard(index, shard, weight_map)
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise EmoExportError(f"{path / shard}: does not hold tensor {name} as {INDEX} says")
+    return tensors
+
+
+def _open_shard(index: Path, shard: str, weight_map: Mapping[str, str]) -> dict[str, LazyTensor]:
+    file = index.parent / shard
+    # os.path, because Path.is_file raises for a name that is too long.
+    if not os.path.isfile(file):  # noqa: PTH113
+        first = next(name for name, value in weight_map.items() if value == shard)
+        raise EmoExportError(
+            f"{index}: names shard {shard}, which isn't there (needed for {first}); fetch it"
+        )
+    held = read_header(file)
+    for name in held:
+        if weight_map.get(name) != shard:
+            raise EmoExportError(f"{file}: holds tensor {name}, which {INDEX} does not place there")
+    return held
+
+
+def _account(config: EmoConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
+    """Match every tensor of the files with a slot of the model, and the other way round."""
+    expected = {slot.name: shape_of(slot, config) for slot in slots(config)}
+    source = path / INDEX if (path / INDEX).is_file() else path / SINGLE
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise EmoExportError(
+            f"{source}: tensor {missing[0]} is missing{more}; config.json calls for it"
+        )
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise EmoExportError(
+                f"{tensor.file}: tensor {name} is extra: config.json has no place for it"
+            )
+        if tensor.shape != expected[name]:
+            raise EmoExportError(
+                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, "
+                f"config.json calls for {list(expected[name])}"
+            )

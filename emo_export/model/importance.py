@@ -1,0 +1,62 @@
+"""The importance matrix: how much each input column of each matrix matters.
+
+For a matrix with inputs x it is the mean of x squared over calibration tokens, one value a column;
+a quantiser weighs the squared error of a column by it. Source: llama.cpp `tools/imatrix` (the same
+sums and counts), whose GGUF files `converters/gguf/imatrix.py` reads and writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from emo_export.interfaces import F32
+from emo_export.model.names import Slot
+
+IMATRIX = "imatrix.gguf"
+"""The importance matrix in an exported folder."""
+
+CHUNK = 512
+"""Tokens of a chunk, in which llama.cpp counts calibration text."""
+
+
+LARGEST = 1e20
+"""Of a sum. Beyond some 1e38, ggml's quantisers overflow and end the process."""
+
+
+@dataclass
+class ImportanceMatrix:
+    """Per matrix: `sums` (C,), the sum of squared inputs, and `counts`, how many tokens it saw.
+
+    `source` names the calibration text of `tokens` tokens.
+    """
+
+    source: str
+    tokens: int
+    sums: dict[Slot, F32] = field(default_factory=dict)
+    counts: dict[Slot, int] = field(default_factory=dict)
+
+    def row(self, slot: Slot) -> F32 | None:
+        """Importance (C,) of the columns of a matrix; all ones when it saw no token.
+
+        None for a matrix that was not measured (the embedding, the router).
+        """
+        if slot not in self.sums:
+            return None
+        sums, count = self.sums[slot], self.counts[slot]
+        row: F32 = sums / np.float32(max(count, 1))
+        # All zeros would leave a quantiser nothing to weigh.
+        return row if count and row.any() else np.ones_like(sums)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the calibration text."""
+        return -(-self.tokens // CHUNK)
+
+    def feed(self, slot: Slot, start: int, rows: F32) -> None:
+        """Everything was measured before."""
+
+    def unseen(self) -> list[Slot]:
+        """The experts' matrices that saw no token, in order."""
+        return [s for s, count in self.counts.items() if count == 0 and s.expert >= 0]

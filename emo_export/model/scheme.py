@@ -1,0 +1,109 @@
+"""QuantScheme: which format each matrix of a model gets, from a recipe that is data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import Format
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
+from emo_export.model.recipes import NEXT_BETTER, Part
+
+_PARTS: Mapping[Role, Part] = {
+    Role.EMBED: Part.EMBED,
+    Role.HEAD: Part.HEAD,
+    Role.Q: Part.ATTENTION,
+    Role.K: Part.ATTENTION,
+    Role.V: Part.ATTENTION,
+    Role.O: Part.ATTENTION,
+    Role.ROUTER: Part.ROUTER,
+    Role.DENSE_GATE: Part.DENSE,
+    Role.DENSE_UP: Part.DENSE,
+    Role.DENSE_DOWN: Part.DENSE,
+}
+
+
+def part_of(slot: Slot, config: EmoConfig) -> Part:
+    """The part of the model that a slot belongs to; an expert that every token uses is shared."""
+    if slot.role in VECTORS:
+        return Part.VECTOR
+    if slot.role in _PARTS:
+        return _PARTS[slot.role]
+    if slot.expert in config.layers[slot.layer].forced:
+        return Part.SHARED_EXPERT
+    return Part.EXPERT_DOWN if slot.role == Role.DOWN else Part.EXPERT
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """The format of every matrix of one target, with the rows that did not fit their type.
+
+    `fallbacks` maps a tensor name to (type of the recipe, type used instead).
+    """
+
+    type_name: str
+    used_recipe: Mapping[Part, str]  # of the parts that the model has
+    formats: Mapping[Slot, Format]
+    fallbacks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def format_of(self, slot: Slot) -> Format:
+        """The format of one slot."""
+        return self.formats[slot]
+
+
+def resolve(
+    type_name: str,
+    recipe: Mapping[Part, str],
+    known: Mapping[str, Format],
+    config: EmoConfig,
+    uniform: frozenset[Part] = frozenset(),
+) -> QuantScheme:
+    """Give every slot of the model a format that its rows fit.
+
+    All matrices of all parts in `uniform` get the same format (QMoE has one block size for all).
+
+    Raises EmoExportError when no type fits a row, naming the tensor and its width.
+    """
+    formats: dict[Slot, Format] = {}
+    fallbacks: dict[str, tuple[str, str]] = {}
+    shared = {shape_of(s, config)[-1] for s in slots(config) if part_of(s, config) in uniform}
+    for slot in slots(config):
+        part = part_of(slot, config)
+        wanted = recipe[part]
+        cols = shared if part in uniform else {shape_of(slot, config)[-1]}
+        chosen = _fitting(wanted, known, cols)
+        if chosen is None:
+            _refuse(wanted, known, config, uniform if part in uniform else frozenset({part}))
+        if chosen != wanted:
+            fallbacks[slot.name] = (wanted, chosen)
+        formats[slot] = known[chosen]
+    present = {part_of(slot, config) for slot in slots(config)}
+    used = {part: name for part, name in recipe.items() if part in present}
+    return QuantScheme(type_name, used, formats, fallbacks)
+
+
+def _refuse(
+    wanted: str, known: Mapping[str, Format], config: EmoConfig, parts: frozenset[Part]
+) -> NoReturn:
+    """Name a tensor of the parts whose rows fit neither the type nor the next better ones."""
+    for slot in slots(config):
+        cols = shape_of(slot, config)[-1]
+        if part_of(slot, config) in parts and _fitting(wanted, known, {cols}) is None:
+            raise EmoExportError(
+                f"{slot.name}: rows of {cols} fit no block of {wanted} or of the next better "
+                "types; export this model as f32"
+            )
+    names = " and ".join(sorted(parts))
+    raise EmoExportError(
+        f"no one block of {wanted} fits all {names} matrices; export this model as f32"
+    )
+
+
+def _fitting(wanted: str, known: Mapping[str, Format], cols: set[int]) -> str | None:
+    for name in (wanted, *NEXT_BETTER.get(wanted, ())):
+        if all(width % known[name].block == 0 for width in cols):
+            return name
+    return None

@@ -1,0 +1,1 @@
+"""Golden logits, the comparison of an engine with them, and the verdict."""

@@ -1,0 +1,1 @@
+"""Results as text, JUnit XML and HTML."""

@@ -1,0 +1,119 @@
+"""The report of a validation as one HTML page that needs no network and no script.
+
+A jinja2 template with autoescape makes it; every figure of a comparison carries the path at which
+the JSON of the reports has it. Charts are inline SVG (emo_export.report.html.charts).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export import __version__
+from emo_export.base import disk
+from emo_export.base.install import install_command
+from emo_export.errors import MissingDependencyError
+from emo_export.files.manifest import Manifest
+from emo_export.parity.golden import ORIGINAL, Golden
+from emo_export.report.html import charts, memory_words
+from emo_export.report.html import view as report_view
+from emo_export.report.html import words as report_words
+from emo_export.report.html.view import Numbered
+from emo_export.runtimes.devices.device import DeviceReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = (
+    "report.html.j2",
+    "report_macros.html.j2",
+    "report_charts.html.j2",
+    "report_device.html.j2",
+    "report.css",
+)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before the long work, a page that could not be made at its end.
+
+    Raises MissingDependencyError without jinja2, EmoExportError where no file can be written.
+    """
+    _check_jinja()
+    disk.check_writable(path)
+
+
+def write_html(
+    path: Path,
+    reports: Sequence[DeviceReport],
+    *,
+    package: Path,
+    golden: Golden | None = None,
+    manifest: Manifest | None = None,
+    when: datetime | None = None,
+) -> None:
+    """Write the page of one validation of `package`; it appears under its name only when whole.
+
+    `golden` adds expert usage, `manifest` versions and pruning; `when` is the time it states (now).
+    Raises MissingDependencyError without jinja2, EmoExportError when it can't be written.
+    """
+    _check_jinja()
+    text = html(reports, package, golden, manifest, when or datetime.now(UTC))
+    # A name of the file system need not be text that can be encoded.
+    disk.write_whole(path, text.encode("utf-8", "replace"))
+
+
+def _check_jinja() -> None:
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingDependencyError(f"the HTML report needs jinja2: {install_command('report')}")
+
+
+def html(
+    reports: Sequence[DeviceReport],
+    package: Path,
+    golden: Golden | None,
+    manifest: Manifest | None,
+    when: datetime,
+) -> str:
+    """The page as text."""
+    numbered = [Numbered(index, report) for index, report in enumerate(reports)]
+    devices = dict.fromkeys(report.device for report in reports)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            passed=all(report.passed for report in reports),
+            reports=numbered,
+            devices={name: [n for n in numbered if n.report.device == name] for name in devices},
+            targets=list(dict.fromkeys(report.target for report in reports)),
+            name=package.resolve().name,
+            usage=report_view.expert_usage(golden) if golden else [],
+            manifest=manifest,
+            version=__version__,
+            when=when,
+        )
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    folder = resources.files("emo_export.report.html")
+    environment = Environment(
+        loader=DictLoader({name: folder.joinpath(name).read_text("utf-8") for name in TEMPLATES}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "charts": charts,
+        "words": report_words,
+        "memory_words": memory_words,
+        "view": report_view,
+        "original": ORIGINAL,
+    }
+    return environment

@@ -1,0 +1,164 @@
+"""Reports of devices as JUnit XML, the form in which CI services read test results.
+
+Only what the readers of Jenkins, GitLab and GitHub's actions share is used: the elements and
+attributes of Jenkins' junit-10.xsd. Durations are not known and left out. Names of suites and
+cases hold no figures, so that a service can follow one case from run to run.
+"""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from emo_export import __version__
+from emo_export.base.disk import write_whole
+
+if TYPE_CHECKING:
+    from emo_export.parity.judge import Row
+    from emo_export.runtimes.devices.device import DeviceReport
+
+WIDTH = 100  # columns of the table in system-out
+
+
+class _Case(NamedTuple):
+    """One test case: what it is called, and what is wrong (nothing when it passed)."""
+
+    name: str
+    verdict: str = ""  # the element: "failure" or "error"
+    kind: str = ""
+    lines: tuple[str, ...] = ()
+
+
+def write_junit(path: Path, reports: Sequence[DeviceReport], package: str) -> None:
+    """Write JUnit XML under `path`, which never stands for half a file.
+
+    Raises EmoExportError when it can't be written.
+    """
+    write_whole(path, junit_xml(reports, package))
+
+
+def junit_xml(reports: Sequence[DeviceReport], package: str) -> bytes:
+    """JUnit XML in UTF-8: a suite for each device and target, a case for each comparison.
+
+    `package` names the exported folder and begins every class name. A limit that was exceeded is a
+    `failure` (memory too), a run that did not come to its end an `error`.
+    """
+    root = ET.Element("testsuites", name="emo-export validate")
+    for report in reports:
+        root.append(_suite(report, package))
+    for count in ("tests", "failures", "errors"):
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
+    ET.indent(root)
+    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _suite(report: DeviceReport, package: str) -> ET.Element:
+    cases = list(_cases(report))
+    name = _clean(f"{package}.{report.device}.{report.target}")
+    suite = ET.Element("testsuite", name=name, tests=str(len(cases)))
+    for count, verdict in (("failures", "failure"), ("errors", "error")):
+        suite.set(count, str(sum(case.verdict == verdict for case in cases)))
+    suite.set("skipped", "0")
+    properties = ET.SubElement(suite, "properties")
+    for key, value in _facts(report):
+        ET.SubElement(properties, "property", name=_clean(key), value=_clean(value))
+    for case in cases:
+        element = ET.SubElement(suite, "testcase", classname=name, name=_clean(case.name))
+        if case.verdict:
+            message = _clean(case.lines[0])
+            wrong = ET.SubElement(element, case.verdict, type=case.kind, message=message)
+            wrong.text = _clean("\n".join(case.lines))
+    ET.SubElement(suite, "system-out").text = _clean(_table(report))
+    return suite
+
+
+def _cases(report: DeviceReport) -> Iterator[_Case]:
+    """The run itself, each comparison, the tokenizer."""
+    if report.report is None:
+        large = (report.memory or {}).get("needs", {}).get("holds") is False
+        verdict, kind = ("failure", "DeviceFailure") if large else ("error", "DidNotRun")
+        yield _Case("run", verdict, kind, report.failures or ("there is no report",))
+        return
+    yield _case("run", "DeviceFailure", report.failures)
+    for row in report.report.rows:
+        name = f"against {row.against}, {row.arithmetic} arithmetic, {row.mode}"
+        figures = (_figures(row),) if row.failures else ()
+        yield _case(name, "ParityError", row.failures + figures)
+    yield _case("tokenizer", "ParityError", report.report.tokenizer_failures)
+
+
+def _case(name: str, kind: str, failures: tuple[str, ...]) -> _Case:
+    return _Case(name, "failure", kind, failures) if failures else _Case(name)
+
+
+def _figures(row: Row) -> str:
+    found = row.measured
+    limits = ", ".join(f"{name} {value:g}" for name, value in row.limits.items())
+    return (
+        f"measured: mean KL {found.kl_mean:.3e}, largest {found.kl_max:.3e}, top-1 "
+        f"{found.top1:.4f}, largest logit error {found.max_abs:.3e} over {found.positions} "
+        f"positions ({found.near_ties} on near ties, scored apart); limits: {limits}"
+    )
+
+
+def _facts(report: DeviceReport) -> Iterator[tuple[str, str]]:
+    """Versions, kernels, settings and memory that the figures hang on."""
+    yield "emo-export", __version__
+    yield "device", report.device
+    yield "kind", report.kind
+    yield "target", report.target
+    yield "command", report.command
+    yield "repeat", report.repeat
+    engine: Mapping[str, str] = report.report.engine if report.report is not None else {}
+    for group, facts in (("machine", report.machine), ("engine", engine)):
+        for key, value in facts.items():
+            yield f"{group}.{key}", str(value)
+    yield from _flat("memory", report.memory or {})
+    yield from _flat("speed", report.speed or {})
+
+
+def _flat(prefix: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nested facts under names with dots; samples over time are for the HTML page."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}.{key}", value)
+        elif isinstance(value, list | tuple) and key != "samples":
+            yield f"{prefix}.{key}", ", ".join(map(str, value))
+        elif isinstance(value, str | int | float | bool):
+            yield f"{prefix}.{key}", str(value)
+
+
+def _table(report: DeviceReport) -> str:
+    """What the terminal shows of this target."""
+    from emo_export.report.devices import facts
+
+    if report.report is None:
+        return "\n".join((*facts([report]), *report.failures))
+    from rich.console import Console
+
+    from emo_export.report.tables import LEGEND, tables, verdicts
+
+    text = io.StringIO()
+    page = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
+    for table in tables([report.report]):
+        page.print(table)
+    for line in (LEGEND, *verdicts([report.report]), *facts([report]), *report.failures):
+        page.print(line, markup=False, highlight=False, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _clean(text: str) -> str:
+    """The text, with characters that XML 1.0 has no place for spelled out (ESC becomes x1b)."""
+    return "".join(char if _is_xml(ord(char)) else ascii(char)[1:-1] for char in text)
+
+
+def _is_xml(code: int) -> bool:
+    return (
+        code in (0x9, 0xA, 0xD)
+        or 0x20 <= code <= 0xD7FF
+        or 0xE000 <= code <= 0xFFFD
+        or 0x10000 <= code <= 0x10FFFF
+    )

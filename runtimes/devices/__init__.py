@@ -1,0 +1,1 @@
+"""Places where an exported model is judged: emulated, over ssh, over adb."""

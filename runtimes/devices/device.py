@@ -1,0 +1,171 @@
+"""Validation on a device: what is asked of one, and what comes home."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.parity.judge import TargetReport
+from emo_export.runtimes.devices.request import VERSION, Request
+
+LAST_WORDS = 3  # lines of a dead process's stderr that are shown
+SHELL_SIGNAL = 128  # a shell says 128 + N of a program that signal N ended
+
+
+class Finished(NamedTuple):
+    """How a process ended: its exit code, negative for the signal that ended it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Device(Protocol):
+    """A place where `emo_export.runtimes.devices.far.on_device` can run: emulated here, or far away.
+
+    `name` is what the user asked for; `kind` is here, emulated, ssh or adb; `profile` the name
+    under which tolerances.json has limits for its kernels (empty: none of its own).
+    """
+
+    name: str
+    kind: str
+    profile: str
+
+    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
+        """Bring these targets of a package there; the path that it has there."""
+
+    def run(self, arguments: Sequence[str]) -> Finished:
+        """Run on_device there with these arguments."""
+
+    def facts(self) -> Mapping[str, str]:
+        """What is known of it from here: versions, digests, how it is run."""
+
+    def memory(self) -> Mapping[str, Any] | None:
+        """Bytes that the last run took, where they were looked at; None otherwise."""
+
+    def command(self, arguments: Sequence[str]) -> str:
+        """The command line that `run` runs, for a person who wants to repeat it."""
+
+    def close(self) -> None:
+        """Leave nothing behind there but what is kept for the next time."""
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One target on one device.
+
+    `report` is None when the run ended before there was one (a crash); `failures` are sentences
+    about the device beside the report's own (a crash, too little memory). `machine` is what the far
+    side saw of itself and what is known of it from here, `memory` what was measured, in bytes,
+    `command` the process that judged (folders in it may be gone), `repeat` the command line of
+    emo-export that does it again. `speed`: what on_device_bench measured there, if it was asked.
+    """
+
+    device: str
+    kind: str
+    target: str
+    report: TargetReport | None
+    failures: tuple[str, ...]
+    machine: Mapping[str, str]
+    memory: Mapping[str, Any] | None
+    command: str
+    speed: Mapping[str, Any] | None = None
+    repeat: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """There is a report, within every limit, and nothing failed beside it."""
+        return self.report is not None and self.report.passed and not self.failures
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        shallow = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        report = None if self.report is None else self.report.as_dict()
+        return {**shallow, "report": report, "passed": self.passed}
+
+
+def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
+    """Run one target of the package at `place`, as `Device.place` answered.
+
+    Raises EmoExportError with what the far side refused, MissingDependencyError where its engine is
+    missing there. A crash is a report that did not pass.
+    """
+    spec = request.spec
+    arguments = request._replace(profile=device.profile).arguments(place)
+    finished = device.run(arguments)
+    return _report(device, spec, finished, device.command(arguments))
+
+
+def _report(device: Device, spec: str, finished: Finished, command: str) -> DeviceReport:
+    answer = _answer(device, spec, finished)
+    machine = {**device.facts(), **answer.get("machine", {})}
+    report, failures = None, []
+    if answer:
+        report = TargetReport.from_dict(answer["report"], f"the answer of {device.name}")
+    else:
+        failures.append(crash(finished, machine.get("engine of " + spec.partition(":")[0], "")))
+    return DeviceReport(
+        device.name, device.kind, spec, report, tuple(failures), machine, device.memory(), command
+    )
+
+
+def _answer(device: Device, spec: str, finished: Finished) -> Mapping[str, Any]:
+    """What the far side said; empty when it crashed.
+
+    Raises EmoExportError, or MissingDependencyError, with what it refused.
+    """
+    line = finished.stdout.rstrip("\n").rpartition("\n")[2]
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        if crashed(finished):
+            return {}
+        raise EmoExportError(
+            f"{device.name}: the run of {spec} ended with code {finished.code} and no answer: "
+            f"{last_words(finished)}"
+        ) from None
+    if not isinstance(answer, dict) or answer.get("version") != VERSION:
+        raise EmoExportError(f"{device.name}: the far side is of another version of emo-export")
+    if "error" in answer:
+        kind = MissingDependencyError if answer["exit_code"] == 3 else EmoExportError
+        raise kind(f"{device.name}: {answer['error']}")
+    if answer.get("target") != spec or finished.code != 0:
+        raise EmoExportError(
+            f"{device.name}: asked for {spec}, answered for {answer.get('target')!r} "
+            f"(exit {finished.code})"
+        )
+    return answer
+
+
+def crashed(finished: Finished) -> bool:
+    """Whether a signal ended the process, as it or a shell in between says."""
+    return finished.code < 0 or finished.code > SHELL_SIGNAL
+
+
+def crash(finished: Finished, engine: str = "") -> str:
+    """A sentence for a process that a signal ended, with the advice that fits the signal."""
+    number = -finished.code if finished.code < 0 else finished.code - SHELL_SIGNAL
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    what = engine or "the engine"
+    advice: dict[int, str] = {
+        signal.SIGILL: f"{what} ran an instruction that this CPU does not have; it would crash "
+        "there in the same way, so install another version of it",
+        signal.SIGKILL: "the system killed it, as it does when memory runs out",
+        signal.SIGSEGV: f"{what} crashed; try another version of it",
+        signal.SIGABRT: f"{what} gave up: {last_words(finished)}",
+    }
+    return f"ended by {name}: {advice.get(number, last_words(finished))}"
+
+
+def last_words(finished: Finished) -> str:
+    """The end of what a process said on stderr, on one line."""
+    lines = finished.stderr.strip().splitlines()[-LAST_WORDS:]
+    return "; ".join(line.strip() for line in lines) or "it said nothing"

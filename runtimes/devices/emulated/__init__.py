@@ -1,0 +1,1 @@
+"""Arm devices under qemu-user."""

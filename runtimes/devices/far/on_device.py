@@ -1,0 +1,79 @@
+"""The far side of a validation: judges one target of a package and answers with JSON.
+
+    python -m emo_export.runtimes.devices.far.on_device FOLDER SPEC [--threads N] [--sequences N] …
+
+It runs on the device (or under its emulation) and needs numpy and the target's engine, no more.
+The last line of stdout is the answer; whatever else is said goes to stderr. A crash, which
+Python can't report, is for the near side to see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emo_export.errors import EmoExportError
+from emo_export.files.package import chosen_targets
+from emo_export.parity.golden import Golden
+from emo_export.parity.judge import validate_target
+from emo_export.runtimes.devices.far.machine import machine_facts
+from emo_export.runtimes.devices.request import VERSION, Request, parse
+from emo_export.runtimes.opening import open_runtime, tokenizer_of
+from emo_export.runtimes.ort.path import PATH, nbits_paths
+
+
+def judge(folder: Path, request: Request) -> dict[str, Any]:
+    """The answer for one target of a package.
+
+    Raises EmoExportError for a folder without golden.npz or the target, or an engine that refuses.
+    """
+    package, targets = chosen_targets(folder, [request.spec])
+    golden = request.share.of(Golden.load(package / "golden.npz"))
+    path = package / str(targets[request.spec]["path"])
+    machine = machine_facts()
+    if path.is_dir() and request.kernels:
+        machine |= {f"{PATH}{name}": said for name, said in nbits_paths().items()}
+    report = validate_target(
+        request.spec,
+        golden,
+        partial(open_runtime, path, request.threads, parity=True, context=request.context or None),
+        partial(tokenizer_of, path),
+        profile=request.profile,
+    )
+    return {
+        "version": VERSION,
+        "target": request.spec,
+        "report": report.as_dict(),
+        "machine": machine,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge and answer; an error that a user can mend is an answer too, with its exit code."""
+    folder, request = parse(sys.argv[1:] if arguments is None else arguments)
+    # What a library writes to stdout must not come before the answer.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    code = 0
+    try:
+        answer = judge(folder, request)
+    except EmoExportError as error:
+        code = error.exit_code
+        answer = {
+            "version": VERSION,
+            "target": request.spec,
+            "error": str(error),
+            "exit_code": code,
+        }
+    with answers:
+        answers.write(json.dumps(answer) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

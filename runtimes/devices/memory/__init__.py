@@ -1,0 +1,1 @@
+"""How much memory a run takes, and whether a device holds it."""

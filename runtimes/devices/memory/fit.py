@@ -1,0 +1,215 @@
+"""Whether a device with so much memory holds a target, and which other format it would hold.
+
+Held means all at once: what is anonymous, the libraries, and every weight that the engine reads
+from its mapped file. A model of which a part has to be read from the disk again for each token does
+run, many times slower; who gives a size of memory asks for something else, so it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_export.base.ram_size import shown
+from emo_export.errors import EmoExportError
+from emo_export.files.memory_need import Need
+from emo_export.files.sizes import other_sizes
+from emo_export.runtimes.devices.memory.cap import MemoryFound
+
+UNCALIBRATED = (
+    "gguf:f32",
+    "gguf:f16",
+    "gguf:bf16",
+    "gguf:q8_0",
+)  # to which importance adds nothing
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a target takes in `ram` bytes with a KV cache of `context` positions.
+
+    `total` is `anonymous` (with the cache in it), `weights_mapped` and `libraries` (other files).
+    Those but `cache` and `weights_mapped`, which come from headers, are measured: `measured` is
+    False where the target wasn't run to its end, and `total` then what is known of it. `least` is
+    its weights and cache, by the headers. `base` is what Python and the engine took before the
+    model was opened.
+    """
+
+    target: str
+    ram: int
+    context: int
+    total: int
+    least: int
+    anonymous: int
+    cache: int
+    weights_mapped: int
+    libraries: int
+    base: int | None
+    measured: bool
+    enforced: bool
+    oom_killed: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it fits, as far as is known."""
+        return self.total <= self.ram and not self.oom_killed
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "holds": self.holds}
+
+
+def least_fit(target: str, need: Need, ram: int) -> Fit:
+    """By the headers alone, before anything is run: weights and cache, and nothing else."""
+    mapped = need.weights if need.stays_mapped else 0
+    return Fit(
+        target=target,
+        ram=ram,
+        context=need.context,
+        total=need.least,
+        least=need.least,
+        anonymous=need.least - mapped,
+        cache=need.cache,
+        weights_mapped=mapped,
+        libraries=0,
+        base=None,
+        measured=False,
+        enforced=False,
+    )
+
+
+def measured_fit(
+    target: str, need: Need, ram: int, found: MemoryFound, cache_of_run: int, repacked: int = 0
+) -> Fit:
+    """From a run: what was measured, with the KV cache of the context in place of the run's.
+
+    `repacked`: bytes of weights that llama.cpp copied (LlamaCpp.repacked); they are anonymous, and
+    their pages of the file are not read again. A run that ended early says the least alone. Raises
+    EmoExportError for one that ended before anything was seen of it.
+    """
+    base = None if found.base is None else found.base.anonymous + found.base.file
+    peak = found.at_peak
+    if peak is None:
+        raise EmoExportError(f"{target}: its run ended before its memory could be looked at")
+    if not found.finished:
+        least = (base or 0) + need.least
+        return Fit(
+            target=target,
+            ram=ram,
+            context=need.context,
+            total=max(least, ram + 1) if found.oom_killed else least,
+            least=need.least,
+            anonymous=found.peak_anonymous,
+            cache=need.cache,
+            weights_mapped=need.weights if need.stays_mapped else 0,
+            libraries=0,
+            base=base,
+            measured=False,
+            enforced=found.enforced,
+            oom_killed=found.oom_killed,
+        )
+    anonymous = found.peak_anonymous - cache_of_run + need.cache
+    mapped = max(0, need.weights - repacked) if need.stays_mapped else peak.model
+    libraries = peak.file - peak.model
+    return Fit(
+        target=target,
+        ram=ram,
+        context=need.context,
+        total=anonymous + mapped + libraries,
+        least=need.least,
+        anonymous=anonymous,
+        cache=need.cache,
+        weights_mapped=mapped,
+        libraries=libraries,
+        base=base,
+        measured=True,
+        enforced=found.enforced,
+    )
+
+
+def fit_failures(
+    fits: Sequence[Fit], paths: Mapping[str, Path], needs: Mapping[str, Need]
+) -> dict[str, str]:
+    """Target -> why the memory does not hold it, and which smaller format it does hold.
+
+    `fits` are of all targets of one package; `paths` and `needs` are by target too.
+    """
+    return {
+        fit.target: f"{_too_large(fit)}; {_instead(fit, fits, paths[fit.target], needs)}"
+        for fit in fits
+        if not fit.holds
+    }
+
+
+def _too_large(fit: Fit) -> str:
+    cache = f"a KV cache of {shown(fit.cache)} at {fit.context} tokens"
+    if fit.oom_killed:
+        return (
+            f"{fit.target} needs more than --ram {shown(fit.ram)}: the kernel ended it there, with "
+            f"{shown(fit.anonymous)} anonymous{_base(fit)}; its weights and {cache} alone are "
+            f"{shown(fit.least)}"
+        )
+    if not fit.measured:
+        return (
+            f"{fit.target} needs {shown(fit.total)} for its weights and {cache} alone{_base(fit)}: "
+            f"more than --ram {shown(fit.ram)}"
+        )
+    runs = fit.anonymous + fit.libraries <= fit.ram
+    return (
+        f"{fit.target} needs {shown(fit.total)} with {cache}: {shown(fit.anonymous)} anonymous and "
+        f"{shown(fit.weights_mapped + fit.libraries)} file-backed, of which "
+        f"{shown(fit.weights_mapped)} are weights{_base(fit)}; more than --ram {shown(fit.ram)}"
+        f"{'' if fit.enforced else ' (not enforced: sampled)'}"
+        f"{', so it runs, but reads weights from the disk for each token' if runs else ''}"
+    )
+
+
+def _base(fit: Fit) -> str:
+    if fit.base is None:
+        return ""
+    return f" (Python and the engine took {shown(fit.base)} before it was opened)"
+
+
+def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need]) -> str:
+    """The largest of the smaller formats that fits: of this package, or else to be exported."""
+    there = {other.target: other.total for other in fits if other.holds and other.measured}
+    if fit.oom_killed and fit.base is None and not there:
+        return "that was before a model was opened, so that no other format would fit either"
+    beside, known = _beside_weights(fit, fits, needs)
+    run = {other.target for other in fits}
+    engine = fit.target.partition(":")[0]
+    for spec, need in needs.items():
+        if spec not in run and spec.startswith(engine) and beside + need.weights <= fit.ram:
+            there[spec] = beside + need.weights
+    about = "about" if known else "at least"
+    if smaller := {spec: total for spec, total in there.items() if total < fit.total}:
+        spec = max(smaller, key=lambda name: smaller[name])
+        if spec in run:
+            return f"{spec} of this package needs {shown(smaller[spec])} and fits"
+        return f"{spec} of this package would need {about} {shown(smaller[spec])}"
+    weights = needs[fit.target].weights
+    others = {
+        spec: beside + nbytes
+        for spec, nbytes in other_sizes(fit.target, path).items()
+        if nbytes < weights and beside + nbytes <= fit.ram and spec not in needs
+    }
+    if not others:
+        return f"no smaller format of {engine} fits"
+    spec = max(others, key=lambda name: others[name])
+    calibration = "" if spec in UNCALIBRATED or engine == "onnx" else " --calibration TEXT"
+    return f"{spec} would need {about} {shown(others[spec])}: export --to {spec}{calibration}"
+
+
+def _beside_weights(fit: Fit, fits: Sequence[Fit], needs: Mapping[str, Need]) -> tuple[int, bool]:
+    """Bytes that a format of this engine takes beside its weights, and whether they are measured.
+
+    Where this target was not run to its end, those of another one of the engine; else what is
+    known of it, its cache and what was there before it was opened.
+    """
+    engine = fit.target.partition(":")[0]
+    for other in (fit, *fits):
+        if other.measured and other.target.startswith(engine):
+            return other.total - needs[other.target].weights, True
+    return fit.cache + (fit.base or 0), False

@@ -1,0 +1,60 @@
+"""A target run as a user runs it, with the memory of a device, and whether that holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.memory_need import Need, model_files
+from emo_export.runtimes.devices.device import crash, crashed, last_words
+from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
+from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit
+
+MODULE = "emo_export.runtimes.devices.far.memory_run"
+TOKENS = 512
+"""Of the prompt; llama.cpp reads a longer one in pieces of as many."""
+
+
+class CrashError(EmoExportError):
+    """A signal ended the run. A user's run would end so too, so the target fails (exit 1)."""
+
+    exit_code = 1
+
+
+def try_memory(
+    target: str,
+    path: Path,
+    need: Need,
+    ram: int,
+    command: Callable[[Sequence[str]], Sequence[str]],
+    env: Mapping[str, str],
+    *,
+    emulated: bool = False,
+    tokens: int = TOKENS,
+) -> tuple[Fit, MemoryFound | None]:
+    """Whether `ram` bytes hold the target at `path` with the KV cache of `need.context`.
+
+    `command` makes the whole command line of what follows `python`; `emulated`: it runs under
+    qemu-user. Nothing is run, and None answered, where the headers alone ask for too much: it would
+    only read from the disk for a long time. Raises EmoExportError when the run fails for another
+    reason than memory, CrashError when a signal ended it, MissingDependencyError when the engine is
+    missing.
+    """
+    fit = least_fit(target, need, ram)
+    if not fit.holds:
+        return fit, None
+    sizes = ["--context", str(need.context), "--tokens", str(tokens)]
+    line = command(["-m", MODULE, str(path), *sizes])
+    finished, found = run_capped(line, env, ram, model_files(path), emulated)
+    if found.oom_killed:
+        return measured_fit(target, need, ram, found, 0), found
+    if crashed(finished):
+        raise CrashError(f"{target}: the run that measures its memory was {crash(finished)}")
+    if finished.code != 0:
+        kind = MissingDependencyError if finished.code == 3 else EmoExportError
+        raise kind(f"{target}: its memory could not be measured: {last_words(finished)}")
+    answer = json.loads(finished.stdout.rstrip("\n").rpartition("\n")[2])
+    ran = need.cache_of_run(need.context if need.whole_cache else answer["positions"])
+    return measured_fit(target, need, ram, found, ran, answer["repacked"]), found

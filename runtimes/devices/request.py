@@ -1,0 +1,103 @@
+"""What is asked of a device: the arguments of `runtimes/devices/far/on_device.py`, written and read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from emo_export.interfaces import Ids
+from emo_export.parity.golden import PAD, Golden, Variant
+
+VERSION = 1  # of the answer
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of golden.npz is judged: emulation is hundreds of times slower than a device.
+
+    `sequences` (of n), `positions` (of T), `heldout_tokens` and `greedy_steps`; 0 means all.
+    """
+
+    sequences: int = 0
+    positions: int = 0
+    heldout_tokens: int = 0
+    greedy_steps: int = 0
+
+    def of(self, golden: Golden) -> Golden:
+        """The same golden with fewer tokens. What is left out at the end changes no other token."""
+        n, t = golden.input_ids.shape
+        n, t = min(self.sequences or n, n), min(self.positions or t, t)
+        heldout = self._heldout(golden.heldout_ids)
+        m, width = heldout.shape
+
+        def cut(variant: Variant) -> Variant:
+            nll = variant.heldout_nll[:m, :width].copy()
+            nll[heldout == PAD] = float("nan")
+            return replace(
+                variant,
+                logits=variant.logits[:n, :t],
+                margin=variant.margin[:n, :t],
+                heldout_nll=nll,
+            )
+
+        return replace(
+            golden,
+            input_ids=golden.input_ids[:n, :t],
+            heldout_ids=heldout,
+            greedy=golden.greedy[: self.greedy_steps or None],
+            variants={name: cut(variant) for name, variant in golden.variants.items()},
+        )
+
+    def _heldout(self, ids: Ids) -> Ids:
+        """The beginning of every held-out sequence (m, L): all kinds of text, fewer tokens."""
+        if not self.heldout_tokens:
+            return ids
+        width = max(2, 1 - -self.heldout_tokens // len(ids))  # the first of each has no likelihood
+        return ids[:, :width]
+
+
+class Request(NamedTuple):
+    """What one run on a device does; `arguments` is how it is asked for.
+
+    `profile` names the device whose limits hold, `context` the positions that the KV cache gets
+    (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets.
+    """
+
+    spec: str
+    profile: str = ""
+    threads: int | None = None
+    context: int = 0
+    share: Share = Share()
+    kernels: bool = False
+
+    def arguments(self, folder: str) -> list[str]:
+        """The command line after the module, for the package at `folder` over there."""
+        options: dict[str, object] = {
+            "--profile": self.profile,
+            "--threads": self.threads,
+            "--context": self.context,
+        }
+        options |= {f"--{key.replace('_', '-')}": n for key, n in vars(self.share).items()}
+        given = [(key, str(value)) for key, value in options.items() if value]
+        flags = ["--kernels"] if self.kernels else []
+        return [folder, self.spec, *(text for pair in given for text in pair), *flags]
+
+
+def parse(arguments: Sequence[str]) -> tuple[Path, Request]:
+    """Read what `Request.arguments` wrote."""
+    parser = argparse.ArgumentParser(prog="python -m emo_export.runtimes.devices.far.on_device")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("spec")
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--threads", type=int)
+    names = [f"--{name.replace('_', '-')}" for name in ("context", *Share.__dataclass_fields__)]
+    for name in names:
+        parser.add_argument(name, type=int, default=0)
+    parser.add_argument("--kernels", action="store_true")
+    found = parser.parse_args(arguments)
+    share = Share(found.sequences, found.positions, found.heldout_tokens, found.greedy_steps)
+    how = (found.profile, found.threads, found.context, share, found.kernels)
+    return found.folder, Request(found.spec, *how)

@@ -1,0 +1,179 @@
+"""Every GGUF type with an importance matrix, in llama.cpp, against the dequantised reference."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.gguf.twin import write_float_twin
+from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.files.manifest import Manifest
+from emo_export.files.package import FILE_TYPES
+from emo_export.interfaces import F32
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
+from emo_export.model.recipes import GGUF_RECIPES, NEXT_BETTER
+from emo_export.model.scheme import part_of
+from emo_export.parity.judge import EXACT, SHIPPED, tolerances
+from emo_export.pipeline import Probe, stream
+from emo_export.reference.calibrate import Calibration
+from emo_export.reference.layers import ReferenceRun
+from emo_export.runtimes.llama.model import LlamaCpp
+from tests.kit.command import Emo
+from tests.kit.exporting import TIGHT, Array, assert_same, case, kl, prefill, steps, workspace
+from tests.kit.synth import CONFIGS, make_checkpoint, make_config
+
+IDS = np.random.default_rng(3).integers(0, 256, (2, 12))
+TEXT = [np.random.default_rng(4).integers(0, 256, 100) for _ in range(2)]
+BLOCKS = {"f32": 1, "f16": 1, "bf16": 1, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4_1": 32}
+BLOCKS |= {"q4_0": 32, "iq4_nl": 32, "mxfp4": 32}  # of all others 256
+
+
+class Kept:
+    """The logits of a reference run on what one type stores."""
+
+    def __init__(self, config: EmoConfig) -> None:
+        self.logits = np.zeros((*IDS.shape, config.vocab_size), np.float32)
+        self.run = ReferenceRun(config, list(IDS), self._take)
+
+    def _take(self, sequence: int, start: int, piece: F32) -> None:
+        self.logits[sequence, :, start : start + piece.shape[1]] = piece
+
+
+@functools.cache
+def all_types() -> dict[str, tuple[Path, Array]]:
+    """One pass into a file of every type; also what the reference computes with each."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_experts": 4, "vocab_size": 260}
+    folder = make_checkpoint(workspace() / "wide", num_hidden_layers=1, tokenizer=False, **sizes)
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
+    calibration = Calibration(config, TEXT, "random ids")
+    schemes = {name: gguf_scheme(name, config) for name in GGUF_RECIPES}
+    writers = {
+        name: GgufWriter(
+            folder / f"{name}.gguf",
+            config,
+            scheme,
+            tokenizer=None,
+            model_name="x",
+            context=64,
+            importance=calibration.matrix,
+        )
+        for name, scheme in schemes.items()
+    }
+    kept = {name: Kept(config) for name in schemes}
+    for writer in writers.values():
+        writer.open()
+    probes = [Probe(kept[name].run, scheme) for name, scheme in schemes.items()]
+    stream(checkpoint, list(writers.values()), probes, lambda count: None, calibration)
+    for writer in writers.values():
+        writer.close()
+    return {name: (writers[name].path, kept[name].logits) for name in schemes}
+
+
+@pytest.mark.parametrize("name", GGUF_RECIPES)
+def test_llama_cpp_computes_the_dequantised_reference(name: str, tmp_path: Path) -> None:
+    path, want = all_types()[name]
+    write_float_twin(path, tmp_path / "twin.gguf")
+    model = LlamaCpp(tmp_path / "twin.gguf", threads=1, parity=True)
+    for found in (prefill(model, IDS), steps(model, IDS)):
+        assert_same(want, found, TIGHT)
+    model.close()
+    limits = tolerances(f"gguf:{name}")
+    assert EXACT in limits or name == "f32"
+    model = LlamaCpp(path, threads=1, parity=True)
+    assert kl(want, prefill(model, IDS)).mean() <= limits[SHIPPED]["kl_mean"]
+    model.close()
+
+
+@pytest.mark.parametrize("name", GGUF_RECIPES)
+def test_the_file_has_the_types_of_the_recipe(name: str) -> None:
+    reader = GGUFReader(all_types()[name][0])
+    types = {t.name: t.tensor_type.name.lower() for t in reader.tensors}
+    recipe = GGUF_RECIPES[name]
+    assert reader.fields["general.file_type"].contents() == FILE_TYPES[name]
+    for tensor, part in {
+        "token_embd": "embed",
+        "output": "head",
+        "output_norm": "vector",
+        "blk.0.attn_q": "attention",
+        "blk.0.attn_output": "attention",
+        "blk.0.ffn_gate_inp": "router",
+        "blk.0.ffn_gate_exps": "expert",
+        "blk.0.ffn_up_exps": "expert",
+        "blk.0.ffn_down_exps": "expert_down",
+        "blk.0.ffn_down_shexp": "shared_expert",
+    }.items():
+        assert types[f"{tensor}.weight"] == recipe[part], tensor  # type: ignore[index]
+
+
+def test_better_types_are_closer_to_the_original() -> None:
+    original = all_types()["f32"][1]
+    lost = {name: kl(original, logits).mean() for name, (_, logits) in all_types().items()}
+    assert lost["f32"] <= 1e-9
+    for better, worse in [
+        ("f16", "q8_0"),
+        ("q8_0", "q6_k"),
+        ("q6_k", "q5_k_m"),
+        ("q5_k_m", "q4_k_m"),
+        ("q4_k_m", "q3_k_m"),
+        ("q3_k_m", "q2_k"),
+        ("iq4_xs", "iq3_s"),
+        ("iq3_s", "iq2_s"),
+        ("iq2_s", "iq2_xxs"),
+    ]:
+        assert lost[better] < lost[worse], (better, worse)
+
+
+def expected_type(wanted: str, cols: int) -> str:
+    return next(t for t in (wanted, *NEXT_BETTER[wanted]) if cols % BLOCKS.get(t, 256) == 0)
+
+
+@pytest.mark.parametrize("name", ["odd_48_20", "odd_40_24", "odd_36_32", "mha"])
+@pytest.mark.parametrize("type_name", sorted(set(GGUF_RECIPES) - {"f32", "f16", "bf16"}))
+def test_odd_widths_take_the_next_better_type(name: str, type_name: str) -> None:
+    config = EmoConfig.from_dict(make_config(**CONFIGS[name]))
+    scheme = gguf_scheme(type_name, config)
+    fallbacks = {}
+    for slot in slots(config):
+        if slot.role in VECTORS or slot.role == Role.ROUTER:
+            assert scheme.format_of(slot).name == "f32"
+            continue
+        wanted = GGUF_RECIPES[type_name][part_of(slot, config)]
+        found = expected_type(wanted, shape_of(slot, config)[1])
+        assert scheme.format_of(slot).name == found, slot
+        if found != wanted:
+            fallbacks[slot.name] = (wanted, found)
+    assert dict(scheme.fallbacks) == fallbacks
+
+
+@pytest.mark.parametrize("type_name", ["q4_k_m", "iq2_xs"])
+def test_fallbacks_are_named_everywhere(type_name: str, tmp_path: Path, emo: Emo) -> None:
+    """Also where every matrix falls back: nothing is left that needs an importance matrix."""
+    out = tmp_path / "out"
+    folder = case("odd_36_32").folder  # rows of 36, and of 32 for down
+    done = emo("export", folder, "-o", out, "--to", f"gguf:{type_name}", "--json")
+    assert done.code == 0
+    expert = "q4_k" if type_name == "q4_k_m" else "iq2_xs"
+    small = expected_type(expert, 32)
+    down, gate = (Slot(role, 1, 2).name for role in (Role.DOWN, Role.GATE))
+    entry = Manifest.load(out).targets[f"gguf:{type_name}"]
+    assert entry["recipe"]["expert"] == expert
+    assert entry["fallbacks"][gate] == [expert, "f16"]
+    if type_name == "iq2_xs":
+        assert entry["fallbacks"][down] == [expert, small]
+    told = [line for line in done.err.splitlines() if "do not fit" in line]
+    pairs = {tuple(change) for change in entry["fallbacks"].values()}
+    assert len(told) == len(pairs)
+    for wanted, used in pairs:
+        count = sum(change == [wanted, used] for change in entry["fallbacks"].values())
+        (line,) = [t for t in told if f"do not fit {wanted} and are written as {used}" in t]
+        assert f"{count} tensors" in line
+    card = (out / "README.md").read_text("utf-8")
+    assert f"do not fit {expert}" in card or "more tensors, listed in manifest.json" in card

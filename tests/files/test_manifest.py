@@ -1,0 +1,108 @@
+"""The manifest, and that a folder takes its name only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from emo_export.base.disk import check_space
+from emo_export.errors import EmoExportError
+from emo_export.files.manifest import Manifest, staging, verify, write_manifest
+
+
+def filled(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.gguf").write_bytes(b"weights")
+    (folder / "sub").mkdir(exist_ok=True)
+    (folder / "sub" / "b.bin").write_bytes(b"more")
+    target = {"path": "a.gguf", "recipe": {}, "fallbacks": {}}
+    write_manifest(folder, {"name": "x"}, {"emo-export": "0"}, {"gguf:f32": target})
+    return folder
+
+
+def test_every_file_is_digested(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "out")
+    raw = json.loads((folder / "manifest.json").read_text())
+    assert {f["path"] for f in raw["files"]} == {"a.gguf", "sub/b.bin"}
+    (entry,) = [f for f in raw["files"] if f["path"] == "a.gguf"]
+    assert entry == {
+        "path": "a.gguf",
+        "bytes": 7,
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+    }
+    assert verify(folder) == []
+    assert Manifest.load(folder).targets["gguf:f32"]["path"] == "a.gguf"
+
+
+def test_verify_names_what_differs(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "out")
+    (folder / "a.gguf").write_bytes(b"weightz")
+    (folder / "sub" / "b.bin").write_bytes(b"longer than before")
+    (folder / "extra").write_bytes(b"")
+    problems = verify(folder)
+    assert len(problems) == 3
+    assert any("a.gguf" in p and "SHA-256" in p for p in problems)
+    assert any("b.bin" in p and "18 bytes" in p for p in problems)
+    assert any("extra" in p for p in problems)
+    (folder / "a.gguf").unlink()
+    assert any("missing" in p for p in verify(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.pop("files"),
+        lambda raw: raw.update(version=2),
+        lambda raw: raw.update(files=[{"path": "../../etc/passwd", "bytes": 1, "sha256": ""}]),
+        lambda raw: raw.update(targets={"gguf:f32": {"path": "../secret.gguf"}}),
+        lambda raw: raw.update(targets=[]),
+        lambda raw: raw.update(files=3),
+    ],
+)
+def test_a_wrong_manifest_is_refused(change: object, tmp_path: Path) -> None:
+    folder = filled(tmp_path / "out")
+    raw = json.loads((folder / "manifest.json").read_text())
+    change(raw)  # type: ignore[operator]
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(EmoExportError, match=r"manifest\.json"):
+        Manifest.load(folder)
+
+
+def test_staging_publishes_or_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with staging(out, overwrite=False) as folder:
+        assert not out.exists()
+        filled(folder)
+    assert verify(out) == []
+    with pytest.raises(KeyboardInterrupt), staging(out, overwrite=True) as folder:
+        (folder / "half").write_text("written")
+        raise KeyboardInterrupt
+    assert verify(out) == []
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_an_export_that_lost_the_race_keeps_the_winner(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(EmoExportError, match="put in place"), staging(out, False) as folder:
+        filled(folder)
+        filled(out)
+    assert verify(out) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("a file")
+    for overwrite in (False, True):
+        with pytest.raises(EmoExportError), staging(out, overwrite):
+            pytest.fail("the body must not run")
+    assert out.read_text() == "a file"
+
+
+def test_space_is_checked_against_the_disk(tmp_path: Path) -> None:
+    check_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(EmoExportError, match="free"):
+        check_space(tmp_path, 1 << 60)

@@ -1,0 +1,21 @@
+"""All targets of a package on one device, as the command line runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emo_export.runtimes.devices.device import Device, DeviceReport, judge_target
+from emo_export.runtimes.devices.request import Request
+
+
+def judged_on(
+    device: Device,
+    folder: Path,
+    targets: Mapping[str, Mapping[str, Any]],
+    request: Request | None = None,
+) -> list[DeviceReport]:
+    place = device.place(folder, targets)
+    asked = request or Request("")
+    return [judge_target(device, place, asked._replace(spec=spec)) for spec in targets]

@@ -1,0 +1,179 @@
+"""Exports and references that several test modules share; each is made once for the process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.gguf.tokenizer import read_tokenizer
+from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.converters.onnx.scheme import onnx_scheme
+from emo_export.converters.onnx.writer import OnnxWriter
+from emo_export.interfaces import Runtime, Writer
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.recipes import Part
+from emo_export.model.scheme import QuantScheme
+from emo_export.pipeline import stream
+from emo_export.reference.passes import dequantised_source, logits
+from tests.kit.oracle import oracle_logits
+from tests.kit.synth import CONFIGS, make_checkpoint
+
+Array = npt.NDArray[Any]
+
+# On matrices this small, threads wait for each other at spin locks: ten times slower when other
+# work shares the cores.
+torch.set_num_threads(1)
+
+TIGHT = 1e-10  # mean KL of float32 against the oracle; 5e-13 was measured
+
+
+def export_to(
+    folder: Path,
+    checkpoint_path: Path,
+    gguf: Sequence[str] = (),
+    onnx: Sequence[str] = (),
+    accuracy_level: int = 4,
+    last_only: bool = False,
+) -> dict[str, Path]:
+    """Export in one pass through the pipeline; answers target -> file (GGUF) or folder (ONNX)."""
+    checkpoint = Checkpoint.open(checkpoint_path)
+    config, context = checkpoint.config, checkpoint.config.context_length()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {f"gguf:{t}": folder / f"model-{t}.gguf" for t in gguf}
+    made |= {f"onnx:{t}": folder / f"onnx-{t}" for t in onnx}
+    writers: list[Writer] = [
+        GgufWriter(
+            made[f"gguf:{t}"],
+            config,
+            gguf_scheme(t, config),
+            tokenizer=read_tokenizer(checkpoint_path, config),
+            model_name="test",
+            context=context,
+        )
+        for t in gguf
+    ]
+    for t in onnx:
+        scheme, place = onnx_scheme(t, config), made[f"onnx:{t}"]
+        settings: dict[str, int] = {"context": context, "accuracy_level": accuracy_level}
+        settings["last_only"] = last_only
+        writers.append(OnnxWriter(place, checkpoint_path, config, scheme, **settings))
+    for writer in writers:
+        writer.open()
+    stream(checkpoint, writers, [], lambda count: None)
+    for writer in writers:
+        writer.close()
+    return made
+
+
+def export_plain(folder: Path, checkpoint_path: Path, kind: str) -> QuantScheme:
+    """KIND@if for ONNX Runtime 1.21: attention spelt out, int4 everywhere if at all."""
+    checkpoint = Checkpoint.open(checkpoint_path)
+    config = checkpoint.config
+    changed = {} if kind == "f32" else dict.fromkeys(set(Part) - {Part.ROUTER, Part.VECTOR}, kind)
+    scheme = onnx_scheme(f"{kind}@if", config, changed)
+    settings = {"context": config.context_length(), "accuracy_level": 4}
+    writer = OnnxWriter(folder, checkpoint_path, config, scheme, plain_attention=True, **settings)
+    writer.open()
+    stream(checkpoint, [writer], [], lambda count: None)
+    writer.close()
+    return scheme
+
+
+@functools.cache
+def workspace() -> Path:
+    """A folder that goes away with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="emo-export-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def exported(checkpoint: Path, target: str) -> Path:
+    """The file or folder of one target such as `gguf:q4_0`, made when it is first asked for."""
+    kind, _, type_name = target.partition(":")
+    folder = workspace() / f"{checkpoint.name}-{kind}-{type_name}"
+    return export_to(folder, checkpoint, **{kind: (type_name,)})[target]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A synthetic checkpoint, token ids (n, T), and the oracle's logits (n, T, V) and routers."""
+
+    folder: Path
+    ids: Array
+    logits: Array
+    routers: list[Array]
+
+
+@functools.cache
+def case(name: str) -> Case:
+    """One entry of tests.kit.synth.CONFIGS."""
+    folder = make_checkpoint(workspace() / name, **CONFIGS[name])
+    ids = np.random.default_rng(11).integers(0, 500, (2, 20))
+    return Case(folder, ids, *oracle_logits(folder, ids))
+
+
+def scheme_of(checkpoint: Checkpoint, target: str) -> QuantScheme:
+    """The scheme of `gguf:TYPE` or `onnx:TYPE`."""
+    kind, _, type_name = target.partition(":")
+    return {"gguf": gguf_scheme, "onnx": onnx_scheme}[kind](type_name, checkpoint.config)
+
+
+@functools.cache
+def _dequantised(path: Path, target: str, ids: bytes, width: int) -> Array:
+    checkpoint = Checkpoint.open(path)
+    source = dequantised_source(checkpoint, scheme_of(checkpoint, target))
+    sequences = np.frombuffer(ids, np.int64).reshape(-1, width)
+    return np.stack(logits(checkpoint.config, source, list(sequences)))
+
+
+def dequantised_logits(path: Path, target: str, ids: Array) -> Array:
+    """What the torch reference computes with the weights that a target stores: (n, T, V)."""
+    return _dequantised(path, target, ids.astype(np.int64).tobytes(), ids.shape[1])
+
+
+def kl(reference: Array, found: Array) -> Array:
+    """KL(reference || found) of each position, in nats, apart from emo_export.parity.golden."""
+    p, q = (
+        x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+        for x in (reference.astype(np.float64), found.astype(np.float64))
+    )
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+
+
+def prefill(runtime: Runtime, ids: Array) -> Array:
+    """Each sequence of (n, T) in one call."""
+    return in_pieces(runtime, ids, [ids.shape[1]])
+
+
+def steps(runtime: Runtime, ids: Array) -> Array:
+    """Each sequence of (n, T) token by token through the KV cache."""
+    return in_pieces(runtime, ids, [1] * ids.shape[1])
+
+
+def in_pieces(runtime: Runtime, ids: Array, sizes: Sequence[int]) -> Array:
+    """Each sequence of (n, T) in calls of these sizes."""
+    edges = np.cumsum(sizes)[:-1]
+    rows = []
+    for row in ids:
+        runtime.reset()
+        rows.append(np.concatenate([runtime.forward(piece) for piece in np.split(row, edges)]))
+    return np.stack(rows)
+
+
+def assert_same(reference: Array, found: Array, mean_kl: float) -> None:
+    """Mean KL within a limit, and the same most likely token everywhere."""
+    assert np.isfinite(found).all()
+    assert kl(reference, found).mean() <= mean_kl
+    np.testing.assert_array_equal(found.argmax(-1), reference.argmax(-1))

@@ -1,0 +1,115 @@
+"""The cache folder of the emulated devices: whose it is, one writer at a time, only whole parts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emo_export.runtimes.devices.emulated.fetch import Progress
+from emo_export.runtimes.devices.emulated.place import (
+    MARK,
+    UNFINISHED,
+    locked,
+    making,
+    versions_of,
+    write_versions,
+)
+from tests.kit.command import Emo
+
+QUIET = Progress(lambda text: None)
+pytestmark = pytest.mark.usefixtures("devices")
+
+
+def test_folders_of_others_are_left_alone(emo: Emo, devices: Path) -> None:
+    devices.mkdir()
+    (devices / "thesis.txt").write_text("mine")
+    for command in ("setup", "clean"):
+        done = emo("device", command)
+        assert done.code == 2
+        assert "holds thesis.txt and was not made by `emo-export device setup`" in done.err
+    assert (devices / "thesis.txt").read_text() == "mine"
+
+
+def test_clean(emo: Emo, devices: Path) -> None:
+    assert "nothing is set up" in emo("device", "clean").out
+    with locked(devices, QUIET.on_stage), making(devices, "part") as part:
+        (part / "file").write_bytes(bytes(200_000))
+        write_versions(part, {"x": "1"})
+    assert versions_of(devices / "part") == {"x": "1"}
+    done = emo("device", "clean")
+    assert done.code == 0 and f"removed {devices}: 0.2 MB" in done.out
+    assert not devices.exists()
+
+
+def test_what_a_killed_setup_left_is_swept(devices: Path) -> None:
+    with locked(devices, QUIET.on_stage):
+        (devices / f"{UNFINISHED}abc" / "x").mkdir(parents=True)
+    with locked(devices, QUIET.on_stage):
+        assert [path.name for path in devices.iterdir()] == [MARK]
+
+
+def test_a_part_that_fails_leaves_nothing(devices: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        locked(devices, QUIET.on_stage),
+        making(devices, "part") as part,
+    ):
+        (part / "half").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in devices.iterdir()] == [MARK]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from emo_export.runtimes.devices.emulated.place import locked
+with locked(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def test_one_process_at_a_time(devices: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(devices)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        second = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert first.wait(0.1) == 0
+    assert second.stdout.startswith("another process is at work in")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_what_is_fetching(
+    tmp_path: Path, devices: Path, number: signal.Signals
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "dpkg-deb").touch(0o755)
+    (tools / "apt-get").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 60\n")
+    (tools / "apt-get").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "emo_export.cli.main", "device", "setup"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(10) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert [path.name for path in devices.iterdir()] == [MARK]
+
+
+@pytest.mark.parametrize("mark", [":", "="])
+def test_paths_that_programs_would_take_apart(
+    emo: Emo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    monkeypatch.setenv("EMO_EXPORT_DEVICES", str(tmp_path / f"a{mark}b"))
+    done = emo("device", "setup")
+    assert done.code == 2 and f"a{mark}b: a {mark} in a path" in done.err

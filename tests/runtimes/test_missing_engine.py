@@ -1,0 +1,87 @@
+"""A device with one of the two engines, or none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import NANO
+
+# Stands before site-packages and makes the named packages unfindable, as if never installed.
+BLOCKER = """
+import os, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in os.environ["BLOCKED"].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split(".")[0] in os.environ["BLOCKED"].split(",") else find(name, package)
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "out"
+    command = [sys.executable, "-m", "emo_export.cli.main", "export", str(NANO), "-o", str(out)]
+    command += ["--to", "gguf:q8_0", "--to", "onnx:int8", "--heldout-tokens", "600"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def without(blocked: str, tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "BLOCKED": blocked}
+    command = [sys.executable, "-m", "emo_export.cli.main", *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("blocked", "has", "lacks", "extra"),
+    [
+        ("xllamacpp", "onnx:int8", "gguf:q8_0", "[llama]"),
+        ("onnxruntime", "gguf:q8_0", "onnx:int8", "[ort]"),
+    ],
+)
+def test_one_engine(
+    blocked: str, has: str, lacks: str, extra: str, folder: Path, tmp_path: Path
+) -> None:
+    half = without(blocked, tmp_path, "validate", folder)
+    assert half.returncode == 3
+    assert f"{has}: pass" in half.stdout
+    assert lacks in half.stderr and extra in half.stderr and f"--target {has}" in half.stderr
+    chosen = without(blocked, tmp_path, "validate", folder, "--target", has)
+    assert chosen.returncode == 0
+    assert without(blocked, tmp_path, "run", folder, "-p", "a", "-n", "4").returncode == 0
+    refused = without(blocked, tmp_path, "run", folder, "--target", lacks, "-p", "a")
+    assert refused.returncode == 3 and extra in refused.stderr
+
+
+def test_no_engine(folder: Path, tmp_path: Path) -> None:
+    for command in (["validate", folder], ["run", folder, "-p", "a"]):
+        done = without("xllamacpp,onnxruntime", tmp_path, *command)
+        assert done.returncode == 3 and "pip install" in done.stderr
+
+
+def test_no_converter(tmp_path: Path) -> None:
+    for blocked in ("torch", "gguf", "onnx"):
+        done = without(blocked, tmp_path, "export", NANO, "-o", tmp_path / "x", "--to", "gguf:f32")
+        assert done.returncode == 3 and "[convert]" in done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_device_without_converters_says_what_it_left_out(folder: Path, tmp_path: Path) -> None:
+    done = without("torch,gguf,onnx,ml_dtypes", tmp_path, "validate", folder)
+    assert done.returncode == 0
+    assert (
+        done.stdout.count("not compared") == 2 and "exact" not in done.stdout.split("against:")[0]
+    )
