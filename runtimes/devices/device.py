@@ -26,7 +26,7 @@ class Finished(NamedTuple):
 
 
 class Device(Protocol):
-    """A place where `emo_export.runtimes.devices.far.on_device` can run: emulated here, or far away.
+    """A place where `far/on_device.py` can run: emulated here, or far away.
 
     `name` is what the user asked for; `kind` is here, emulated, ssh or adb; `profile` the name
     under which tolerances.json has limits for its kernels (empty: none of its own).

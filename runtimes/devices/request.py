@@ -1,4 +1,4 @@
-"""What is asked of a device: the arguments of `runtimes/devices/far/on_device.py`, written and read."""
+"""What is asked of a device: the arguments of `far/on_device.py`, written and read."""
 
 from __future__ import annotations
 

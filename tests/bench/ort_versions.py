@@ -4,8 +4,8 @@
     OLDER/bin/python -m tests.bench.ort_versions check /tmp/graphs    # numpy and onnxruntime only
 
 `make` writes every configuration of tests.kit.synth in every target, with the logits of the
-oracle or of the dequantised weights; `check` prints each target's worst mean KL and exits 1 when one
-is above its limit or does not load.
+oracle or of the dequantised weights; `check` prints each target's worst mean KL and exits 1 when
+one is above its limit or does not load.
 """
 
 from __future__ import annotations

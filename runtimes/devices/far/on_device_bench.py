@@ -1,7 +1,7 @@
 """The speed of one exported model, measured where it lies: the far side of `bench` on a device.
 
-    python -m emo_export.runtimes.devices.far.on_device_bench PATH [--threads N] [--prefill N] [--decode N]
-        [--depth N] [--rounds N]
+    python -m emo_export.runtimes.devices.far.on_device_bench PATH [--threads N]
+        [--prefill N] [--decode N] [--depth N] [--rounds N]
 
 The last line of stdout is one JSON object, everything else goes to stderr.
 """
