@@ -7,14 +7,14 @@ from typing import Any
 
 from emo_export import __version__
 from emo_export.card_running import running
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
+from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.judge import Row, TargetReport
 
 
 def model_card(
-    checkpoint: Checkpoint,
+    product: Product,
     name: str,
     targets: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, int],
@@ -25,7 +25,7 @@ def model_card(
         _head(targets),
         f"# {name}",
         _verdict(reports),
-        _about(checkpoint),
+        _about(product),
         _files(targets, sizes),
         _recipes(targets),
         _parity(reports),
@@ -49,18 +49,18 @@ def _verdict(reports: Sequence[TargetReport]) -> str:
     return ""
 
 
-def _about(checkpoint: Checkpoint) -> str:
-    config = checkpoint.config
+def _about(product: Product) -> str:
+    config = product.config
     sparse = [layer for layer in config.layers if not layer.is_dense]
     counts = sorted({layer.num_experts for layer in sparse})
     experts = " or ".join(map(str, counts))
     text = (
         f"An EMO mixture-of-experts language model, exported by emo-export {__version__} from the "
-        f"checkpoint `{checkpoint.path.name}`: {config.num_hidden_layers} layers, hidden size "
+        f"checkpoint `{product.path.name}`: {config.num_hidden_layers} layers, hidden size "
         f"{config.hidden_size}, {experts} experts in a layer{_shared(config)}, of which a token "
         f"uses {config.num_experts_per_tok}, vocabulary {config.vocab_size}."
     )
-    pruning = checkpoint.pruning
+    pruning = product.pruning
     if pruning:
         text += (
             f" It was pruned from `{pruning.get('original_model')}`: "

@@ -17,12 +17,14 @@ from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.package import size_of
-from emo_export.interfaces import Writer
+from emo_export.interfaces import F32, Writer
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.names import Slot
+from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.judge import TargetReport
-from emo_export.pipeline import Importance, Probe, stream
+from emo_export.pipeline import Calibrating, Measured, Output, stream
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
@@ -34,13 +36,15 @@ TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenize
 class Target:
     """One output: its spec, its place in the folder, what writes it and with which formats.
 
-    `entry` is what else the manifest says of it.
+    `read_back` gives the weights that the finished file holds. `entry` is what else the manifest
+    says of it.
     """
 
     spec: str
     path: str
     writer: Writer
     scheme: QuantScheme
+    read_back: Callable[[], Rows]
     entry: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,19 +80,26 @@ class Result:
         return all(report.passed for report in self.reports)
 
 
+Rows = Callable[[Slot, int, int], F32]
+"""(slot, first row, end row) -> rows (end - first, C) float32."""
 Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[TargetReport]]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The importance that quantisers are given, and what saves it in the folder afterwards."""
+    """What quantisers are told of inputs, and what saves it in the folder afterwards."""
 
-    importance: Importance
+    measured: Measured
+    calibration: Calibrating | None
     save: Callable[[Path], None]
+
+    def output(self, writer: Writer) -> Output:
+        """A writer whose quantisers are told this."""
+        return Output(writer, self.measured, self.calibration)
 
 
 def export(
-    checkpoint: Checkpoint,
+    product: Product,
     out: Path,
     make_targets: Callable[[Path], Sequence[Target]],
     probes: Probes | None,
@@ -107,10 +118,10 @@ def export(
     """
     with staging(out, overwrite) as folder:
         targets = make_targets(folder)
-        steps.on_start(targets, checkpoint.nbytes)
-        golden_bytes = 0 if probes is None else probes.golden_bytes(len(targets), checkpoint.config)
+        steps.on_start(targets, product.nbytes)
+        golden_bytes = 0 if probes is None else probes.golden_bytes(len(targets), product.config)
         check_space(out, sum(target.nbytes for target in targets) + golden_bytes)
-        golden = _write_targets(checkpoint, targets, probes, steps, device, measure)
+        golden = _write_targets(product, targets, probes, steps, device, measure)
         if measure is not None:
             measure.save(folder)
         entries = {target.spec: _entry(target) for target in targets}
@@ -121,22 +132,20 @@ def export(
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
             reports = validate(folder, entries, golden)
             write_parity(folder / "parity.json", reports)
-        source = _source(checkpoint)
+        source = _source(product.source)
         sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
         title = out.name.encode("utf-8", "replace").decode("utf-8")
-        card = model_card(checkpoint, title, entries, sizes, reports)
+        card = model_card(product, title, entries, sizes, reports)
         with writing(folder / "README.md"):
             (folder / "README.md").write_text(card, encoding="utf-8")
-        _write_modelfiles(folder, entries, checkpoint)
+        _write_modelfiles(folder, entries, product.path)
         manifest = write_manifest(folder, source, _tools(), entries)
     return Result(manifest, tuple(reports))
 
 
-def _write_modelfiles(
-    folder: Path, entries: Mapping[str, Mapping[str, Any]], checkpoint: Checkpoint
-) -> None:
+def _write_modelfiles(folder: Path, entries: Mapping[str, Mapping[str, Any]], source: Path) -> None:
     """A Modelfile for Ollama beside each GGUF file."""
-    settings = checkpoint.path / "tokenizer_config.json"
+    settings = source / "tokenizer_config.json"
     template = read_json(settings).get("chat_template") if settings.is_file() else None
     has_template = isinstance(template, str) and bool(template)
     for spec, entry in entries.items():
@@ -160,23 +169,29 @@ def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
 
 
 def make_golden(
-    checkpoint: Checkpoint,
-    schemes: Mapping[str, QuantScheme],
+    product: Product,
+    artifacts: Mapping[str, Callable[[], Rows]],
     probes: Probes,
     steps: Steps,
     device: str,
-    writers: Sequence[Writer] = (),
-    importance: Importance | None = None,
+    outputs: Sequence[Output] = (),
+    on_streamed: Callable[[], None] = lambda: None,
 ) -> Golden:
-    """One pass: the original and the dequantised variant of each scheme, while writers write."""
-    from emo_export.reference.passes import float_source, greedy
+    """The reference on the float weights, while outputs are written, and on what artifacts hold.
+
+    `on_streamed` is called between the two, to finish the files that are then read back. A weight
+    of an artifact is read only where a token needs it.
+    """
+    from emo_export.reference.passes import greedy
     from emo_export.reference.probes import VariantSink
 
-    config = checkpoint.config
-    sinks = {ORIGINAL: VariantSink(config, probes)}
-    sinks |= {spec: VariantSink(config, probes) for spec in schemes}
-    runs = [Probe(sink.run(device), schemes.get(spec)) for spec, sink in sinks.items()]
-    stream(checkpoint, writers, runs, steps.on_bytes, importance)
+    config = product.config
+    sinks = {name: VariantSink(config, probes) for name in (ORIGINAL, *artifacts)}
+    stream(product, outputs, [sinks[ORIGINAL].listening(device)], steps.on_bytes)
+    on_streamed()
+    for spec, read_back in artifacts.items():
+        steps.on_stage(f"reference on the weights that {spec} holds")
+        sinks[spec].listening(device).run(read_back())
     steps.on_stage("greedy text of the reference")
     prompt, steps_after = probes.greedy_prompt, probes.greedy_steps
     return Golden(
@@ -187,7 +202,7 @@ def make_golden(
         text_ids=probes.text_ids,
         stop_ids=probes.stop_ids,
         greedy_prompt=prompt,
-        greedy=greedy(config, float_source(checkpoint), prompt, steps_after, device),
+        greedy=greedy(config, product.rows, prompt, steps_after, device),
         variants={spec: sink.variant() for spec, sink in sinks.items()},
         domains=probes.domains,
         usage=sinks[ORIGINAL].usage,
@@ -195,7 +210,7 @@ def make_golden(
 
 
 def _write_targets(
-    checkpoint: Checkpoint,
+    product: Product,
     targets: Sequence[Target],
     probes: Probes | None,
     steps: Steps,
@@ -203,19 +218,23 @@ def _write_targets(
     measure: Measure | None,
 ) -> Golden | None:
     writers = [target.writer for target in targets]
-    importance = measure.importance if measure else None
+    outputs = [measure.output(w) if measure else Output(w) for w in writers]
     golden = None
+
+    def close() -> None:
+        steps.on_stage("flushing to disk")
+        for writer in writers:
+            writer.close()
+
     try:
         for writer in writers:
             writer.open()
         if probes is None:
-            stream(checkpoint, writers, (), steps.on_bytes, importance)
+            stream(product, outputs, (), steps.on_bytes)
+            close()
         else:
-            schemes = {t.spec: t.scheme for t in targets if not t.is_lossless}
-            golden = make_golden(checkpoint, schemes, probes, steps, device, writers, importance)
-        steps.on_stage("flushing to disk")
-        for writer in writers:
-            writer.close()
+            artifacts = {t.spec: t.read_back for t in targets if not t.is_lossless}
+            golden = make_golden(product, artifacts, probes, steps, device, outputs, close)
     except BaseException:
         for writer in writers:
             writer.abort()

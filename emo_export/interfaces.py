@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +55,38 @@ class Format(Protocol):
 
     def dequantize(self, packed: Packed) -> F32:
         """Packed arrays -> rows (N, C) float32: exactly what an engine reads from the file."""
+
+
+class Statistics(StrEnum):
+    """What a quantiser wants to know of the inputs x (C,) of a matrix."""
+
+    NONE = "none"
+    DIAGONAL = "diagonal"  # the mean of x squared, (C,)
+    SECOND_MOMENTS = "second_moments"  # the mean of x xT, (C, C)
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What was measured of a matrix's inputs over `tokens` tokens, with what was asked for."""
+
+    tokens: int
+    diagonal: F32 | None = None
+    second_moments: F32 | None = None
+
+
+class Quantiser(Protocol):
+    """Puts a matrix on the grid of `format`, given the statistics of its inputs that it `needs`."""
+
+    @property
+    def format(self) -> Format:
+        """What it packs into."""
+
+    @property
+    def needs(self) -> Statistics:
+        """What it wants to be told."""
+
+    def quantize(self, rows: F32, inputs: InputStatistics | None) -> Packed:
+        """Rows (N, C) float32 -> packed arrays of the format; None: nothing was measured."""
 
 
 class Writer(Protocol):

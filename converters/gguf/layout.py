@@ -42,13 +42,15 @@ Declared = tuple[str, tuple[int, ...], GgmlFormat]
 class Cut:
     """Rows and columns (first, end) of a matrix, and the tensor's row at which they begin.
 
-    Where the columns are fewer than the tensor's, zeros follow them.
+    Where the columns are fewer than the tensor's, zeros follow them. `shared`: the tensor is the
+    shared expert's, which the graph does not weigh.
     """
 
     tensor: str
     at: int
     rows: tuple[int, int]
     cols: tuple[int, int]
+    shared: bool = False
 
 
 class Layout:
@@ -70,7 +72,7 @@ class Layout:
         whole = ((0, rows), (0, cols))
         if slot.role in EXPERT_NAMES:
             if slot.expert == stack.shared:
-                return [Cut(f"{name}_shexp.weight", 0, *whole)]
+                return [Cut(f"{name}_shexp.weight", 0, *whole, shared=True)]
             if slot.expert in stack.experts:
                 at = stack.experts.index(slot.expert) * rows
                 return [Cut(f"{name}_exps.weight", at, *whole)]
@@ -128,14 +130,19 @@ class Layout:
         rows, cols = shape_of(slot, self._config)
         down = slot.role == Role.DENSE_DOWN
         end = cols if down else rows
-        runs = [(f"{name}_shexp.weight", 0, 0, shared * width)]
+        runs = [(True, 0, 0, shared * width)]
         for place, run in enumerate(stack.experts):
             if run >= 0:
                 at = place * (rows if down else width)
-                runs.append((f"{name}_exps.weight", at, run * width, (run + 1) * width))
-        for tensor, at, first, stop in runs:
-            part = (first, min(stop, end))
-            yield Cut(tensor, at, (0, rows), part) if down else Cut(tensor, at, part, (0, cols))
+                runs.append((False, at, run * width, (run + 1) * width))
+        for alone, at, first, stop in runs:
+            tensor, part = f"{name}_{'shexp' if alone else 'exps'}.weight", (first, min(stop, end))
+            taken = ((0, rows), part) if down else (part, (0, cols))
+            yield Cut(tensor, at, *taken, shared=alone)
+
+    def factor(self, slot: Slot) -> float:
+        """What the `down` matrices in a layer's stack are stored multiplied by."""
+        return self._stack(slot.layer).factor
 
     def _sources(self, layer: int, role: Role) -> list[Slot]:
         shape = self._config.layers[layer]

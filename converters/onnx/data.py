@@ -7,8 +7,10 @@ runtime memory-map an initializer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy.typing as npt
 from onnx import TensorProto
 
 from emo_export.converters.placed_file import Region
@@ -16,6 +18,9 @@ from emo_export.interfaces import TensorDecl
 
 ALIGNMENT = 4096
 LOCATION = "model.onnx.data"
+
+ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
+"""(initializer, first row, end row) -> what lies there, (rows, elements of a row)."""
 
 _ELEMENTS = {"f32": (TensorProto.FLOAT, 4), "u8": (TensorProto.UINT8, 1)}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from emo_export.converters.onnx.data import ExternalData
+from emo_export.converters.onnx.data import ExternalData, ReadRows
 from emo_export.converters.onnx.decoder import LayerParts
 from emo_export.converters.onnx.experts.block import ExpertBlock, RoutedExperts
 from emo_export.converters.onnx.experts.if_ import BranchedExperts
@@ -35,11 +35,18 @@ class Place:
 class Stack(Protocol):
     """All routed experts of a layer in a few initializers, gate and up as one matrix."""
 
+    @property
+    def name(self) -> str:
+        """What their names begin with."""
+
     def gate_up(self, place: int, gate: Packed, up: Packed) -> Placed:
         """(initializer, first row, rows) of the expert at a place."""
 
     def down(self, place: int, packed: Packed) -> Placed:
         """(initializer, first row, rows) of the expert at a place."""
+
+    def stored(self, role: Role, place: int, part: str, read: ReadRows) -> Any:
+        """The other way round: what lies there of one matrix of the expert at a place."""
 
 
 class Layout:

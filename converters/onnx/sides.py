@@ -10,14 +10,15 @@ from pathlib import Path
 from emo_export.base.json_file import read_json
 from emo_export.converters.onnx.genai_tokenizer import respelt
 from emo_export.model.config import EmoConfig
+from emo_export.model.product import Product
 from emo_export.model.stop_tokens import GENERATION
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
-def write_config(folder: Path, checkpoint: Path, config: EmoConfig, context: int) -> None:
-    """config.json: the checkpoint's, with what it leaves to defaults spelt out."""
-    raw = dict(read_json(checkpoint / "config.json"))
+def write_config(folder: Path, product: Product, context: int) -> None:
+    """config.json: the product's, with what it leaves to defaults spelt out."""
+    raw, config = dict(product.raw), product.config
     raw.pop("auto_map", None)  # no remote code is shipped
     raw |= {
         "model_type": loaded_as(config),

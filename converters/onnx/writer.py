@@ -28,8 +28,8 @@ from emo_export.converters.onnx.sides import (
 from emo_export.converters.placed_file import PlacedFile
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
-from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot
+from emo_export.model.product import Product
 from emo_export.model.recipes import split_graph
 from emo_export.model.rope import cos_sin
 from emo_export.model.scheme import QuantScheme
@@ -45,8 +45,7 @@ class OnnxWriter:
     def __init__(
         self,
         folder: Path,
-        checkpoint: Path,
-        config: EmoConfig,
+        product: Product,
         scheme: QuantScheme,
         *,
         context: int,
@@ -56,7 +55,8 @@ class OnnxWriter:
     ) -> None:
         self.target = f"onnx:{scheme.type_name}"
         self.folder = folder
-        self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
+        checkpoint, config = product.path, product.config
+        self._product, self._config, self._scheme = product, config, scheme
         self._context, self._level, self._last_only = context, accuracy_level, last_only
         self._stops = stop_tokens(checkpoint, config)
         tokenizer_settings(checkpoint)  # a broken file is refused before the weights are written
@@ -158,10 +158,10 @@ class OnnxWriter:
             # GroupQueryAttention may write the present into the past's buffer.
             "share_kv_buffer": self.kind.uses_gqa(self._config),
         }
-        write_config(self.folder, self._checkpoint, self._config, self._context)
+        write_config(self.folder, self._product, self._context)
         write_json(self.folder / "emo_export.json", needs)
-        write_generation(self.folder, self._checkpoint, self._stops)
-        write_tokenizer(self.folder, self._checkpoint)
+        write_generation(self.folder, self._product.path, self._stops)
+        write_tokenizer(self.folder, self._product.path)
         if not self.no_genai:
             share = self.kind.uses_gqa(self._config)
             genai = genai_config(self._config, self._context, self._stops, share_kv_buffer=share)

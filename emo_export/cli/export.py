@@ -30,9 +30,9 @@ from emo_export.cli.work import (
     show,
 )
 from emo_export.errors import EmoExportError
+from emo_export.model.product import Product
 
 if TYPE_CHECKING:
-    from emo_export.model.checkpoint import Checkpoint
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.parity.golden import Golden
     from emo_export.parity.judge import TargetReport
@@ -65,24 +65,24 @@ def run_export(
 
     if options.heldout and not options.golden:
         raise EmoExportError("--heldout is of no use with --no-golden, which computes no reference")
-    checkpoint = open_checkpoint(source)
-    importance = _importance(options, checkpoint)
+    product = Product.whole(open_checkpoint(source))
+    importance = _importance(options, product)
     matrix = None if importance is None else matrix_of(importance)
-    make = target_maker(specs, checkpoint, options.targets, matrix)
+    make = target_maker(specs, product, options.targets, matrix)
     if options.golden or options.calibration:
-        prepare_torch(options.device, checkpoint)
+        prepare_torch(options.device, product.nbytes)
     validates = options.validate and options.golden
     if validates:
         _need_engines(specs)
-    if not (checkpoint.path / "tokenizer.json").is_file():
+    if not (product.path / "tokenizer.json").is_file():
         say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
     probes = None
     if options.golden:
         from emo_export.reference.probes import choose_probes
 
-        heldout = heldout_files(options.heldout, checkpoint)
+        heldout = heldout_files(options.heldout, product.path)
         context = options.targets.context
-        probes = choose_probes(checkpoint, heldout, options.heldout_tokens, context)
+        probes = choose_probes(product, heldout, options.heldout_tokens, context)
     with progress_steps() as steps:
 
         def judge(
@@ -91,13 +91,13 @@ def run_export(
             return validate_all(folder, entries, golden, steps.on_stage)
 
         result = export(
-            checkpoint,
+            product,
             output,
             make,
             probes,
             steps,
             validate=judge if validates else None,
-            measure=measure_of(importance, checkpoint, options.targets.arch),
+            measure=measure_of(importance, product, options.targets.arch),
             device=options.device,
             overwrite=options.overwrite,
         )
@@ -111,18 +111,16 @@ def run_export(
         click.echo(json.dumps({"passed": None, "targets": []}))
 
 
-def _importance(
-    options: ExportOptions, checkpoint: Checkpoint
-) -> Calibration | ImportanceMatrix | None:
+def _importance(options: ExportOptions, product: Product) -> Calibration | ImportanceMatrix | None:
     if options.calibration and options.imatrix is not None:
         raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
     arch, context = options.targets.arch, options.targets.context
     if options.imatrix is not None:
-        return read_importance(options.imatrix, checkpoint, arch)
+        return read_importance(options.imatrix, product, arch)
     if not options.calibration:
         return None
     files, tokens = options.calibration, options.calibration_tokens
-    return start_calibration(files, tokens, checkpoint, context, options.device)
+    return start_calibration(files, tokens, product, context, options.device)
 
 
 def _need_engines(specs: Sequence[str]) -> None:

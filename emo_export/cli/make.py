@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from emo_export.model.recipes import BLOCKS, Part
 
 if TYPE_CHECKING:
     from emo_export.converters.gguf.tokenizer import GgufTokenizer
-    from emo_export.export import Target
-    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.export import Rows, Target
+    from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
+    from emo_export.model.product import Product
     from emo_export.model.scheme import QuantScheme
 
 
-def scheme_of(spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any]) -> QuantScheme:
+def scheme_of(spec: str, product: Product, entry: Mapping[str, Any]) -> QuantScheme:
     """The formats of an exported target; refuses by name what this version doesn't know.
 
     `entry` is what a manifest says of it: the recipe that was used, the architecture.
@@ -33,7 +35,7 @@ def scheme_of(spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Qu
         from emo_export.converters.gguf.scheme import gguf_scheme
 
         recipe = _recipe(spec, entry, GGML_FORMATS)
-        return gguf_scheme(type_name, checkpoint.config, recipe, entry.get("arch"))
+        return gguf_scheme(type_name, product.config, recipe, entry.get("arch"))
     from emo_export.converters.onnx.formats import NBITS_FORMATS
     from emo_export.converters.onnx.scheme import onnx_scheme
 
@@ -42,7 +44,7 @@ def scheme_of(spec: str, checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Qu
             f"{spec}: its emo_export.json has no recipe, the type of each part, so what it should "
             "compute can't be told; it was made by an early emo-export: export it again"
         )
-    return onnx_scheme(type_name, checkpoint.config, _recipe(spec, entry, NBITS_FORMATS))
+    return onnx_scheme(type_name, product.config, _recipe(spec, entry, NBITS_FORMATS))
 
 
 def _recipe(spec: str, entry: Mapping[str, Any], known: Collection[str]) -> dict[Part, str]:
@@ -73,21 +75,21 @@ class TargetOptions:
 
 def target_maker(
     specs: Sequence[str],
-    checkpoint: Checkpoint,
+    product: Product,
     options: TargetOptions,
     importance: ImportanceMatrix | None = None,
 ) -> Callable[[Path], list[Target]]:
     """Check every target now; return what makes their writers once there is a folder."""
     from emo_export.converters.gguf.tokenizer import read_tokenizer
 
-    config = checkpoint.config
+    config = product.config
     names = [":".join(parse_spec(spec)) for spec in specs]
     if len(set(names)) != len(names):
         raise EmoExportError(f"--to names a target twice: {', '.join(specs)}")
     is_gguf = any(name.startswith("gguf:") for name in names)
-    entry = _gguf_entry(checkpoint, options, importance) if is_gguf else {}
+    entry = _gguf_entry(product, options, importance) if is_gguf else {}
     _check_options(names, options, importance)
-    schemes = _schemes(names, checkpoint, options, entry.get("arch"))
+    schemes = _schemes(names, product, options, entry.get("arch"))
     if is_gguf:
         from emo_export.converters.gguf.scheme import check_importance
         from emo_export.model.names import Role, Slot
@@ -98,13 +100,13 @@ def target_maker(
             if name.startswith("gguf:"):
                 check_importance(scheme, importance is not None, head)
     length = config.context_length(options.context)
-    tokenizer = read_tokenizer(checkpoint.path, config) if is_gguf else None
+    tokenizer = read_tokenizer(product.path, config) if is_gguf else None
 
     def make(folder: Path) -> list[Target]:
         return [
-            _gguf_target(name, scheme, checkpoint, folder, tokenizer, length, entry, importance)
+            _gguf_target(name, scheme, product, folder, tokenizer, length, entry, importance)
             if name.startswith("gguf:")
-            else _onnx_target(name, scheme, checkpoint, folder, length, options)
+            else _onnx_target(name, scheme, product, folder, length, options)
             for name, scheme in schemes.items()
         ]
 
@@ -137,7 +139,7 @@ def _has_blocks(spec: str) -> bool:
 
 
 def _schemes(
-    names: Sequence[str], checkpoint: Checkpoint, options: TargetOptions, arch: str | None
+    names: Sequence[str], product: Product, options: TargetOptions, arch: str | None
 ) -> dict[str, QuantScheme]:
     """The formats of each target, with the types that were asked for."""
     from emo_export.converters.gguf.formats import GGML_FORMATS
@@ -154,25 +156,25 @@ def _schemes(
     for name, kind in kinds.items():
         type_name, changed = name.partition(":")[2], overrides[kind]
         if kind == "gguf":
-            scheme = gguf_scheme(type_name, checkpoint.config, changed, arch)
+            scheme = gguf_scheme(type_name, product.config, changed, arch)
         else:
             block = options.block_size or BLOCKS[0]
-            scheme = onnx_scheme(type_name, checkpoint.config, changed, block)
+            scheme = onnx_scheme(type_name, product.config, changed, block)
         check_overrides(changed, scheme, kind.upper())
         schemes[name] = scheme
     return schemes
 
 
 def _gguf_entry(
-    checkpoint: Checkpoint, options: TargetOptions, importance: ImportanceMatrix | None
+    product: Product, options: TargetOptions, importance: ImportanceMatrix | None
 ) -> dict[str, Any]:
     """What the manifest says of every GGUF target."""
     from emo_export.converters.gguf.graph import choose_arch
     from emo_export.model.importance import IMATRIX
 
     entry: dict[str, Any] = {
-        "arch": choose_arch(checkpoint.config, options.arch),
-        "context": checkpoint.config.context_length(options.context),
+        "arch": choose_arch(product.config, options.arch),
+        "context": product.config.context_length(options.context),
     }
     if importance is not None:
         text = {"source": importance.source, "tokens": importance.tokens}
@@ -183,7 +185,7 @@ def _gguf_entry(
 def _gguf_target(
     spec: str,
     scheme: QuantScheme,
-    checkpoint: Checkpoint,
+    product: Product,
     folder: Path,
     tokenizer: GgufTokenizer | None,
     context: int,
@@ -196,21 +198,22 @@ def _gguf_target(
     place = f"model-{scheme.type_name.upper()}.gguf"
     writer = GgufWriter(
         folder / place,
-        checkpoint.config,
+        product.config,
         scheme,
         arch=entry["arch"],
         tokenizer=tokenizer,
-        model_name=checkpoint.path.resolve().name,
+        model_name=product.path.resolve().name,
         context=context,
         importance=importance,
     )
-    return Target(spec, place, writer, scheme, entry)
+    read_back = partial(_gguf_weights, folder / place, product.config)
+    return Target(spec, place, writer, scheme, read_back, entry)
 
 
 def _onnx_target(
     spec: str,
     scheme: QuantScheme,
-    checkpoint: Checkpoint,
+    product: Product,
     folder: Path,
     context: int,
     options: TargetOptions,
@@ -221,8 +224,7 @@ def _onnx_target(
     place = f"onnx-{scheme.type_name.replace('@', '-')}"
     writer = OnnxWriter(
         folder / place,
-        checkpoint.path,
-        checkpoint.config,
+        product,
         scheme,
         context=context,
         accuracy_level=options.accuracy_level,
@@ -236,4 +238,32 @@ def _onnx_target(
         "logits_to_keep": 1 if options.last_logits else 0,
         "no_genai": writer.no_genai,
     }
-    return Target(spec, place, writer, scheme, entry)
+    read_back = partial(_onnx_weights, folder / place, product.config, scheme)
+    return Target(spec, place, writer, scheme, read_back, entry)
+
+
+def weights_of(spec: str, path: Path, product: Product, entry: Mapping[str, Any]) -> Rows:
+    """The weights that an exported target holds; `entry` as in `scheme_of`.
+
+    Raises EmoExportError for a file of another model.
+    """
+    if parse_spec(spec)[0] == "gguf":
+        if "recipe" not in entry:  # a file by itself is what it is
+            return _gguf_weights(path, product.config)
+        from emo_export.converters.gguf.read_back import GgufWeights, check_arch
+
+        check_arch(path, str(entry.get("arch")))
+        return GgufWeights(path, product.config, scheme_of(spec, product, entry)).rows
+    return _onnx_weights(path, product.config, scheme_of(spec, product, entry))
+
+
+def _gguf_weights(path: Path, config: EmoConfig) -> Rows:
+    from emo_export.converters.gguf.read_back import GgufWeights
+
+    return GgufWeights(path, config).rows
+
+
+def _onnx_weights(folder: Path, config: EmoConfig, scheme: QuantScheme) -> Rows:
+    from emo_export.converters.onnx.read_back import OnnxWeights
+
+    return OnnxWeights(folder, config, scheme).rows

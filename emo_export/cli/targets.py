@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -162,12 +161,8 @@ def validate_all(
     golden: Golden,
     on_stage: Callable[[str], None],
     threads: int | None = None,
-    unrepeatable: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TargetReport]:
-    """Judge every target of a folder with its engine.
-
-    `unrepeatable` (target -> why) are compared with the float original alone.
-    """
+    """Judge every target of a folder with its engine."""
     from emo_export.parity.judge import EXACT, tolerances, validate_target
 
     reports = []
@@ -175,13 +170,6 @@ def validate_all(
         path = folder / str(entry["path"])
         on_stage(f"validating {spec}")
         shipped = partial(open_runtime, path, threads, parity=True)
-        if spec in unrepeatable:
-            tokenizer, why = partial(tokenizer_of, path), unrepeatable[spec]
-            report = validate_target(
-                spec, golden, shipped, tokenizer, notes=(why,), dequantised=False
-            )
-            reports.append(report)
-            continue
         if EXACT not in tolerances(spec):
             reports.append(validate_target(spec, golden, shipped, partial(tokenizer_of, path)))
             continue

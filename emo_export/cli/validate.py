@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,7 @@ from rich.console import Console
 
 from emo_export.base.disk import check_writable
 from emo_export.cli.device_runs import DeviceRuns, judge_devices
-from emo_export.cli.importance import importance_of_folder, unrepeatable
-from emo_export.cli.make import scheme_of
+from emo_export.cli.make import weights_of
 from emo_export.cli.targets import missing_engine, need, validate_all
 from emo_export.cli.work import (
     CONVERT,
@@ -32,6 +32,7 @@ from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest, verify
 from emo_export.files.package import chosen_targets
+from emo_export.model.product import Product
 from emo_export.parity.outcome import Outcome
 from emo_export.report.html import page as report_html
 from emo_export.report.junit import write_junit
@@ -177,9 +178,8 @@ def judge_here(
         spec: MissingDependencyError(text) for spec in targets if (text := missing_engine(spec))
     }
     ready = {spec: entry for spec, entry in targets.items() if spec not in unjudged}
-    alone: dict[str, str] = {}
     if reference is not None and ready:
-        golden, alone = _fresh_golden(reference, folder, ready, stored, device)
+        golden = _fresh_golden(reference, folder, ready, stored, device)
     elif stored is not None:
         golden = stored
     elif ready:
@@ -190,7 +190,7 @@ def judge_here(
     reports = {}
     for spec, entry in ready.items():
         try:
-            (reports[spec],) = validate_all(folder, {spec: entry}, golden, on_stage, threads, alone)
+            (reports[spec],) = validate_all(folder, {spec: entry}, golden, on_stage, threads)
         except EmoExportError as error:
             unjudged[spec] = error
     commands = _commands(path, targets, reference, threads, device)
@@ -238,28 +238,21 @@ def _fresh_golden(
     targets: Mapping[str, Mapping[str, Any]],
     stored: Golden | None,
     device: str,
-) -> tuple[Golden, dict[str, str]]:
-    """The reference computed now, on the token ids of the stored golden where there is one.
-
-    With it the targets whose quantisation can't be repeated, and why.
-    """
+) -> Golden:
+    """The reference computed now, on the token ids of the stored golden where there is one."""
     need(CONVERT, "convert", "--reference")
     from emo_export.export import make_golden
     from emo_export.reference.probes import Probes, choose_probes
 
-    checkpoint = open_checkpoint(source)
-    prepare_torch(device, checkpoint)
+    product = Product.whole(open_checkpoint(source))
+    prepare_torch(device, product.nbytes)
     if stored is None:
-        probes = choose_probes(checkpoint, heldout_files((), checkpoint), 4096)
+        probes = choose_probes(product, heldout_files((), product.path), 4096)
     else:
         probes = Probes.of(stored)
-    alone = unrepeatable(folder, targets, checkpoint)
-    schemes = {
-        spec: scheme_of(spec, checkpoint, entry)
+    artifacts = {
+        spec: partial(weights_of, spec, folder / str(entry["path"]), product, entry)
         for spec, entry in targets.items()
-        if spec not in alone
     }
-    importance = importance_of_folder(folder, targets, checkpoint)
     with progress_steps() as steps:
-        golden = make_golden(checkpoint, schemes, probes, steps, device, importance=importance)
-    return golden, alone
+        return make_golden(product, artifacts, probes, steps, device)

@@ -43,11 +43,11 @@ def open_checkpoint(source: str) -> Checkpoint:
     return checkpoint
 
 
-def heldout_files(given: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
-    """The files named, the files of the folders named, or those of the checkpoint's heldout/."""
+def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:
+    """The files named, the files of the folders named, or those of a checkpoint's heldout/."""
     from emo_export.model.texts import text_files
 
-    inside = checkpoint.path / "heldout"
+    inside = source / "heldout"
     return text_files(given or ([inside] if inside.is_dir() else []))
 
 
@@ -95,11 +95,11 @@ def _warn_fallbacks(target: Target) -> None:
         )
 
 
-def prepare_torch(device: str, checkpoint: Checkpoint) -> None:
+def prepare_torch(device: str, nbytes: int) -> None:
     """Check the device; keep a small model on one thread, where several mostly wait."""
     import torch
 
-    if checkpoint.nbytes < SMALL_MODEL:
+    if nbytes < SMALL_MODEL:
         torch.set_num_threads(1)
 
     if device not in ("cpu", "cuda"):

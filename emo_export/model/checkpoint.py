@@ -18,11 +18,19 @@ SINGLE = "model.safetensors"
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
-    """An EMO checkpoint: its config and every tensor that the config calls for, and no other."""
+    """An EMO checkpoint: its config and every tensor that the config calls for, and no other.
 
-    def __init__(self, path: Path, config: EmoConfig, tensors: Mapping[str, LazyTensor]) -> None:
-        self.path = path
-        self.config = config
+    It is the source of an export, experts numbered as stored; `raw` is its config.json.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        raw: Mapping[str, Any],
+        config: EmoConfig,
+        tensors: Mapping[str, LazyTensor],
+    ) -> None:
+        self.path, self.raw, self.config = path, raw, config
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -66,10 +74,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
         config_path = path / "config.json"
         if not config_path.is_file():
             raise EmoExportError(f"{path}: has no config.json; is it a Hugging Face checkpoint?")
-        config = EmoConfig.from_json(config_path)
+        raw = read_json(config_path)
+        config = EmoConfig.from_dict(raw, str(config_path))
         tensors = _open_tensors(path)
         _account(config, tensors, path)
-        checkpoint = cls(path, config, tensors)
+        checkpoint = cls(path, raw, config, tensors)
         _ = checkpoint.pruning  # a damaged file is refused now, not after hours of work
         return checkpoint
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emo_export.interfaces import F32
-from emo_export.model.names import Slot
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, InputStatistics, Statistics
+from emo_export.model.names import Slot, Step
 
 IMATRIX = "imatrix.gguf"
 """The importance matrix in an exported folder."""
@@ -54,8 +55,18 @@ class ImportanceMatrix:
         """Chunks of the calibration text."""
         return -(-self.tokens // CHUNK)
 
-    def feed(self, slot: Slot, start: int, rows: F32) -> None:
-        """Everything was measured before."""
+    def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
+        """What a quantiser asks for; None for a matrix that was not measured.
+
+        Raises EmoExportError for second moments, which such a matrix does not have.
+        """
+        if needs == Statistics.SECOND_MOMENTS:
+            raise EmoExportError(
+                f"{self.source}: an importance matrix has no second moments for {slot.name}; use "
+                "--calibration"
+            )
+        row = self.row(slot)
+        return None if row is None else InputStatistics(self.counts[slot], row)
 
     def unseen(self) -> list[Slot]:
         """The experts' matrices that saw no token, in order."""

@@ -93,40 +93,86 @@ class Slot:
         return TEMPLATES[self.role].format(layer=self.layer, expert=self.expert)
 
 
+class Kind(StrEnum):
+    """What a step computes."""
+
+    EMBED = "embed"  # token ids -> hidden
+    QKV = "qkv"  # normed -> queries, keys and values -> the mixed values
+    ATTENTION_OUT = "attention_out"  # mixed values -> hidden
+    ROUTER = "router"  # normed -> the experts of each token
+    GATE_UP = "gate_up"  # normed -> silu(gate x) * up x
+    DOWN = "down"  # that -> hidden
+    HEAD = "head"  # hidden -> logits
+
+
+@dataclass(frozen=True)
+class Step:
+    """Weights that share one input, with the norm before it and the biases beside it.
+
+    `expert` is -1 where the step is no expert's.
+    """
+
+    kind: Kind
+    layer: int
+    expert: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The steps of the embedding (`layer` -1), of one layer, or of the head (`layer` L).
+
+    A block may be gone through more than once: it only says what to read.
+    """
+
+    layer: int
+    steps: tuple[Step, ...]
+
+
+def blocks(config: EmoConfig) -> Iterator[Block]:
+    """The whole model in the order of a forward pass.
+
+    A tied head is read a second time, as `Slot(Role.HEAD)`, which such a model does not store.
+    """
+    yield Block(-1, (Step(Kind.EMBED, -1, -1, (Slot(Role.EMBED),)),))
+    for layer in range(config.num_hidden_layers):
+        yield Block(layer, tuple(_layer_steps(config, layer)))
+    head = Step(Kind.HEAD, -1, -1, (Slot(Role.FINAL_NORM), Slot(Role.HEAD)))
+    yield Block(config.num_hidden_layers, (head,))
+
+
 def slots(config: EmoConfig) -> Iterator[Slot]:
     """Every tensor of the model, once, in the order in which a forward pass needs them."""
-    yield Slot(Role.EMBED)
-    for layer in range(config.num_hidden_layers):
-        yield from _attention_slots(config, layer)
-        yield Slot(Role.FFN_NORM, layer)
-        shape = config.layers[layer]
-        if shape.is_dense:
-            yield from _dense_slots(config, layer)
-        else:
-            yield Slot(Role.ROUTER, layer)
-            for expert in range(shape.num_experts):
-                for role in (Role.GATE, Role.UP, Role.DOWN):
-                    yield Slot(role, layer, expert)
-    yield Slot(Role.FINAL_NORM)
-    if not config.tie_word_embeddings:
-        yield Slot(Role.HEAD)
+    for block in blocks(config):
+        for step in block.steps:
+            for slot in step.slots:
+                if slot.role != Role.HEAD or not config.tie_word_embeddings:
+                    yield slot
 
 
-def _attention_slots(config: EmoConfig, layer: int) -> Iterator[Slot]:
-    yield Slot(Role.ATTN_NORM, layer)
-    if config.attention_bias:
-        for role in (Role.Q_BIAS, Role.K_BIAS, Role.V_BIAS, Role.O_BIAS):
-            yield Slot(role, layer)
-    for role in (Role.Q, Role.K, Role.V, Role.O):
-        yield Slot(role, layer)
+def _layer_steps(config: EmoConfig, layer: int) -> Iterator[Step]:
+    def step(kind: Kind, *roles: Role, expert: int = -1) -> Step:
+        return Step(kind, layer, expert, tuple(Slot(role, layer, expert) for role in roles))
+
+    biased, dense_biased = config.attention_bias, config.dense_mlp_bias
+    bias: tuple[Role, ...] = (Role.Q_BIAS, Role.K_BIAS, Role.V_BIAS) if biased else ()
+    yield step(Kind.QKV, Role.ATTN_NORM, *bias, Role.Q, Role.K, Role.V)
+    yield step(Kind.ATTENTION_OUT, *((Role.O_BIAS,) if biased else ()), Role.O)
+    shape = config.layers[layer]
+    if shape.is_dense:
+        bias = (Role.DENSE_GATE_BIAS, Role.DENSE_UP_BIAS) if dense_biased else ()
+        yield step(Kind.GATE_UP, Role.FFN_NORM, *bias, Role.DENSE_GATE, Role.DENSE_UP)
+        bias = (Role.DENSE_DOWN_BIAS,) if dense_biased else ()
+        yield step(Kind.DOWN, *bias, Role.DENSE_DOWN)
+        return
+    yield step(Kind.ROUTER, Role.FFN_NORM, Role.ROUTER)
+    for expert in range(shape.num_experts):
+        yield step(Kind.GATE_UP, Role.GATE, Role.UP, expert=expert)
+        yield step(Kind.DOWN, Role.DOWN, expert=expert)
 
 
-def _dense_slots(config: EmoConfig, layer: int) -> Iterator[Slot]:
-    if config.dense_mlp_bias:
-        for role in (Role.DENSE_GATE_BIAS, Role.DENSE_UP_BIAS, Role.DENSE_DOWN_BIAS):
-            yield Slot(role, layer)
-    for role in (Role.DENSE_GATE, Role.DENSE_UP, Role.DENSE_DOWN):
-        yield Slot(role, layer)
+_HIDDEN = (Role.ATTN_NORM, Role.FFN_NORM, Role.FINAL_NORM, Role.O_BIAS, Role.DENSE_DOWN_BIAS)
+"""Vectors of the hidden size."""
 
 
 def shape_of(slot: Slot, config: EmoConfig) -> tuple[int, ...]:
@@ -155,8 +201,9 @@ def shape_of(slot: Slot, config: EmoConfig) -> tuple[int, ...]:
         Role.DENSE_DOWN: (hidden, dense),
         Role.DENSE_GATE_BIAS: (dense,),
         Role.DENSE_UP_BIAS: (dense,),
+        **dict.fromkeys(_HIDDEN, (hidden,)),
     }
-    return shapes.get(slot.role, (hidden,))
+    return shapes[slot.role]
 
 
 def row_spans(slot: Slot, config: EmoConfig) -> Iterator[tuple[int, int]]:

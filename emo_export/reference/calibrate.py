@@ -1,7 +1,7 @@
-"""Calibration: an importance matrix from text, collected while the weights stream by.
+"""Calibration: statistics of every matrix's inputs from text, collected while weights stream by.
 
-A reference run on the float weights goes along; just before a matrix is quantised, what it will
-multiply is already known, so that one pass over the checkpoint both measures and quantises.
+A pass over the calibration text goes along with an export. Just before a matrix is quantised, what
+it will multiply is known, so that one pass over the checkpoint both measures and quantises.
 """
 
 from __future__ import annotations
@@ -11,52 +11,83 @@ from collections.abc import Sequence
 import torch
 
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import F32, Ids
+from emo_export.interfaces import F32, Ids, InputStatistics, Statistics
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import LARGEST, ImportanceMatrix
-from emo_export.model.names import Role, Slot
-from emo_export.reference.layers import ReferenceRun
+from emo_export.model.names import VECTORS, Role, Slot, Step
+from emo_export.reference.forward import Tensor
+from emo_export.reference.passes import Pass
+from emo_export.reference.states import States
 
 CHUNK = 4096
 """Tokens whose squares are summed at a time."""
 
+UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
+"""Roles that are looked up, or that keep float32 in every format."""
+
 
 class Calibration:
-    """A reference run over calibration sequences, token ids (T,) each, that fills `matrix`."""
+    """A pass over calibration sequences, token ids (T,) each, that fills `matrix`.
+
+    With `own` it carries the hidden states of the quantised model: it is fed what the earlier
+    matrices became, so that a later one is calibrated on what it will meet. Without, those of the
+    float model.
+    """
 
     def __init__(
-        self, config: EmoConfig, sequences: Sequence[Ids], source: str, device: str = "cpu"
+        self,
+        config: EmoConfig,
+        sequences: Sequence[Ids],
+        source: str,
+        device: str = "cpu",
+        *,
+        own: bool = False,
     ) -> None:
-        tokens = sum(len(ids) for ids in sequences)
-        self.matrix = ImportanceMatrix(source, tokens)
-        self._run = ReferenceRun(config, sequences, _forget, device=device)
+        self.own = own
+        self.matrix = ImportanceMatrix(source, sum(len(ids) for ids in sequences))
+        self._pass = Pass(States.of(config, sequences, device=device))
 
     @torch.no_grad()
-    def row(self, slot: Slot) -> F32 | None:
-        """Importance (C,) of a matrix; to be asked before the matrix is fed."""
+    def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
+        """Of a matrix's inputs (n, C), to be asked before any of it is fed.
+
+        None for what is looked up or not quantised. `matrix` gets the diagonal of each. Raises
+        EmoExportError for inputs that are not finite or too large for a quantiser.
+        """
+        if slot.role in UNMEASURED:
+            return None
+        inputs = self._pass.states.inputs(step)
         if slot not in self.matrix.sums:
-            inputs = self._run.input_of(slot)
-            if inputs is None:
-                return None
-            total = torch.zeros(inputs.shape[1], dtype=torch.float64)
-            for start in range(0, len(inputs), CHUNK):
-                total += inputs[start : start + CHUNK].double().square().sum(0).cpu()
-            if not (total <= LARGEST).all():  # a NaN fails too
-                raise EmoExportError(
-                    f"calibration: the inputs of {slot.name} are not finite or absurdly large; "
-                    "is the checkpoint damaged?"
-                )
-            self.matrix.sums[slot] = total.float().numpy()
+            self.matrix.sums[slot] = _squares(inputs, slot)
             self.matrix.counts[slot] = len(inputs)
-        return self.matrix.row(slot)
+        moments = _moments(inputs) if needs == Statistics.SECOND_MOMENTS else None
+        return InputStatistics(len(inputs), self.matrix.row(slot), moments)
 
-    def feed(self, slot: Slot, start: int, rows: F32) -> None:
-        """Let the run go on over a weight."""
-        tied = self._run.config.tie_word_embeddings
-        last = Role.FINAL_NORM if tied else Role.HEAD  # a tied head is the embedding
-        if slot.role != last and self._run.wants(slot):
-            self._run.feed(slot, start, rows)
+    def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
+        """Let the pass go on over rows of a weight."""
+        if self._pass.wants(step, slot):
+            self._pass.feed(step, slot, start, rows)
 
 
-def _forget(sequence: int, start: int, logits: F32) -> None:
-    """Not called: the head is measured, not applied."""
+def _squares(inputs: Tensor, slot: Slot) -> F32:
+    """Sum of x squared over inputs (n, C): (C,)."""
+    total = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    for start in range(0, len(inputs), CHUNK):
+        total += inputs[start : start + CHUNK].double().square().sum(0).cpu()
+    if not (total <= LARGEST).all():  # a NaN fails too
+        raise EmoExportError(
+            f"calibration: the inputs of {slot.name} are not finite or absurdly large; "
+            "is the checkpoint damaged?"
+        )
+    sums: F32 = total.float().numpy()
+    return sums
+
+
+def _moments(inputs: Tensor) -> F32:
+    """Mean of x xT over inputs (n, C): (C, C), zeros for no input."""
+    total = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
+    for start in range(0, len(inputs), CHUNK):
+        chunk = inputs[start : start + CHUNK]
+        total += chunk.T @ chunk
+    moments: F32 = (total / max(len(inputs), 1)).cpu().numpy()
+    return moments

@@ -1,60 +1,96 @@
-"""Whole passes of the torch reference over a checkpoint: logits of sequences, and greedy text.
+"""Whole forward passes over weights that arrive one matrix at a time: logits, and greedy text.
 
-The weights come through a `Source`, so that the same pass runs on the checkpoint as it is or on
-what a quantiser leaves of it.
+Weights come from anything that gives rows of a slot: a checkpoint, a product of it, or the file of
+an exported model, read back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from emo_export.interfaces import F32, Ids
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
-from emo_export.model.importance import ImportanceMatrix
-from emo_export.model.names import Slot, row_spans, slots
-from emo_export.model.scheme import QuantScheme
-from emo_export.reference.layers import KeyValues, ReferenceRun
+from emo_export.model.names import VECTORS, Kind, Role, Slot, Step, blocks, row_spans
+from emo_export.reference.forward import KeyValues, Tensor
+from emo_export.reference.states import States
 
-Source = Callable[[Slot, int, int], F32]
-"""(slot, first row, end row) -> rows (end - first, C) float32."""
+Rows = Callable[[Slot, int, int], F32]
+"""(slot, first row, end row) -> rows (end - first, C) float32. A tied head is asked for, too."""
+OnLogits = Callable[[int, int, F32], None]
+"""(sequence, first row of the vocabulary, logits (T, rows)) of each piece of the head."""
+OnRouter = Callable[[int, F32], None]
+"""(layer, router logits (tokens, E)) for all tokens of all sequences in order."""
 
-
-def float_source(checkpoint: Checkpoint) -> Source:
-    """The checkpoint's own weights."""
-
-    def read(slot: Slot, start: int, stop: int) -> F32:
-        return checkpoint.at(slot).rows(start, stop)
-
-    return read
+FEW_TOKENS = 64
+"""Up to so many tokens the embedding is read row by row."""
 
 
-def dequantised_source(
-    checkpoint: Checkpoint, scheme: QuantScheme, importance: ImportanceMatrix | None = None
-) -> Source:
-    """The weights as a scheme stores them, read back: what the exported model computes with."""
+class Pass:
+    """One variant's states, fed with weights in the order of `names.blocks`, rows in order.
 
-    def read(slot: Slot, start: int, stop: int) -> F32:
-        chosen = scheme.format_of(slot)
-        weights = importance.row(slot) if importance is not None else None
-        return chosen.dequantize(chosen.quantize(checkpoint.at(slot).rows(start, stop), weights))
+    It takes a step as soon as the last weight of it is there, and lets go of the weights then.
+    Without `on_logits` it ends before the head.
+    """
 
-    return read
+    def __init__(
+        self,
+        states: States,
+        on_logits: OnLogits | None = None,
+        on_router: OnRouter | None = None,
+    ) -> None:
+        self.states = states
+        self._on_logits, self._on_router = on_logits, on_router
+        self._held: dict[Role, Tensor] = {}
 
+    def wants(self, step: Step, slot: Slot) -> bool:
+        """Whether a weight of a step is needed."""
+        if slot.role == Role.HEAD:
+            return self._on_logits is not None
+        return self.states.uses(step)
 
-def forward(config: EmoConfig, source: Source, run: ReferenceRun) -> None:
-    """Feed a run with every weight that it wants."""
-    for slot in slots(config):
-        if run.wants(slot):
-            for start, stop in run.rows_needed(slot) or row_spans(slot, config):
-                run.feed(slot, start, source(slot, start, stop))
+    @torch.no_grad()
+    def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
+        """Take rows (n, C) of a weight; only embedding and head come in several pieces."""
+        weight = torch.from_numpy(np.ascontiguousarray(rows)).to(self.states.hidden.device)
+        if slot.role == Role.EMBED:
+            self.states.embed(start, weight)
+        elif slot.role in (Role.ATTN_NORM, Role.FFN_NORM, Role.FINAL_NORM):
+            self.states.take_norm(slot.role, weight[0])
+        elif slot.role == Role.HEAD:
+            if self._on_logits is not None:
+                for sequence, scores in enumerate(self.states.head(weight)):
+                    self._on_logits(sequence, start, scores.cpu().numpy())
+        else:
+            self._held[slot.role] = weight[0] if slot.role in VECTORS else weight
+            if slot == step.slots[-1]:
+                held, self._held = self._held, {}
+                self.states.advance(step, held)
+                router = self.states.logits
+                if step.kind == Kind.ROUTER and router is not None and self._on_router is not None:
+                    self._on_router(step.layer, router.cpu().numpy())
+
+    def run(self, rows: Rows) -> None:
+        """The whole model, reading no weight that no token needs."""
+        for block in blocks(self.states.config):
+            for step in block.steps:
+                for slot in step.slots:
+                    if self.wants(step, slot):
+                        for start, stop in self._spans(slot):
+                            self.feed(step, slot, start, rows(slot, start, stop))
+
+    def _spans(self, slot: Slot) -> Iterator[tuple[int, int]]:
+        ids = self.states.ids
+        if slot.role == Role.EMBED and len(ids) <= FEW_TOKENS:
+            return ((token, token + 1) for token in sorted(set(ids.tolist())))
+        return row_spans(slot, self.states.config)
 
 
 def logits(
     config: EmoConfig,
-    source: Source,
+    rows: Rows,
     sequences: Sequence[Ids],
     *,
     cache: KeyValues | None = None,
@@ -66,11 +102,11 @@ def logits(
     def keep(sequence: int, start: int, piece: F32) -> None:
         out[sequence][:, start : start + piece.shape[1]] = piece
 
-    forward(config, source, ReferenceRun(config, sequences, keep, cache=cache, device=device))
+    Pass(States.of(config, sequences, cache=cache, device=device), keep).run(rows)
     return out
 
 
-def greedy(config: EmoConfig, source: Source, prompt: Ids, steps: int, device: str = "cpu") -> Ids:
+def greedy(config: EmoConfig, rows: Rows, prompt: Ids, steps: int, device: str = "cpu") -> Ids:
     """The `steps` most likely tokens after a prompt (T,), one pass with a KV cache for each.
 
     Stops early at the end of the context. A pass reads only the experts that its token uses.
@@ -80,7 +116,7 @@ def greedy(config: EmoConfig, source: Source, prompt: Ids, steps: int, device: s
     ids = prompt
     steps = min(steps, config.context_length() - len(prompt))
     for _ in range(steps):
-        last = logits(config, source, [ids], cache=cache, device=device)[0][-1]
+        last = logits(config, rows, [ids], cache=cache, device=device)[0][-1]
         tokens.append(int(last.argmax()))
         ids = np.array(tokens[-1:], dtype=np.int64)
     return np.array(tokens, dtype=np.int64)

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
+from emo_export.model.product import Product
 from emo_export.model.stop_tokens import stop_tokens
 from emo_export.model.texts import named, open_tokenizer, sequences_of, split
 from emo_export.parity.golden import PAD, Golden, Variant, domain_order
-from emo_export.reference.layers import ReferenceRun
+from emo_export.reference.passes import Pass
+from emo_export.reference.states import States
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -110,7 +111,7 @@ class Probes:
 
 
 def choose_probes(
-    checkpoint: Checkpoint, heldout: Sequence[Path], tokens: int, context: int | None = None
+    product: Product, heldout: Sequence[Path], tokens: int, context: int | None = None
 ) -> Probes:
     """Pick token ids: from held-out files, else a built-in text, else (no tokenizer) at random.
 
@@ -118,9 +119,9 @@ def choose_probes(
     sequence (default: the config's). Raises EmoExportError for a file
     that holds no text.
     """
-    config = checkpoint.config
+    config = product.config
     context = config.context_length(context)
-    tokenizer = open_tokenizer(checkpoint.path, config.vocab_size)
+    tokenizer = open_tokenizer(product.path, config.vocab_size)
     if tokenizer is None:
         rng = np.random.default_rng(SEED)
         texts = [rng.integers(0, config.vocab_size, min(HELDOUT, context)) for _ in range(4)]
@@ -151,7 +152,7 @@ def choose_probes(
     probes = Probes(kept.astype(np.int64), rest, source, context, domains=tuple(domains))
     if tokenizer is None:
         return probes
-    stops = np.array(stop_tokens(checkpoint.path, config), dtype=np.int64)
+    stops = np.array(stop_tokens(product.path, config), dtype=np.int64)
     return replace(probes, text=TRICKY, text_ids=tokenizer(TRICKY), stop_ids=stops)
 
 
@@ -197,15 +198,10 @@ class VariantSink:
         widest = max(shape.num_experts for shape in config.layers)
         self._usage = np.full((len(names), len(config.layers), widest), -1, np.int64)
 
-    def run(self, device: str) -> ReferenceRun:
-        """A reference run that feeds this sink."""
-        return ReferenceRun(
-            self._config,
-            self._probes.sequences,
-            self._take_logits,
-            device=device,
-            on_router=self._take_router,
-        )
+    def listening(self, device: str) -> Pass:
+        """A pass over the sequences that this sink listens to."""
+        states = States.of(self._config, self._probes.sequences, device=device)
+        return Pass(states, self._take_logits, self._take_router)
 
     def _take_router(self, layer: int, logits: F32) -> None:
         shape = self._config.layers[layer]

@@ -51,8 +51,9 @@ def make_plain(folder: Path, name: str) -> None:
     """Write f32@if-plain and int4@if-plain, which ONNX Runtime 1.21 opens, with their logits."""
     from emo_export.errors import EmoExportError
     from emo_export.model.checkpoint import Checkpoint
-    from emo_export.reference.passes import dequantised_source, logits
-    from tests.kit.exporting import case, export_plain
+    from emo_export.model.product import Product
+    from emo_export.reference.passes import logits
+    from tests.kit.exporting import case, dequantised_source, export_plain
 
     made = case(name)
     checkpoint = Checkpoint.open(made.folder)
@@ -64,7 +65,7 @@ def make_plain(folder: Path, name: str) -> None:
             print(f"{name} {kind}@if-plain: {error}", file=sys.stderr)
             continue
         if kind != "f32":
-            source = dequantised_source(checkpoint, scheme)
+            source = dequantised_source(Product.whole(checkpoint), scheme)
             want = np.stack(logits(checkpoint.config, source, list(made.ids)))
         np.savez(f"{stem}.npz", ids=made.ids, logits=want)
 

@@ -23,9 +23,10 @@ from emo_export.cli.targets import exact_opener
 from emo_export.converters.onnx.data import LOCATION
 from emo_export.interfaces import F32, Ids, Runtime
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.product import Product
 from emo_export.model.texts import open_tokenizer, sequences_of, text_files
 from emo_export.parity.golden import log_softmax
-from emo_export.reference.passes import float_source, logits
+from emo_export.reference.passes import logits
 from emo_export.reference.probes import HELDOUT
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.ort.model import OnnxModel
@@ -64,7 +65,7 @@ def original(tokens: int) -> Original:
     encode = open_tokenizer(NANO, config.vocab_size)
     assert encode is not None
     sequences = sequences_of(text_files([NANO / "heldout"]), encode, tokens, HELDOUT)
-    found = logits(config, float_source(checkpoint), sequences)
+    found = logits(config, Product.whole(checkpoint).rows, sequences)
     return Original(sequences, [log_softmax(rows).astype(np.float32) for rows in found])
 
 

@@ -174,7 +174,7 @@ def test_two_exports_are_the_same_and_importance_matters(
     }
 
 
-def test_validate_with_the_reference_reads_the_matrix(
+def test_validate_with_the_reference_reads_the_weights_back(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:
     done = emo("validate", calibrated, "--reference", wide, "--json")
@@ -186,21 +186,27 @@ def test_validate_with_the_reference_reads_the_matrix(
             if row["arithmetic"] == "exact":
                 assert row["measured"]["kl_mean"] <= 1e-10
     copy = shutil.copytree(calibrated, tmp_path / "copy")
-    (copy / "imatrix.gguf").unlink()
-    for what in (copy, copy / FILES[1]):
-        done = emo("validate", what, "--reference", wide)
-        assert done.code == 2 and f"{copy / 'imatrix.gguf'}: is missing" in done.err
-    done = emo("validate", copy, "--target", "gguf:iq2_xxs")  # golden.npz is enough
+    (copy / "imatrix.gguf").unlink()  # which nothing but another export needs
+    assert emo("validate", copy, "--target", "gguf:iq2_xxs").code == 0
+    done = emo("validate", copy / FILES[1], "--reference", wide, "--json")
     assert done.code == 0
+    exactly_its_own_weights(done.out)
 
 
-def test_a_file_away_from_its_folder_cannot_be_computed_anew(
+def exactly_its_own_weights(out: str) -> None:
+    """The float run of a target and the reference on what its file holds agree."""
+    (target,) = json.loads(out)["targets"]
+    exact = [row for row in target["rows"] if row["arithmetic"] == "exact"]
+    assert len(exact) == 2 and all(row["measured"]["kl_mean"] <= 1e-10 for row in exact)
+
+
+def test_a_file_away_from_its_folder_is_judged_by_its_own_weights(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:
     alone = Path(shutil.copy(calibrated / FILES[0], tmp_path / "alone.gguf"))
-    done = emo("validate", alone, "--reference", wide)
-    assert done.code == 0 and "original alone: it was quantised with an importance" in done.out
-    assert "dequantised  " not in done.out.split("against:")[0]
+    done = emo("validate", alone, "--reference", wide, "--json")
+    assert done.code == 0
+    exactly_its_own_weights(done.out)
 
 
 @pytest.mark.parametrize("name", ["dense_middle", "norm_topk_counts", "tied", "no_shared"])
@@ -214,9 +220,7 @@ def test_the_matrix_read_back_makes_the_same_bytes_in_any_graph(
     for file in ("model-Q4_0.gguf", "imatrix.gguf"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
     done = emo("validate", two, "--reference", case(name).folder, "--json")
-    (target,) = json.loads(done.out)["targets"]
-    exact = [row for row in target["rows"] if row["arithmetic"] == "exact"]
-    assert len(exact) == 2 and all(row["measured"]["kl_mean"] <= 1e-10 for row in exact)
+    exactly_its_own_weights(done.out)
 
 
 def test_matrices_that_are_stored_larger_keep_their_importance(
@@ -279,23 +283,17 @@ def test_a_text_whose_name_is_not_unicode(wide: Path, tmp_path: Path, emo: Emo) 
         ({"importance": {"file": "../imatrix.gguf"}}, "lies outside the folder"),
         ({"recipe": {"expert": "q4_0"}}, "is not what manifest.json says: blk.0.ffn_gate_exps"),
         ({"arch": "glm4moe"}, "is not what manifest.json says: its architecture is deepseek"),
-        (None, "imatrix.gguf: its content differs"),
     ],
 )
 def test_a_folder_that_was_tampered_with_is_refused(
-    change: dict[str, Any] | None, said: str, calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
+    change: dict[str, Any], said: str, calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:
     copy = shutil.copytree(calibrated, tmp_path / "copy")
-    if change is None:
-        data = bytearray((copy / "imatrix.gguf").read_bytes())
-        data[-3] ^= 1
-        (copy / "imatrix.gguf").write_bytes(data)
-    else:
-        manifest = json.loads((copy / "manifest.json").read_text())
-        entry = manifest["targets"]["gguf:q4_k_m"]
-        recipe = change.get("recipe")
-        entry |= {"recipe": entry["recipe"] | recipe} if isinstance(recipe, dict) else change
-        (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entry = manifest["targets"]["gguf:q4_k_m"]
+    recipe = change.get("recipe")
+    entry |= {"recipe": entry["recipe"] | recipe} if isinstance(recipe, dict) else change
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     done = emo("validate", copy, "--target", "gguf:q4_k_m", "--reference", wide)
     assert done.code == 2 and said in done.err
 

@@ -209,10 +209,12 @@ def test_tensor_types_are_in_the_file_and_validate(wide: Path, tmp_path: Path, e
     (target,) = json.loads(again.out)["targets"]
     exact = [r for r in target["rows"] if r["arithmetic"] == "exact"]
     assert len(exact) == 2 and all(r["measured"]["kl_mean"] <= 1e-10 for r in exact)
-    # Away from the manifest, nothing says that the types were chosen.
+    # Away from the manifest, nothing says that the types were chosen: the file does.
     alone = (out / "model-Q4_0.gguf").rename(tmp_path / "alone.gguf")
-    said = emo("validate", alone, "--reference", wide)
-    assert said.code == 0 and "original alone" in said.out and "--tensor-type" in said.out
+    said = emo("validate", alone, "--reference", wide, "--json")
+    rows = [r for t in json.loads(said.out)["targets"] for r in t["rows"]]
+    exact = [r for r in rows if r["arithmetic"] == "exact"]
+    assert len(exact) == 2 and all(r["measured"]["kl_mean"] <= 1e-10 for r in exact)
 
 
 def test_without_golden_there_is_nothing_to_validate(wide: Path, tmp_path: Path, emo: Emo) -> None:

@@ -18,14 +18,19 @@ import torch
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.tokenizer import read_tokenizer
 from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.converters.onnx.formats import Float32
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.converters.onnx.writer import OnnxWriter
-from emo_export.interfaces import Runtime, Writer
+from emo_export.interfaces import Format, Packed, Runtime, TensorDecl, Writer
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.importance import ImportanceMatrix
+from emo_export.model.names import Role, Slot
+from emo_export.model.product import Product
 from emo_export.model.recipes import Part
 from emo_export.model.scheme import QuantScheme
-from emo_export.pipeline import stream
-from emo_export.reference.passes import dequantised_source, logits
+from emo_export.pipeline import Output, stream
+from emo_export.reference.calibrate import Calibration
+from emo_export.reference.passes import Rows, logits
 from tests.kit.oracle import oracle_logits
 from tests.kit.synth import CONFIGS, make_checkpoint
 
@@ -47,8 +52,8 @@ def export_to(
     last_only: bool = False,
 ) -> dict[str, Path]:
     """Export in one pass through the pipeline; answers target -> file (GGUF) or folder (ONNX)."""
-    checkpoint = Checkpoint.open(checkpoint_path)
-    config, context = checkpoint.config, checkpoint.config.context_length()
+    product = open_product(checkpoint_path)
+    config, context = product.config, product.config.context_length()
     folder.mkdir(parents=True, exist_ok=True)
     made = {f"gguf:{t}": folder / f"model-{t}.gguf" for t in gguf}
     made |= {f"onnx:{t}": folder / f"onnx-{t}" for t in onnx}
@@ -67,10 +72,10 @@ def export_to(
         scheme, place = onnx_scheme(t, config), made[f"onnx:{t}"]
         settings: dict[str, int] = {"context": context, "accuracy_level": accuracy_level}
         settings["last_only"] = last_only
-        writers.append(OnnxWriter(place, checkpoint_path, config, scheme, **settings))
+        writers.append(OnnxWriter(place, product, scheme, **settings))
     for writer in writers:
         writer.open()
-    stream(checkpoint, writers, [], lambda count: None)
+    stream(product, [Output(w) for w in writers], [], lambda count: None)
     for writer in writers:
         writer.close()
     return made
@@ -78,16 +83,39 @@ def export_to(
 
 def export_plain(folder: Path, checkpoint_path: Path, kind: str) -> QuantScheme:
     """KIND@if for ONNX Runtime 1.21: attention spelt out, int4 everywhere if at all."""
-    checkpoint = Checkpoint.open(checkpoint_path)
-    config = checkpoint.config
+    product = open_product(checkpoint_path)
+    config = product.config
     changed = {} if kind == "f32" else dict.fromkeys(set(Part) - {Part.ROUTER, Part.VECTOR}, kind)
     scheme = onnx_scheme(f"{kind}@if", config, changed)
     settings = {"context": config.context_length(), "accuracy_level": 4}
-    writer = OnnxWriter(folder, checkpoint_path, config, scheme, plain_attention=True, **settings)
+    writer = OnnxWriter(folder, product, scheme, plain_attention=True, **settings)
     writer.open()
-    stream(checkpoint, [writer], [], lambda count: None)
+    stream(product, [Output(writer)], [], lambda count: None)
     writer.close()
     return scheme
+
+
+def open_product(path: Path) -> Product:
+    """A checkpoint, all of it."""
+    return Product.whole(Checkpoint.open(path))
+
+
+def dequantised_source(
+    product: Product, scheme: QuantScheme, importance: ImportanceMatrix | None = None
+) -> Rows:
+    """What a scheme makes of the weights, computed without a file: a check on reading files back.
+
+    A graph's scheme has factors (`Scaled`), which its dequantising divides out.
+    """
+
+    def read(slot: Slot, start: int, stop: int) -> Array:
+        if slot.role == Role.HEAD and product.config.tie_word_embeddings:
+            slot = Slot(Role.EMBED)
+        form = scheme.format_of(slot)
+        weights = None if importance is None else importance.row(slot)
+        return form.dequantize(form.quantize(product.rows(slot, start, stop), weights))
+
+    return read
 
 
 @functools.cache
@@ -124,18 +152,18 @@ def case(name: str) -> Case:
     return Case(folder, ids, *oracle_logits(folder, ids))
 
 
-def scheme_of(checkpoint: Checkpoint, target: str) -> QuantScheme:
+def scheme_of(product: Product, target: str) -> QuantScheme:
     """The scheme of `gguf:TYPE` or `onnx:TYPE`."""
     kind, _, type_name = target.partition(":")
-    return {"gguf": gguf_scheme, "onnx": onnx_scheme}[kind](type_name, checkpoint.config)
+    return {"gguf": gguf_scheme, "onnx": onnx_scheme}[kind](type_name, product.config)
 
 
 @functools.cache
 def _dequantised(path: Path, target: str, ids: bytes, width: int) -> Array:
-    checkpoint = Checkpoint.open(path)
-    source = dequantised_source(checkpoint, scheme_of(checkpoint, target))
+    product = open_product(path)
+    source = dequantised_source(product, scheme_of(product, target))
     sequences = np.frombuffer(ids, np.int64).reshape(-1, width)
-    return np.stack(logits(checkpoint.config, source, list(sequences)))
+    return np.stack(logits(product.config, source, list(sequences)))
 
 
 def dequantised_logits(path: Path, target: str, ids: Array) -> Array:
@@ -177,3 +205,32 @@ def assert_same(reference: Array, found: Array, mean_kl: float) -> None:
     assert np.isfinite(found).all()
     assert kl(reference, found).mean() <= mean_kl
     np.testing.assert_array_equal(found.argmax(-1), reference.argmax(-1))
+
+
+class Idle:
+    """A writer for a pass that only calibrates: every matrix stays float32, nothing is written."""
+
+    target = "idle"
+
+    def declarations(self) -> Sequence[TensorDecl]:
+        return []
+
+    def format_of(self, slot: Slot) -> Format:
+        return Float32()
+
+    def open(self) -> None:
+        return
+
+    def write(self, slot: Slot, start: int, packed: Packed) -> None:
+        return
+
+    def close(self) -> Sequence[Path]:
+        return []
+
+    def abort(self) -> None:
+        return
+
+
+def idle(calibration: Calibration) -> list[Output]:
+    """What a pass that only calibrates writes: nothing."""
+    return [Output(Idle(), calibration=calibration)]

@@ -13,9 +13,11 @@ import pytest
 
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.product import Product
 from emo_export.parity.golden import kl_divergence, run_logits
-from emo_export.reference.passes import dequantised_source, logits
+from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
+from tests.kit.exporting import dequantised_source
 from tests.kit.paths import NANO
 
 pytestmark = pytest.mark.slow
@@ -90,10 +92,10 @@ def test_half_precision_as_shipped(name: str, reports: dict[str, Any], made: Pat
     the tokens that attend to that position move too, so one tie can outweigh the rest.
     """
     golden = np.load(NANO / "golden.npz")
-    checkpoint = Checkpoint.open(NANO)
-    scheme = gguf_scheme(name.lower(), checkpoint.config)
+    product = Product.whole(Checkpoint.open(NANO))
+    scheme = gguf_scheme(name.lower(), product.config)
     sequences = list(golden["input_ids"])
-    expected = logits(checkpoint.config, dequantised_source(checkpoint, scheme), sequences)
+    expected = logits(product.config, dequantised_source(product, scheme), sequences)
     runtime = LlamaCpp(made / f"model-{name}.gguf", threads=1, parity=True)
     found = run_logits(runtime, golden["input_ids"], 0)
     divergence = kl_divergence(np.stack(expected), found)

@@ -15,10 +15,10 @@ import pytest
 from emo_export.errors import EmoExportError
 from emo_export.export import write_parity
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.product import Product
 from emo_export.parity.by_position import by_domain, by_position
 from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.judge import TargetReport, validate_target
-from emo_export.reference.passes import float_source, forward
 from emo_export.reference.probes import (
     MOST_DOMAINS,
     Probes,
@@ -95,7 +95,7 @@ def test_usage_is_what_the_oracle_chooses(name: str) -> None:
     held = tuple(np.random.default_rng(5).integers(0, 512, length) for length in (9, 2, 15))
     probes = Probes(made.ids[:, :12], held, "test", 128, domains=("b", "a", "b"))
     sink = VariantSink(config, probes)
-    forward(config, float_source(Checkpoint.open(made.folder)), sink.run("cpu"))
+    sink.listening("cpu").run(Product.whole(Checkpoint.open(made.folder)).rows)
     want = np.full((2, len(config.layers), max(x.num_experts for x in config.layers)), -1)
     raw = {"num_experts_per_tok": config.num_experts_per_tok, "num_experts": config.num_experts}
     raw["num_shared_experts"] = config.num_shared_experts

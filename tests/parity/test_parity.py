@@ -15,9 +15,9 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.model import names
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.product import Product
 from emo_export.parity import golden as parity
 from emo_export.parity.golden import Golden, Variant, measure, perplexity, run_nll
-from emo_export.reference.passes import float_source, forward
 from emo_export.reference.probes import Probes, VariantSink
 from tests.kit.exporting import Array, case
 from tests.kit.oracle import oracle_logits, route
@@ -227,7 +227,7 @@ def test_the_sink_keeps_what_the_oracle_says(
     checkpoint = Checkpoint.open(made.folder)
     probes = Probes(made.ids[:, :12], held, "test", 128)
     sink = VariantSink(checkpoint.config, probes)
-    forward(checkpoint.config, float_source(checkpoint), sink.run("cpu"))
+    sink.listening("cpu").run(Product.whole(checkpoint).rows)
     found = sink.variant()
     assert np.abs(found.logits - made.logits[:, :12]).max() <= 2e-5
     assert found.heldout_nll.shape == (3, 15)

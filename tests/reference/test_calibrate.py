@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.checkpoint import Checkpoint
-from emo_export.model.names import VECTORS, Role, Slot, slots
-from emo_export.pipeline import stream
+from emo_export.model.names import VECTORS, Block, Role, Slot, Step, blocks, row_spans, slots
+from emo_export.model.product import Product
+from emo_export.model.scheme import QuantScheme
+from emo_export.pipeline import Output, stream
 from emo_export.reference.calibrate import Calibration
-from tests.kit.exporting import Array, case
+from emo_export.reference.forward import KeyValues
+from emo_export.reference.passes import Pass, Rows
+from emo_export.reference.states import States
+from tests.kit.exporting import Array, Idle, case, dequantised_source, idle, open_product
 from tests.kit.oracle import F64, Weights, _sequence
 from tests.kit.synth import make_checkpoint
 
@@ -54,7 +64,7 @@ def listen(folder: Path, sequences: list[Array]) -> Listening:
 def calibrate(folder: Path, sequences: list[Array]) -> Calibration:
     checkpoint = Checkpoint.open(folder)
     calibration = Calibration(checkpoint.config, sequences, "a text")
-    stream(checkpoint, [], [], lambda count: None, calibration)
+    stream(Product.whole(checkpoint), idle(calibration), [], lambda count: None)
     return calibration
 
 
@@ -116,3 +126,104 @@ def test_inputs_that_no_quantiser_bears_are_refused(value: float, tmp_path: Path
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(EmoExportError, match=r"layers\.0\.self_attn\.q_proj\.weight are not finit"):
         calibrate(folder, SEQUENCES)
+
+
+class Packing(Idle):
+    """Packs as a scheme says and writes nothing."""
+
+    def __init__(self, scheme: QuantScheme) -> None:
+        self._scheme = scheme
+
+    def format_of(self, slot: Slot) -> Format:
+        return self._scheme.format_of(slot)
+
+
+@dataclass
+class Asking:
+    """A quantiser that asks for second moments."""
+
+    format: Format
+    needs: Statistics = Statistics.SECOND_MOMENTS
+
+    def quantize(self, rows: F32, inputs: InputStatistics | None) -> Packed:
+        return self.format.quantize(rows, None)
+
+
+@dataclass
+class Told:
+    """What a calibration says of each matrix."""
+
+    calibration: Calibration
+    of: dict[str, InputStatistics] = field(default_factory=dict)
+
+    def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
+        found = self.calibration.statistics(step, slot, needs)
+        if found is not None:
+            self.of[slot.name] = found
+        return found
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", ["mha", "dense_first_bias", "always_active"])
+def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
+    name: str, own: bool, tmp_path: Path
+) -> None:
+    """The oracle runs on a checkpoint of what the earlier matrices became, or on the original."""
+    folder = case(name).folder
+    product = open_product(folder)
+    scheme = onnx_scheme("int4", product.config)
+    calibration = Calibration(product.config, SEQUENCES, "a text", own=own)
+    told = Told(calibration)
+    outputs = [Output(Packing(scheme), told, calibration, Asking)]
+    stream(product, outputs, [], lambda count: None)
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    source = dequantised_source(product, scheme) if own else product.rows
+    tensors = {
+        slot.name: np.concatenate([source(slot, *span) for span in row_spans(slot, product.config)])
+        for slot in slots(product.config)
+    }
+    tensors |= {s.name: tensors[s.name][0] for s in slots(product.config) if s.role in VECTORS}
+    save_file(tensors, stored / "model.safetensors")
+    (stored / "config.json").write_text(json.dumps(product.raw), "utf-8")
+    heard = listen(stored, SEQUENCES)
+    assert len(told.of) > 10
+    for name, inputs in told.of.items():
+        if not heard.counts[name]:
+            continue
+        assert inputs.tokens == heard.counts[name]
+        want = heard.sums[name] / heard.counts[name]
+        assert inputs.second_moments is not None and inputs.diagonal is not None
+        np.testing.assert_allclose(inputs.diagonal, want, 1e-3, 1e-4 * want.max(), err_msg=name)
+        np.testing.assert_allclose(
+            np.diag(inputs.second_moments), want, 1e-3, 1e-4 * want.max(), err_msg=name
+        )
+        eigenvalues = np.linalg.eigvalsh(inputs.second_moments.astype(np.float64))
+        assert eigenvalues.min() >= -1e-4 * eigenvalues.max()
+
+
+def test_a_layer_can_be_tried_again() -> None:
+    """States kept aside give the same layer twice, whatever was tried between."""
+    made = case("mha")
+    product = open_product(made.folder)
+    blocks_of = list(blocks(product.config))
+    states = States.of(product.config, SEQUENCES)
+
+    def go(over: States, block: Block, rows: Rows) -> States:
+        each = Pass(over)
+        for step in block.steps:
+            for slot in step.slots:
+                for span in row_spans(slot, product.config) if each.wants(step, slot) else ():
+                    each.feed(step, slot, span[0], rows(slot, *span))
+        return over
+
+    states = go(go(states, blocks_of[0], product.rows), blocks_of[1], product.rows)
+    aside = states.copy()
+    scheme = gguf_scheme("q4_0", product.config)
+    coarse = go(states.copy(), blocks_of[2], dequantised_source(product, scheme))
+    twice = [go(aside.copy(), blocks_of[2], product.rows).hidden for _ in range(2)]
+    straight = go(states, blocks_of[2], product.rows).hidden
+    assert torch.equal(twice[0], straight) and torch.equal(twice[1], straight)
+    assert not torch.allclose(coarse.hidden, straight, atol=1e-4)
+    with pytest.raises(ValueError, match="KV cache"):
+        States.of(product.config, SEQUENCES[:1], cache=KeyValues()).copy()

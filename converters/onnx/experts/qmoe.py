@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.converters.onnx.data import ExternalData
+from emo_export.converters.onnx.data import ExternalData, ReadRows
 from emo_export.converters.onnx.experts.routing import split_shared
 from emo_export.converters.onnx.formats import IntBlocks
 from emo_export.converters.onnx.graph import MICROSOFT, Graph
 from emo_export.interfaces import F32, Format, Packed
 from emo_export.model.config import LayerShape
+from emo_export.model.names import Role
 
 _SWIGLU: dict[str, Any] = {
     "activation_type": "swiglu",
@@ -62,6 +63,15 @@ class FusedExperts:
         """(initializer, first row, rows) of an expert's down matrix."""
         for part, rows in packed.items():
             yield f"{self.name}.fc2.{part}", place * self.hidden, rows
+
+    def stored(self, role: Role, place: int, part: str, read: ReadRows) -> Any:
+        """`part` of the matrix of a role of the expert at a place, as `Format` packs it."""
+        if role == Role.DOWN:
+            start = place * self.hidden
+            return read(f"{self.name}.fc2.{part}", start, start + self.hidden)
+        start = place * 2 * self.width
+        both = read(f"{self.name}.fc1.{part}", start, start + 2 * self.width)
+        return both[(0 if role == Role.GATE else 1) :: 2]
 
     def add(
         self, graph: Graph, x: str, logits: str, layer: LayerShape, norm_topk: bool

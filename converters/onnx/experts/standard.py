@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from emo_export.converters.onnx.data import ExternalData
+from emo_export.converters.onnx.data import ExternalData, ReadRows
 from emo_export.converters.onnx.experts.routing import choose
 from emo_export.converters.onnx.formats import Int8Rows
 from emo_export.converters.onnx.graph import Graph
 from emo_export.interfaces import F32, Format, Packed
 from emo_export.model.config import LayerShape
+from emo_export.model.names import Role
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class GatheredExperts:
         """(initializer, first row, rows) of an expert's down matrix."""
         for part, rows in packed.items():
             yield f"{self.name}.fc2.{part}", place * len(rows.T), rows.T
+
+    def stored(self, role: Role, place: int, part: str, read: ReadRows) -> Any:
+        """`part` of the matrix of a role of the expert at a place, as `Format` packs it."""
+        stack, cols = ("fc2", self.width) if role == Role.DOWN else ("fc1", self.hidden)
+        rows = 1 if part == "scales" else cols
+        turned = read(f"{self.name}.{stack}.{part}", place * rows, (place + 1) * rows).T
+        if role == Role.DOWN:
+            return turned
+        return turned[: self.width] if role == Role.GATE else turned[self.width :]
 
     def add(
         self, graph: Graph, x: str, logits: str, layer: LayerShape, norm_topk: bool

@@ -14,19 +14,28 @@ from emo_export.converters.gguf.twin import write_float_twin
 from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.files.manifest import Manifest
 from emo_export.files.package import FILE_TYPES
-from emo_export.interfaces import F32
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 from emo_export.model.recipes import GGUF_RECIPES, NEXT_BETTER
 from emo_export.model.scheme import part_of
 from emo_export.parity.judge import EXACT, SHIPPED, tolerances
-from emo_export.pipeline import Probe, stream
+from emo_export.pipeline import Output, stream
 from emo_export.reference.calibrate import Calibration
-from emo_export.reference.layers import ReferenceRun
+from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
 from tests.kit.command import Emo
-from tests.kit.exporting import TIGHT, Array, assert_same, case, kl, prefill, steps, workspace
+from tests.kit.exporting import (
+    TIGHT,
+    Array,
+    assert_same,
+    case,
+    dequantised_source,
+    kl,
+    open_product,
+    prefill,
+    steps,
+    workspace,
+)
 from tests.kit.synth import CONFIGS, make_checkpoint, make_config
 
 IDS = np.random.default_rng(3).integers(0, 256, (2, 12))
@@ -35,24 +44,13 @@ BLOCKS = {"f32": 1, "f16": 1, "bf16": 1, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4
 BLOCKS |= {"q4_0": 32, "iq4_nl": 32, "mxfp4": 32}  # of all others 256
 
 
-class Kept:
-    """The logits of a reference run on what one type stores."""
-
-    def __init__(self, config: EmoConfig) -> None:
-        self.logits = np.zeros((*IDS.shape, config.vocab_size), np.float32)
-        self.run = ReferenceRun(config, list(IDS), self._take)
-
-    def _take(self, sequence: int, start: int, piece: F32) -> None:
-        self.logits[sequence, :, start : start + piece.shape[1]] = piece
-
-
 @functools.cache
 def all_types() -> dict[str, tuple[Path, Array]]:
     """One pass into a file of every type; also what the reference computes with each."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_experts": 4, "vocab_size": 260}
     folder = make_checkpoint(workspace() / "wide", num_hidden_layers=1, tokenizer=False, **sizes)
-    checkpoint = Checkpoint.open(folder)
-    config = checkpoint.config
+    product = open_product(folder)
+    config = product.config
     calibration = Calibration(config, TEXT, "random ids")
     schemes = {name: gguf_scheme(name, config) for name in GGUF_RECIPES}
     writers = {
@@ -67,14 +65,17 @@ def all_types() -> dict[str, tuple[Path, Array]]:
         )
         for name, scheme in schemes.items()
     }
-    kept = {name: Kept(config) for name in schemes}
     for writer in writers.values():
         writer.open()
-    probes = [Probe(kept[name].run, scheme) for name, scheme in schemes.items()]
-    stream(checkpoint, list(writers.values()), probes, lambda count: None, calibration)
+    outputs = [Output(writer, calibration=calibration) for writer in writers.values()]
+    stream(product, outputs, [], lambda count: None)
     for writer in writers.values():
         writer.close()
-    return {name: (writers[name].path, kept[name].logits) for name in schemes}
+    made = {}
+    for name, scheme in schemes.items():
+        source = dequantised_source(product, scheme, calibration.matrix)
+        made[name] = writers[name].path, np.stack(logits(config, source, list(IDS)))
+    return made
 
 
 @pytest.mark.parametrize("name", GGUF_RECIPES)

@@ -16,11 +16,22 @@ from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.twin import write_float_twin
 from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.model.checkpoint import Checkpoint
-from emo_export.pipeline import stream
-from emo_export.reference.passes import dequantised_source, logits
+from emo_export.model.product import Product
+from emo_export.pipeline import Output, stream
+from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
 from tests.converters.gguf.test_gguf_graph import GLM4MOE
-from tests.kit.exporting import TIGHT, Array, Case, assert_same, case, prefill, steps, workspace
+from tests.kit.exporting import (
+    TIGHT,
+    Array,
+    Case,
+    assert_same,
+    case,
+    dequantised_source,
+    prefill,
+    steps,
+    workspace,
+)
 from tests.kit.hand_gguf import read_weights
 from tests.kit.oracle import oracle_logits
 from tests.kit.synth import CONFIGS, make_checkpoint
@@ -70,7 +81,7 @@ def export(folder: Path, type_name: str, path: Path, arch: str = "glm4moe") -> P
     settings: dict[str, Any] = {"tokenizer": None, "model_name": "x", "context": 64}
     writer = GgufWriter(path, config, scheme, arch=arch, **settings)
     writer.open()
-    stream(checkpoint, [writer], [], lambda count: None)
+    stream(Product.whole(checkpoint), [Output(writer)], [], lambda count: None)
     writer.close()
     return path
 
@@ -101,7 +112,7 @@ def test_quantised_files_are_the_dequantised_reference(
     checkpoint = Checkpoint.open(made(name).folder)
     config = checkpoint.config
     scheme = fit_to_graph(gguf_scheme(type_name, config), config, "glm4moe")
-    source = dequantised_source(checkpoint, scheme)
+    source = dequantised_source(Product.whole(checkpoint), scheme)
     want = np.stack(logits(config, source, list(made(name).ids)))
     path = export(made(name).folder, type_name, tmp_path / "x.gguf")
     write_float_twin(path, tmp_path / "twin.gguf")

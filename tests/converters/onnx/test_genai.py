@@ -10,7 +10,8 @@ import onnxruntime_genai as og
 import pytest
 
 from emo_export.model.checkpoint import Checkpoint
-from emo_export.reference.passes import float_source, greedy
+from emo_export.model.product import Product
+from emo_export.reference.passes import greedy
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.kit.exporting import TIGHT, Array, assert_same, case, export_to, exported
 from tests.kit.genai import generate
@@ -28,7 +29,7 @@ def reference(name: str) -> list[int]:
     """What the torch reference says after a prompt of PROMPTS."""
     checkpoint = Checkpoint.open(NANO)
     ids = np.array(PROMPTS[name], np.int64)
-    return greedy(checkpoint.config, float_source(checkpoint), ids, TOKENS).tolist()
+    return greedy(checkpoint.config, Product.whole(checkpoint).rows, ids, TOKENS).tolist()
 
 
 @pytest.mark.parametrize("name", PROMPTS)

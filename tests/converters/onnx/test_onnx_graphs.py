@@ -24,9 +24,10 @@ from emo_export.files.package import spec_of
 from emo_export.inspect.checkpoint import inspect_path
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
+from emo_export.model.product import Product
 from emo_export.model.recipes import ONNX_RECIPES
 from emo_export.parity.judge import tolerances
-from emo_export.reference.passes import dequantised_source, logits
+from emo_export.reference.passes import logits
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.converters.onnx.test_to_onnx import EXACT, NO_FIT, SHIPPED, Session
 from tests.kit.exporting import (
@@ -35,6 +36,7 @@ from tests.kit.exporting import (
     assert_same,
     case,
     dequantised_logits,
+    dequantised_source,
     export_plain,
     export_to,
     exported,
@@ -175,7 +177,7 @@ def test_plain_attention_is_the_dequantised_reference(kind: str, tmp_path: Path)
     scheme = export_plain(tmp_path / "plain", NANO, kind)
     ids = np.load(NANO / "golden.npz")["input_ids"][:2]
     checkpoint = Checkpoint.open(NANO)
-    source = dequantised_source(checkpoint, scheme)
+    source = dequantised_source(Product.whole(checkpoint), scheme)
     want = np.stack(logits(checkpoint.config, source, list(ids)))
     model = exact(tmp_path / "plain")
     for found in (prefill(model, ids), steps(model, ids)):

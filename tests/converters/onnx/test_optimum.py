@@ -14,9 +14,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from emo_export.converters.onnx.exact import SESSION_OPTIONS
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import row_spans, slots
-from emo_export.reference.passes import dequantised_source
 from emo_export.reference.probes import TRICKY
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.kit.exporting import (
@@ -24,9 +22,11 @@ from tests.kit.exporting import (
     Array,
     assert_same,
     case,
+    dequantised_source,
     export_to,
     exported,
     kl,
+    open_product,
     prefill,
     scheme_of,
     steps,
@@ -157,13 +157,13 @@ def test_quantised_with_float_activations_is_torch_on_the_stored_weights(tmp_pat
 
 def _stored_weights(target: str, folder: Path) -> Path:
     """A float32 checkpoint of what a target stores."""
-    checkpoint = Checkpoint.open(NANO)
-    source = dequantised_source(checkpoint, scheme_of(checkpoint, target))
+    product = open_product(NANO)
+    source = dequantised_source(product, scheme_of(product, target))
     tensors = {}
-    for slot in slots(checkpoint.config):
-        rows = [source(slot, *span) for span in row_spans(slot, checkpoint.config)]
+    for slot in slots(product.config):
+        rows = [source(slot, *span) for span in row_spans(slot, product.config)]
         weight = np.concatenate(rows)
-        tensors[slot.name] = weight.reshape(checkpoint.at(slot).shape)
+        tensors[slot.name] = weight.reshape(product.source.at(slot).shape)
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_bytes((NANO / "config.json").read_bytes())

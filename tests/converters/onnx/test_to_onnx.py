@@ -19,6 +19,7 @@ from emo_export.converters.onnx.writer import OnnxWriter
 from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Role, Slot
+from emo_export.model.product import Product
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.kit.exporting import (
     TIGHT,
@@ -30,6 +31,7 @@ from tests.kit.exporting import (
     exported,
     in_pieces,
     kl,
+    open_product,
     prefill,
     steps,
 )
@@ -255,19 +257,18 @@ def writer_of(folder: Path, type_name: str) -> OnnxWriter:
     checkpoint = Checkpoint.open(case("mha").folder)
     settings: dict[str, Any] = {"context": 24, "accuracy_level": 4}
     scheme = onnx_scheme(type_name, checkpoint.config)
-    return OnnxWriter(folder, checkpoint.path, checkpoint.config, scheme, **settings)
+    return OnnxWriter(folder, Product.whole(checkpoint), scheme, **settings)
 
 
 def test_a_broken_tokenizer_config_is_refused_before_any_weight(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", num_hidden_layers=1)
     (folder / "tokenizer_config.json").write_text("{", "utf-8")
-    config = Checkpoint.open(folder).config
+    product = open_product(folder)
     with pytest.raises(EmoExportError, match=r"tokenizer_config\.json is not JSON"):
         OnnxWriter(
             tmp_path / "out",
-            folder,
-            config,
-            onnx_scheme("f32", config),
+            product,
+            onnx_scheme("f32", product.config),
             context=8,
             accuracy_level=4,
         )

@@ -13,8 +13,10 @@ from emo_export.interfaces import F32
 from emo_export.model import names
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Role, Slot, slots
-from emo_export.reference.layers import KeyValues, ReferenceRun
-from emo_export.reference.passes import float_source, forward, greedy, logits
+from emo_export.model.product import Product
+from emo_export.reference.forward import KeyValues
+from emo_export.reference.passes import Pass, greedy, logits
+from emo_export.reference.states import States
 from tests.kit.exporting import Array, case
 from tests.kit.paths import GOLDEN, GOLDENS, NANO
 from tests.kit.synth import CONFIGS, make_checkpoint
@@ -36,8 +38,8 @@ def run_all(path: Path, ids: Array) -> tuple[Array, dict[int, Array]]:
         assert layer not in routers
         routers[layer] = router
 
-    run = ReferenceRun(checkpoint.config, list(ids), keep, on_router=keep_router)
-    forward(checkpoint.config, float_source(checkpoint), run)
+    states = States.of(checkpoint.config, list(ids))
+    Pass(states, keep, keep_router).run(Product.whole(checkpoint).rows)
     return out, routers
 
 
@@ -60,7 +62,7 @@ def test_greedy_text_of_the_published_code(folder: Path) -> None:
     with np.load(folder / "golden.npz") as golden:
         prompt = golden.get("greedy_prompt", golden["input_ids"][0, :16])
         want = golden["greedy"]
-    found = greedy(checkpoint.config, float_source(checkpoint), prompt, len(want))
+    found = greedy(checkpoint.config, Product.whole(checkpoint).rows, prompt, len(want))
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, want)
 
@@ -91,7 +93,7 @@ def test_the_cache_continues_the_prompt(name: str, sizes: list[int]) -> None:
     cache, rows = KeyValues(), []
     assert cache.length == 0
     for piece in np.split(made.ids[0], np.cumsum(sizes)[:-1]):
-        rows += logits(checkpoint.config, float_source(checkpoint), [piece], cache=cache)
+        rows += logits(checkpoint.config, Product.whole(checkpoint).rows, [piece], cache=cache)
     assert cache.length == 20
     assert np.abs(np.concatenate(rows) - made.logits[0]).max() <= ORACLE
 
@@ -100,7 +102,7 @@ def test_sequences_of_other_lengths_do_not_touch_each_other() -> None:
     made = case("gqa")
     checkpoint = Checkpoint.open(made.folder)
     parts = [made.ids[0, :3], made.ids[1], made.ids[0, :1]]
-    found = logits(checkpoint.config, float_source(checkpoint), parts)
+    found = logits(checkpoint.config, Product.whole(checkpoint).rows, parts)
     for piece, want in zip(
         found, (made.logits[0, :3], made.logits[1], made.logits[0, :1]), strict=True
     ):
@@ -109,7 +111,7 @@ def test_sequences_of_other_lengths_do_not_touch_each_other() -> None:
 
 def test_the_context_is_a_limit(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, max_position_embeddings=8))
-    config, source = checkpoint.config, float_source(checkpoint)
+    config, source = checkpoint.config, Product.whole(checkpoint).rows
     ids = np.arange(9)
     with pytest.raises(EmoExportError, match="9 tokens exceed the context of 8"):
         logits(config, source, [ids[:2], ids])
@@ -122,7 +124,7 @@ def test_the_context_is_a_limit(tmp_path: Path) -> None:
 
 def test_experts_that_no_token_uses_are_not_read() -> None:
     checkpoint = Checkpoint.open(GOLDEN / "base")
-    config, source = checkpoint.config, float_source(checkpoint)
+    config, source = checkpoint.config, Product.whole(checkpoint).rows
     calls: Counter[Slot] = Counter()
 
     def counting(slot: Slot, start: int, stop: int) -> F32:

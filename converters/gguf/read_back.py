@@ -1,0 +1,119 @@
+"""The weights that a GGUF file holds, as the model's own matrices: what an engine computes with.
+
+gguf-py reads and dequantises; `Layout` says what of a matrix lies where. Nothing of the checkpoint
+and of how the file was quantised is needed, so that this holds for a file of any quantiser.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+
+from emo_export.converters.gguf.graph import choose_arch
+from emo_export.converters.gguf.layout import Layout
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.gguf.writer import rope_permutation
+from emo_export.errors import EmoExportError
+from emo_export.files.gguf_header import read_gguf
+from emo_export.interfaces import F32
+from emo_export.model.config import EmoConfig
+from emo_export.model.names import VECTORS, Role, Slot, shape_of
+from emo_export.model.scheme import QuantScheme
+
+
+class GgufWeights:
+    """Rows of the slots of a model in one GGUF file. Holds no tensor."""
+
+    def __init__(self, path: Path, config: EmoConfig, scheme: QuantScheme | None = None) -> None:
+        """Check that the file has the tensors of this model, by name and shape.
+
+        With `scheme` their types, too; without, they are what they are. Raises EmoExportError for
+        a damaged file, and for one of another model, architecture or scheme.
+        """
+        arch = str(read_gguf(path).keys.get("general.architecture"))  # before gguf-py opens it
+        self._config, self._path = config, path
+        types = scheme or gguf_scheme("f32", config, arch=choose_arch(config, arch))
+        self._layout = Layout(config, arch, types)
+        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        self._permuted = arch == "deepseek"
+        for name, shape, kind in self._layout.declared:
+            if name not in self._tensors:
+                raise EmoExportError(f"{path}: has no tensor {name}; it is of another model")
+            found = self._tensors[name]
+            dimensions = tuple(int(n) for n in reversed(found.shape))
+            if dimensions != shape:
+                raise EmoExportError(
+                    f"{path}: {name} is of shape {list(dimensions)}, this model has {list(shape)}"
+                )
+            if scheme is not None and found.tensor_type != kind.kind:
+                raise EmoExportError(
+                    f"{path}: is not what manifest.json says: {name} is "
+                    f"{found.tensor_type.name.lower()}, its recipe {kind.name}"
+                )
+
+    def rows(self, slot: Slot, start: int, stop: int) -> F32:
+        """Rows start..stop of a slot (stop - start, C), dequantised.
+
+        Rows of a router that the file leaves out, whose value changes nothing, are zeros. Raises
+        EmoExportError for an expert that no token can take, which has no place in the file.
+        """
+        layout, role = self._layout, slot.role
+        if role == Role.EMBED:
+            return self._read("token_embd.weight", start, stop)
+        if role in (Role.HEAD, Role.FINAL_NORM):
+            return self._read(f"output{'' if role == Role.HEAD else '_norm'}.weight", start, stop)
+        if role == Role.ROUTER:
+            return self._router(slot)[start:stop]
+        if layout.is_cut(slot):
+            return self._cut(slot)[start:stop]
+        name = layout.name_of(slot)
+        if role in VECTORS or role not in (Role.Q, Role.K) or not self._permuted:
+            return self._read(name, start, stop)
+        rows = shape_of(slot, self._config)[0]
+        size = self._config.head_dim
+        whole = np.empty(shape_of(slot, self._config), np.float32)
+        whole[rope_permutation(rows // size, size)] = self._read(name, 0, rows)
+        return whole[start:stop]
+
+    def _read(self, name: str, start: int, stop: int) -> F32:
+        """Rows of a tensor, all of its leading dimensions counted as one."""
+        tensor = self._tensors[name]
+        stored = tensor.data.reshape(-1, tensor.data.shape[-1])[start:stop]
+        values: F32 = np.ascontiguousarray(dequantize(stored, tensor.tensor_type), np.float32)
+        return values
+
+    def _router(self, slot: Slot) -> F32:
+        rows = self._layout.router_rows(slot.layer)
+        whole: F32 = np.zeros(shape_of(slot, self._config), np.float32)
+        if rows:
+            stored = self._read(self._layout.name_of(slot), 0, len(rows))
+            # Where a row is there several times, the copies are equal.
+            whole[rows] = stored
+        return whole
+
+    def _cut(self, slot: Slot) -> F32:
+        cuts = self._layout.cuts(slot)
+        if not cuts:
+            raise EmoExportError(
+                f"{self._path}: has no place for {slot.name}, which no token takes"
+            )
+        whole: F32 = np.zeros(shape_of(slot, self._config), np.float32)
+        down = slot.role in (Role.DOWN, Role.DENSE_DOWN)
+        for cut in cuts:
+            (first, end), (left, right) = cut.rows, cut.cols
+            stored = self._read(cut.tensor, cut.at, cut.at + end - first)[:, : right - left]
+            factor = self._layout.factor(slot) if down and not cut.shared else 1.0
+            whole[first:end, left:right] = stored / np.float32(factor)
+        return whole
+
+
+def check_arch(path: Path, arch: str) -> None:
+    """Raise EmoExportError when a file is not of the architecture that manifest.json names."""
+    found = read_gguf(path).keys.get("general.architecture")
+    if found != arch:
+        raise EmoExportError(
+            f"{path}: is not what manifest.json says: its architecture is {found}, not {arch}"
+        )
