@@ -82,7 +82,7 @@ class GgufWeights:
         """Rows of a tensor, all of its leading dimensions counted as one."""
         tensor = self._tensors[name]
         stored = tensor.data.reshape(-1, tensor.data.shape[-1])[start:stop]
-        values: F32 = np.ascontiguousarray(dequantize(stored, tensor.tensor_type), np.float32)
+        values: F32 = np.array(dequantize(stored, tensor.tensor_type), np.float32)
         return values
 
     def _router(self, slot: Slot) -> F32:

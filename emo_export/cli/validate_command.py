@@ -75,10 +75,9 @@ def validate(
     """Compare what the engines compute with the reference.
 
     PATH is a folder that export made, a model inside one, or (with --reference) any .gguf file or
-    ONNX folder by itself, whoever quantised it. With --device
-    it runs there: under emulation (set up at the first use), over ssh or over adb. Exit 0 within
-    tolerance, 1 outside, 2 when a model can't be read, 3 when an engine is missing; of several, the
-    smallest.
+    ONNX folder by itself, whoever quantised it. With --device it runs there: under emulation (set
+    up at the first use), over ssh or over adb. Exit 0 within tolerance, 1 outside, 2 when a model
+    can't be read, 3 when an engine is missing; of several, the smallest.
 
     \b
     Examples:
