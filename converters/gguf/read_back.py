@@ -81,8 +81,14 @@ class GgufWeights:
     def _read(self, name: str, start: int, stop: int) -> F32:
         """Rows of a tensor, all of its leading dimensions counted as one."""
         tensor = self._tensors[name]
-        stored = tensor.data.reshape(-1, tensor.data.shape[-1])[start:stop]
-        values: F32 = np.array(dequantize(stored, tensor.tensor_type), np.float32)
+        width = tensor.data.shape[-1] * tensor.data.itemsize
+        # Not through the reader's map, whose pages would count as memory of this process.
+        offset, count = int(tensor.data_offset) + start * width, (stop - start) * width
+        stored = np.fromfile(self._path, np.uint8, count, offset=offset)
+        if stored.size != count:
+            raise EmoExportError(f"{self._path}: ends inside {name}")
+        rows = stored.view(tensor.data.dtype).reshape(stop - start, -1)
+        values: F32 = np.ascontiguousarray(dequantize(rows, tensor.tensor_type), np.float32)
         return values
 
     def _router(self, slot: Slot) -> F32:
