@@ -163,7 +163,7 @@ def _open(name: str, options: DeviceOptions, on_stage: Say) -> Device:
     if kind == ADB:
         from emo_export.runtimes.devices.adb.android import open_adb
 
-        return open_adb(name, set_up)
+        return open_adb(name, set_up, on_stage)
     return emulated_device(profile_named(name), set_up())
 
 
@@ -211,7 +211,6 @@ def _measure_speed(
     on_stage: Say,
 ) -> None:
     """Add speeds to the reports of a device, where one can be told (not under emulation)."""
-    from emo_export.runtimes.devices.ssh.bench import remote_speed
     from emo_export.runtimes.devices.ssh.remote import SshDevice
 
     if not isinstance(device, SshDevice):
@@ -225,7 +224,7 @@ def _measure_speed(
     for spec, entry in ready.items():
         on_stage(f"{device.name}: measuring the speed of {spec}")
         try:
-            found = remote_speed(device, spec, f"{place}/{entry['path']}", settings)
+            found = device.speed(spec, f"{place}/{entry['path']}", settings)
             runs.add_speed(device.name, spec, found)
         except EmoExportError as error:
             runs.add_failure(device.name, spec, error)

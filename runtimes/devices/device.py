@@ -89,6 +89,41 @@ class DeviceReport:
         return {**shallow, "report": report, "passed": self.passed}
 
 
+@dataclass(frozen=True)
+class Crash:
+    """A signal ended a process.
+
+    `engine`: what ran in it, such as "onnxruntime 1.31.1", empty where that is not known; `said`:
+    the end of its stderr.
+    """
+
+    signal: int
+    engine: str
+    said: str
+
+    @classmethod
+    def of(cls, finished: Finished, engine: str = "") -> Crash | None:
+        """None for a process that ended by itself."""
+        number = -finished.code if finished.code < 0 else finished.code - SHELL_SIGNAL
+        return cls(number, engine, last_words(finished)) if number > 0 else None
+
+    def __str__(self) -> str:
+        """A sentence, with the advice that fits the signal."""
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        engine = self.engine or "the engine"
+        advice: dict[int, str] = {
+            signal.SIGILL: f"{engine} ran an instruction that this CPU does not have; it would "
+            "crash there in the same way, so install another version of it",
+            signal.SIGKILL: "the system killed it, as it does when memory runs out",
+            signal.SIGSEGV: f"{engine} crashed; try another version of it",
+            signal.SIGABRT: f"{engine} gave up: {self.said}",
+        }
+        return f"ended by {name}: {advice.get(self.signal, self.said)}"
+
+
 def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
     """Run one target of the package at `place`, as `Device.place` answered.
 
@@ -98,71 +133,47 @@ def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
     spec = request.spec
     arguments = request._replace(profile=device.profile).arguments(place)
     finished = device.run(arguments)
-    return _report(device, spec, finished, device.command(arguments))
-
-
-def _report(device: Device, spec: str, finished: Finished, command: str) -> DeviceReport:
-    answer = _answer(device, spec, finished)
-    machine = {**device.facts(), **answer.get("machine", {})}
+    answer = answer_of(device.name, finished, f"the run of {spec}")
+    machine = {**device.facts(), **(answer or {}).get("machine", {})}
     report, failures = None, []
-    if answer:
-        report = TargetReport.from_dict(answer["report"], f"the answer of {device.name}")
+    if answer is None:
+        engine = machine.get("engine of " + spec.partition(":")[0], "")
+        failures.append(str(Crash.of(finished, engine)))
     else:
-        failures.append(crash(finished, machine.get("engine of " + spec.partition(":")[0], "")))
+        if answer.get("version") != VERSION:
+            raise EmoExportError(f"{device.name}: the far side is of another version of emo-export")
+        if answer.get("target") != spec or finished.code != 0:
+            raise EmoExportError(
+                f"{device.name}: asked for {spec}, answered for {answer.get('target')!r} "
+                f"(exit {finished.code})"
+            )
+        report = TargetReport.from_dict(answer["report"], f"the answer of {device.name}")
+    command, memory = device.command(arguments), device.memory()
     return DeviceReport(
-        device.name, device.kind, spec, report, tuple(failures), machine, device.memory(), command
+        device.name, device.kind, spec, report, tuple(failures), machine, memory, command
     )
 
 
-def _answer(device: Device, spec: str, finished: Finished) -> Mapping[str, Any]:
-    """What the far side said; empty when it crashed.
+def answer_of(label: str, finished: Finished, what: str) -> dict[str, Any] | None:
+    """The JSON object on the last line of stdout; None when a signal ended the process.
 
-    Raises EmoExportError, or MissingDependencyError, with what it refused.
+    Raises MissingDependencyError or EmoExportError with what a module of `far/` refused, and
+    EmoExportError for a process that says nothing or something else.
     """
-    line = finished.stdout.rstrip("\n").rpartition("\n")[2]
     try:
-        answer = json.loads(line)
+        answer = json.loads(finished.stdout.rstrip("\n").rpartition("\n")[2])
     except ValueError:
-        if crashed(finished):
-            return {}
+        if Crash.of(finished):
+            return None
         raise EmoExportError(
-            f"{device.name}: the run of {spec} ended with code {finished.code} and no answer: "
-            f"{last_words(finished)}"
+            f"{label}: {what} ended with code {finished.code} and no answer: {last_words(finished)}"
         ) from None
-    if not isinstance(answer, dict) or answer.get("version") != VERSION:
-        raise EmoExportError(f"{device.name}: the far side is of another version of emo-export")
+    if not isinstance(answer, dict):
+        raise EmoExportError(f"{label}: {what} answered {answer!r}, expected an object")
     if "error" in answer:
         kind = MissingDependencyError if answer["exit_code"] == 3 else EmoExportError
-        raise kind(f"{device.name}: {answer['error']}")
-    if answer.get("target") != spec or finished.code != 0:
-        raise EmoExportError(
-            f"{device.name}: asked for {spec}, answered for {answer.get('target')!r} "
-            f"(exit {finished.code})"
-        )
+        raise kind(f"{label}: {answer['error']}")
     return answer
-
-
-def crashed(finished: Finished) -> bool:
-    """Whether a signal ended the process, as it or a shell in between says."""
-    return finished.code < 0 or finished.code > SHELL_SIGNAL
-
-
-def crash(finished: Finished, engine: str = "") -> str:
-    """A sentence for a process that a signal ended, with the advice that fits the signal."""
-    number = -finished.code if finished.code < 0 else finished.code - SHELL_SIGNAL
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    what = engine or "the engine"
-    advice: dict[int, str] = {
-        signal.SIGILL: f"{what} ran an instruction that this CPU does not have; it would crash "
-        "there in the same way, so install another version of it",
-        signal.SIGKILL: "the system killed it, as it does when memory runs out",
-        signal.SIGSEGV: f"{what} crashed; try another version of it",
-        signal.SIGABRT: f"{what} gave up: {last_words(finished)}",
-    }
-    return f"ended by {name}: {advice.get(number, last_words(finished))}"
 
 
 def last_words(finished: Finished) -> str:

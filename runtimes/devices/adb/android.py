@@ -16,22 +16,18 @@ import shlex
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError
-from emo_export.files.manifest import NAME as MANIFEST
-from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.adb.adb import Adb
 from emo_export.runtimes.devices.adb.root import PhoneRoot
-from emo_export.runtimes.devices.adb.store import Sent, check_room, look, send, sent
+from emo_export.runtimes.devices.adb.store import CACHE, AdbStore
 from emo_export.runtimes.devices.device import Finished
 from emo_export.runtimes.devices.emulated.emulation import Emulation
 from emo_export.runtimes.devices.source_zip import runtime_zip
+from emo_export.runtimes.devices.transfer import Say, send_package
 
-CACHE = "/data/local/tmp/emo-export"
-GOLDEN = "golden.npz"
 PYTHON = "EMO_EXPORT_ADB_PYTHON"
 FAR_SIDE = "emo_export.runtimes.devices.far.on_device"
 OLDEST = (3, 11)
@@ -47,16 +43,19 @@ class AdbDevice:
     """The phone with this serial number, or the only one that adb sees.
 
     `runtime`: the zip of our light runtime. `root`: makes the self-contained Python, asked for only
-    when $EMO_EXPORT_ADB_PYTHON doesn't say how Python starts on the phone.
+    when $EMO_EXPORT_ADB_PYTHON doesn't say how Python starts on the phone. `say` is told progress.
     Raises MissingDependencyError without adb, EmoExportError for a phone that can't be used.
     """
 
     kind = "adb"
     profile = "phone"
 
-    def __init__(self, serial: str | None, runtime: bytes, root: Callable[[], PhoneRoot]) -> None:
+    def __init__(
+        self, serial: str | None, runtime: bytes, root: Callable[[], PhoneRoot], say: Say
+    ) -> None:
         self._adb = Adb(serial)
-        self.name = f"adb:{self._adb.phone.serial}"
+        self._store, self._say = AdbStore(self._adb), say
+        self.name = self._store.name
         self._facts = self._checked_machine()
         self._runtime, self._root = runtime, root
         self._session = f"{CACHE}/run-{uuid.uuid4().hex[:12]}"
@@ -81,18 +80,10 @@ class AdbDevice:
         Only files whose SHA-256 there is another are sent.
         Raises EmoExportError when a file is missing here or there is too little room there.
         """
-        files = _wanted(folder, targets)
-        there = f"{CACHE}/package-{_name_of(folder)}"
         root = None if PYTHON in os.environ else self._root()
-        seen = look(self._adb, there, list(files))
-        self._remove(there, set(seen.others) - _names(folder))
-        here = {name: digest(path) for name, path in files.items()}
-        changed = [name for name in files if seen.digests.get(name) != here[name]]
         fresh = root is not None and self._lacks(root)
-        needed = sum(files[name].stat().st_size for name in changed) + len(self._runtime)
-        needed += root.bytes_needed if root is not None and fresh else 0
-        check_room(self._adb, needed, seen.free, CACHE)
-        send(self._adb, [Sent(files[n], f"{there}/{n}", here[n]) for n in changed])
+        beside = len(self._runtime) + (root.bytes_needed if root is not None and fresh else 0)
+        there = send_package(self._store, folder, targets, self._say, beside)
         self._place_runtime(root if fresh else None)
         self._start = self._python(root)
         self._facts |= self._checked_python()
@@ -138,12 +129,6 @@ class AdbDevice:
     def _lacks(self, root: PhoneRoot) -> bool:
         return self._adb.shell(f"[ -e {CACHE}/{root.name}/{root.ready} ]").code != 0
 
-    def _remove(self, there: str, names: set[str]) -> None:
-        """Remove what an earlier export to the same folder left there and this one hasn't."""
-        if names:
-            listed = shlex.join(f"./{name}" for name in sorted(names))
-            self._adb.checked_shell(f"cd {there} && rm -f {listed}", "remove old files")
-
     def _place_runtime(self, root: PhoneRoot | None) -> None:
         """Bring our zip there, and Python, which gets its name when it is whole."""
         packed, part = f"{self._session}/root.tar", f"{self._session}/root"
@@ -154,11 +139,11 @@ class AdbDevice:
         with tempfile.TemporaryDirectory(prefix="emo-export-") as name:
             local = Path(name) / "runtime.zip"
             local.write_bytes(self._runtime)
-            send(self._adb, [sent(local, f"{self._session}/runtime.zip")])
+            self._store.put(local, f"{self._session}/runtime.zip")
             if root is None:
                 return
             root.pack(Path(name) / "root.tar")
-            send(self._adb, [sent(Path(name) / "root.tar", packed)])
+            self._store.put(Path(name) / "root.tar", packed)
         script = (
             f"umask 022; tar -xf {packed} -C {part} && rm -f {packed} && "
             f"rm -rf {CACHE}/python-* && mv {part} {CACHE}/{root.name}"
@@ -200,13 +185,13 @@ class AdbDevice:
         return {"python": f"{shown}, {whose}", "numpy": numpy}
 
 
-def open_adb(device: str, emulation: Callable[[], Emulation]) -> AdbDevice:
+def open_adb(device: str, emulation: Callable[[], Emulation], say: Say) -> AdbDevice:
     """The phone of `adb` or `adb:SERIAL`, on which Python and the engines of `emulation` run.
 
     `emulation` is called when the phone is there and needs them.
     """
     runtime = runtime_zip([FAR_SIDE])
-    return AdbDevice(_serial_of(device), runtime, lambda: PhoneRoot.of(emulation()))
+    return AdbDevice(_serial_of(device), runtime, lambda: PhoneRoot.of(emulation()), say)
 
 
 def clean_adb(device: str) -> tuple[list[str], int]:
@@ -226,24 +211,3 @@ def _serial_of(device: str) -> str | None:
     if colon and not serial:
         raise EmoExportError(f"{device}: expected adb or adb:SERIAL")
     return serial or None
-
-
-def _wanted(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
-    """By their names in the package: the manifest, golden.npz and the files of these targets."""
-    paths = [folder / MANIFEST, folder / GOLDEN]
-    for target in targets.values():
-        place = folder / target["path"]
-        paths += sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-    for path in paths:
-        if not path.is_file():
-            raise EmoExportError(f"{path} is missing: validating on a phone needs it there")
-    return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _names(folder: Path) -> frozenset[str]:
-    return frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def _name_of(folder: Path) -> str:
-    """The same name for the same folder, so that a new export there replaces the old one."""
-    return sha256(os.fsencode(folder.resolve())).hexdigest()[:12]

@@ -1,103 +1,90 @@
-"""Files on a phone: what is there already, and sending what is not, whole or not at all."""
+"""Packages on a phone, by its shell and adb's push, which begins a file anew each time."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.adb.adb import Adb
+from emo_export.runtimes.devices.transfer import Seen
 
-SLACK = 32 << 20  # bytes that stay free on the phone
-MARK = "== "
+CACHE = "/data/local/tmp/emo-export"
+MARK = "== digests"
 PART = ".part"
 PURPOSE = "store the files (Android 8 and newer have sha256sum)"
 
 
-class Seen(NamedTuple):
-    """A folder there: SHA-256 by name of the files asked for, the other files, free bytes."""
+class AdbStore:
+    """A `Store` in a folder that the shell's user may write to."""
 
-    digests: Mapping[str, str]
-    others: tuple[str, ...]
-    free: int
+    def __init__(self, adb: Adb) -> None:
+        self.name = f"adb:{adb.phone.serial}"
+        self._adb = adb
 
-
-class Sent(NamedTuple):
-    """A file to send: where it is here, where it goes, its SHA-256."""
-
-    local: Path
-    remote: str
-    sha256: str
-
-
-def look(adb: Adb, folder: str, names: Sequence[str]) -> Seen:
-    """What a folder there has, which is made when there is none.
-
-    Raises EmoExportError when it can't be made or read.
-    """
-    parents = sorted({f"{folder}/{name}".rpartition("/")[0] for name in names} | {folder})
-    wanted = shlex.join(f"./{name}" for name in names)
-    script = (
-        f"umask 022; mkdir -p {shlex.join(parents)} && cd {folder} && "
-        f"echo '{MARK}files' && find . -type f && echo '{MARK}free' && df -k . && "
-        f"echo '{MARK}digests' && {{ sha256sum {wanted} 2>/dev/null; true; }}"
-    )
-    said = adb.checked_shell(script, f"make and read the folder {folder}")
-    parts = [part.splitlines()[1:] for part in f"\n{said}".split(f"\n{MARK}")[1:]]
-    listed, space, sums = parts
-    rows = [row.split(maxsplit=1) for row in sums]
-    digests = {row[1].removeprefix("./"): row[0] for row in rows if len(row) == 2}
-    found = (name.removeprefix("./") for name in listed)
-    others = tuple(sorted(name for name in found if name not in names))
-    return Seen(digests, others, _free(adb, space))
-
-
-def _free(adb: Adb, space: Sequence[str]) -> int:
-    """The fourth number of what df says: 1024-byte blocks available."""
-    try:
-        return int(space[-1].split()[3]) * 1024
-    except (IndexError, ValueError):
-        raise EmoExportError(
-            f"the phone {adb.phone.serial}: df -k said {' '.join(space)!r}, which tells no free "
-            "space"
-        ) from None
-
-
-def check_room(adb: Adb, needed: int, free: int, folder: str) -> None:
-    """Raises EmoExportError when fewer bytes than are needed are free on the phone."""
-    if free < needed + SLACK:
-        raise EmoExportError(
-            f"the phone {adb.phone.serial}: {needed / 1e6:.1f} MB have to go to {folder} and "
-            f"{SLACK / 1e6:.1f} MB stay free there, it has {free / 1e6:.1f} MB; free some space, "
-            "or validate fewer targets"
+    def look(self, package: str, files: Mapping[str, str]) -> Seen:
+        """What is there, by SHA-256; the folder is made when there is none."""
+        folder = _place(package)
+        parents = sorted({f"{folder}/{name}".rpartition("/")[0] for name in files} | {folder})
+        script = (
+            f"umask 022; mkdir -p {shlex.join(parents)} && cd {folder} && df -k . && "
+            f"echo '{MARK}' && {{ sha256sum {_listed(files)} 2>/dev/null; true; }}"
         )
+        said = self._adb.checked_shell(script, f"make and read the folder {folder}")
+        space, _, sums = said.partition(f"{MARK}\n")
+        rows = (row.split(maxsplit=1) for row in sums.splitlines())
+        found = {row[1].removeprefix("./"): row[0] for row in rows if len(row) == 2}
+        lacking = {name: 0 for name, sha256 in files.items() if found.get(name) != sha256}
+        return Seen(folder, lacking, self._free(space))
 
+    def _free(self, space: str) -> int:
+        """The fourth number of df's last line: 1024-byte blocks available."""
+        try:
+            return int(space.splitlines()[-1].split()[3]) * 1024
+        except (IndexError, ValueError):
+            raise EmoExportError(
+                f"{self.name}: df -k said {space!r}, which tells no free space"
+            ) from None
 
-def send(adb: Adb, files: Sequence[Sent]) -> None:
-    """Copy files there; each gets its name only when its SHA-256 there is right.
+    def forget(self, package: str, files: Mapping[str, str], known: Sequence[str]) -> None:
+        """Remove all but these files and what is known, parts too."""
+        cd = f"cd {_place(package)}"
+        listed = self._adb.checked_shell(f"{cd} && find . -type f", "list the files")
+        there = {name.removeprefix("./") for name in listed.splitlines()}
+        if others := sorted(there - {*files, *known}):
+            self._adb.checked_shell(f"{cd} && rm -f {_listed(others)}", "remove old files")
 
-    Raises EmoExportError when one can't be stored, or arrived damaged.
-    """
-    for file in files:
-        adb.push(file.local, file.remote + PART)
-    checks = []
-    for file in files:
-        part, name = shlex.quote(file.remote + PART), shlex.quote(file.remote)
-        checks.append(
-            f's=$(sha256sum {part}) && if [ "${{s%% *}}" = {file.sha256} ]; '
-            f"then mv -f {part} {name}; else rm -f {part}; echo {name}; fi"
+    def send(self, package: str, name: str, sha256: str, local: Path, start: int) -> None:
+        """All of a file, as its part."""
+        self._adb.push(local, f"{_place(package)}/{name}{PART}")
+
+    def finish(self, package: str, name: str, sha256: str) -> bool:
+        """Check the part there and give it its name."""
+        return self._settle(f"{_place(package)}/{name}", sha256)
+
+    def ready(self, package: str) -> None:
+        """Nothing is locked on a phone."""
+
+    def put(self, local: Path, remote: str) -> None:
+        """Copy a file that is in no package. Raises EmoExportError when it arrives damaged."""
+        self._adb.push(local, remote + PART)
+        if not self._settle(remote, digest(local)):
+            raise EmoExportError(f"{self.name}: {remote} arrived damaged; run this again")
+
+    def _settle(self, remote: str, sha256: str) -> bool:
+        part, name = shlex.quote(remote + PART), shlex.quote(remote)
+        script = (
+            f's=$(sha256sum {part}) && if [ "${{s%% *}}" = {sha256} ]; '
+            f"then mv -f {part} {name}; else rm -f {part}; echo damaged; fi"
         )
-    damaged = adb.checked_shell(" && ".join(checks) or "true", PURPOSE).splitlines()
-    if damaged:
-        raise EmoExportError(
-            f"the phone {adb.phone.serial}: {', '.join(damaged)} arrived damaged, or the files are "
-            "being written here; run this again"
-        )
+        return not self._adb.checked_shell(script, PURPOSE).strip()
 
 
-def sent(local: Path, remote: str) -> Sent:
-    """A file to send, with its digest."""
-    return Sent(local, remote, digest(local))
+def _place(package: str) -> str:
+    return f"{CACHE}/package-{package}"
+
+
+def _listed(names: Sequence[str] | Mapping[str, str]) -> str:
+    return shlex.join(f"./{name}" for name in names)

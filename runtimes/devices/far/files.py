@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -74,15 +74,16 @@ class Package:
                     ) from None
                 time.sleep(0.2)
 
-    def forget_others(self, known: frozenset[str]) -> None:
-        """Remove what the package does not have any more, and parts of other versions."""
-        ours = {RECORD, LOCK}
+    def forget_others(self, files: Mapping[str, str], known: Iterable[str]) -> None:
+        """Remove all but `files` (path -> SHA-256), their parts and what is `known`."""
+        parts = {part_of(Path(name), digest).as_posix() for name, digest in files.items()}
+        kept = {RECORD, LOCK, *files, *parts, *known}
         for path in sorted(self.folder.rglob("*"), reverse=True):
             name = path.relative_to(self.folder).as_posix()
             if path.is_dir():
                 if not any(path.iterdir()):
                     path.rmdir()
-            elif name not in known and name not in ours:
+            elif name not in kept:
                 path.unlink()
 
     def receive(self, name: str, digest: str, offset: int, count: int, body: Body) -> None:

@@ -10,8 +10,6 @@ last line of stdout is JSON: `positions` that were in the KV cache, and `repacke
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from emo_export.base.memory_mark import wait_to_be_seen
-from emo_export.errors import EmoExportError
+from emo_export.runtimes.devices.far.answer import answer
 from emo_export.runtimes.llama.model import REPACKED
 from emo_export.runtimes.opening import open_runtime
 
@@ -58,17 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--threads", type=int)
     found = parser.parse_args(arguments)
-    # What a library writes to stdout must not come before the answer.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        answer = run(found.path, found.context, found.tokens, found.threads)
-    except EmoExportError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    with answers:
-        answers.write(json.dumps(answer) + "\n")
-    return 0
+    return answer(lambda: run(found.path, found.context, found.tokens, found.threads))
 
 
 if __name__ == "__main__":

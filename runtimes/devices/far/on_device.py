@@ -9,18 +9,16 @@ Python can't report, is for the near side to see.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emo_export.errors import EmoExportError
 from emo_export.files.package import chosen_targets
 from emo_export.parity.golden import Golden
 from emo_export.parity.judge import validate_target
+from emo_export.runtimes.devices.far.answer import answer
 from emo_export.runtimes.devices.far.machine import machine_facts
 from emo_export.runtimes.devices.request import VERSION, Request, parse
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
@@ -56,23 +54,7 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge and answer; an error that a user can mend is an answer too, with its exit code."""
     folder, request = parse(sys.argv[1:] if arguments is None else arguments)
-    # What a library writes to stdout must not come before the answer.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    code = 0
-    try:
-        answer = judge(folder, request)
-    except EmoExportError as error:
-        code = error.exit_code
-        answer = {
-            "version": VERSION,
-            "target": request.spec,
-            "error": str(error),
-            "exit_code": code,
-        }
-    with answers:
-        answers.write(json.dumps(answer) + "\n")
-    return code
+    return answer(lambda: judge(folder, request))
 
 
 if __name__ == "__main__":

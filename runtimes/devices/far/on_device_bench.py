@@ -9,8 +9,6 @@ The last line of stdout is one JSON object, everything else goes to stderr.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from typing import Any
 from emo_export.base.child_process import memory_of
 from emo_export.base.process_memory import PROC
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.devices.far.answer import answer
 from emo_export.runtimes.opening import open_runtime
 from emo_export.runtimes.timing import read_through, time_decode, time_prefill
 
@@ -53,6 +52,8 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         decode = [arguments.decode / each for each in seconds]
         memory = memory_of(PROC / "self")
         return {
+            "version": VERSION,
+            "path": str(path),
             "load_seconds": opened,
             "prefill_tokens_per_second": median(prefill),
             "decode_tokens_per_second": median(decode),
@@ -85,18 +86,7 @@ def _positive(text: str) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Measure and answer; the exit code is that of the error, or 0."""
     parsed = _parser().parse_args(arguments)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # engines write to stdout
-    found: dict[str, Any] = {"version": VERSION, "path": str(parsed.path)}
-    code = 0
-    try:
-        found |= measure(parsed.path, parsed)
-    except EmoExportError as error:
-        code = error.exit_code
-        found |= {"error": str(error), "exit_code": code}
-    answers.write(json.dumps(found) + "\n")
-    answers.close()
-    return code
+    return answer(lambda: measure(parsed.path, parsed))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class FarSide:
             free = shutil.disk_usage(package.folder).free
             return {"missing": missing, "free": free, "folder": str(package.folder)}
         if what == "forget":
-            package.forget_others(frozenset(request["known"]))
+            package.forget_others(request["files"], request["known"])
             return {}
         if what == "ready":
             package.lock(alone=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need, model_files
-from emo_export.runtimes.devices.device import crash, crashed, last_words
+from emo_export.runtimes.devices.device import Crash, answer_of
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit
 
@@ -50,11 +49,8 @@ def try_memory(
     finished, found = run_capped(line, env, ram, model_files(path), emulated)
     if found.oom_killed:
         return measured_fit(target, need, ram, found, 0), found
-    if crashed(finished):
-        raise CrashError(f"{target}: the run that measures its memory was {crash(finished)}")
-    if finished.code != 0:
-        kind = MissingDependencyError if finished.code == 3 else EmoExportError
-        raise kind(f"{target}: its memory could not be measured: {last_words(finished)}")
-    answer = json.loads(finished.stdout.rstrip("\n").rpartition("\n")[2])
+    answer = answer_of(f"{target}: its memory could not be measured", finished, "the run")
+    if answer is None:
+        raise CrashError(f"{target}: the run that measures its memory was {Crash.of(finished)}")
     ran = need.cache_of_run(need.context if need.whole_cache else answer["positions"])
     return measured_fit(target, need, ram, found, ran, answer["repacked"]), found

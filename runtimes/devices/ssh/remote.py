@@ -6,33 +6,25 @@ next time, and the environments that `--setup` made. `clean_remote` removes both
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import re
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emo_export.base.engine_packages import requirements_for
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.files.manifest import NAME as MANIFEST
-from emo_export.files.manifest import Manifest
-from emo_export.runtimes.devices.device import Finished
+from emo_export.runtimes.devices.device import Crash, Finished, answer_of
 from emo_export.runtimes.devices.source_zip import runtime_zip
 from emo_export.runtimes.devices.ssh.address import Address, parse_address
-from emo_export.runtimes.devices.ssh.copy import send_files
 from emo_export.runtimes.devices.ssh.link import SshLink
 from emo_export.runtimes.devices.ssh.probe import choose_python
+from emo_export.runtimes.devices.ssh.store import SshStore
+from emo_export.runtimes.devices.transfer import Say, send_package
 
 FAR_SIDE = "emo_export.runtimes.devices.far.side"
 ON_DEVICE = "emo_export.runtimes.devices.far.on_device"
-GOLDEN = "golden.npz"
 BENCH = "emo_export.runtimes.devices.far.on_device_bench"
-NAME_LENGTH = 100  # of a folder's name that its copy has; some file systems take no long one
-Say = Callable[[str], None]
 
 
 class SshDevice:
@@ -63,16 +55,25 @@ class SshDevice:
         link = self._connected()
         kinds = sorted({spec.partition(":")[0] for spec in targets})
         self._find_engines(link, kinds)
-        names = _files_of(folder, targets)
-        return send_files(link, folder, _package_name(folder), names, _known(folder), self._say)
+        return send_package(SshStore(link), folder, targets, self._say)
 
     def run(self, arguments: Sequence[str]) -> Finished:
         """`on_device` there, with these arguments. Raises EmoExportError for a lost connection."""
         return self._run_module(ON_DEVICE, arguments)
 
-    def bench(self, arguments: Sequence[str]) -> Finished:
-        """`on_device_bench` there. Raises EmoExportError for a lost connection."""
-        return self._run_module(BENCH, arguments)
+    def speed(self, spec: str, path: str, settings: Mapping[str, int]) -> dict[str, Any]:
+        """What `on_device_bench` says of a target: load_seconds, *_tokens_per_second, memory, ….
+
+        `path`: of its file or folder there. `settings` are options: prefill, decode and depth
+        (tokens), rounds, threads. Raises EmoExportError when the run fails there, its engine
+        crashes, or the connection is lost.
+        """
+        options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        finished = self._run_module(BENCH, [path, *options])
+        answer = answer_of(f"{self.name}: {spec}", finished, "measuring")
+        if answer is None:
+            raise EmoExportError(f"{self.name}: {spec}: {Crash.of(finished)}")
+        return answer
 
     def facts(self) -> Mapping[str, str]:
         """What the machine there is and has; empty before a package was placed."""
@@ -165,31 +166,6 @@ def _open_link(address: Address, modules: Sequence[str]) -> SshLink:
         link.close()
         raise
     return link
-
-
-def _files_of(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The files, relative to the folder, that judging these targets needs."""
-    names = {name for name in (MANIFEST, GOLDEN) if (folder / name).is_file()}
-    for entry in targets.values():
-        path = folder / str(entry["path"])
-        inner = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-        names |= {p.relative_to(folder).as_posix() for p in inner}
-    return sorted(names)
-
-
-def _known(folder: Path) -> list[str]:
-    """What the manifest names: files of other targets may stay where they are."""
-    if not (folder / MANIFEST).is_file():
-        return []
-    return [entry.path for entry in Manifest.load(folder).files]
-
-
-def _package_name(folder: Path) -> str:
-    """The same for the same folder of the same machine, so that a new export replaces the old."""
-    place = folder.resolve()
-    digest = hashlib.sha256(os.fsencode(f"{platform.node()}\n{place}")).hexdigest()[:12]
-    shown = re.sub(r"[^A-Za-z0-9_.-]", "-", place.name).lstrip(".-")[:NAME_LENGTH]
-    return f"{shown or 'package'}-{digest}"
 
 
 def _ssh_version(command: Sequence[str]) -> str:

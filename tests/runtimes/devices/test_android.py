@@ -51,7 +51,7 @@ def no_root() -> PhoneRoot:
 
 
 def device(far_side: str = ECHO) -> AdbDevice:
-    return AdbDevice(None, runtime_with(far_side), no_root)
+    return AdbDevice(None, runtime_with(far_side), no_root, lambda text: None)
 
 
 def test_sends_the_targets_that_were_asked_for_and_only_once(phone: Phone, package: Path) -> None:
@@ -91,7 +91,7 @@ def test_sends_what_changed_here_or_there(phone: Phone, package: Path) -> None:
 
 def test_refuses_before_sending_where_there_is_no_room(phone: Phone, package: Path) -> None:
     phone.free(32 * 1024 + 50)  # kB, of which 32 MiB stay free
-    with pytest.raises(EmoExportError, match=r"R5CX: 0\.1 MB have to go .* it has 33\.6 MB"):
+    with pytest.raises(EmoExportError, match=r"R5CX: needs 33\.6 MB .* has 33\.6 MB free"):
         device().place(package, TARGETS)
     assert phone.pushed() == []
     phone.program("df", "echo nonsense")
@@ -113,9 +113,9 @@ def test_removes_what_a_killed_run_left(phone: Phone, package: Path) -> None:
 
 def test_refuses_a_file_that_arrived_damaged(phone: Phone, package: Path) -> None:
     phone.program("sha256sum", "echo 0000  $*")
-    with pytest.raises(EmoExportError, match=r"manifest\.json, .* arrived damaged"):
+    with pytest.raises(EmoExportError, match=r"golden\.npz: the copy on adb:R5CX differs"):
         device().place(package, TARGETS)
-    assert not list(phone.tmp.rglob("manifest.json*"))
+    assert not list(phone.tmp.rglob("golden.npz*"))
 
 
 def test_names_a_file_that_is_missing_here(phone: Phone, package: Path) -> None:

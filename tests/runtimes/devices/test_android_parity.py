@@ -27,7 +27,7 @@ def test_judges_both_formats_on_a_phone(
     phone.tell("qemu", f"{made.qemu} -cpu {PROFILES['phone'].cpu}")
     folder = package(golden / "base", SMALL_TARGETS)
     targets = Manifest.load(folder).targets
-    device = open_adb("adb", lambda: made)
+    device = open_adb("adb", lambda: made, lambda text: None)
     asked = Request("", share=SHARE)
     reports = judged_on(device, folder, targets, asked)
     device.close()
@@ -39,7 +39,7 @@ def test_judges_both_formats_on_a_phone(
     assert phone.left() == ["package", "python"]
     # A second time nothing but our runtime goes there.
     (phone.folder / "log").unlink()
-    again = open_adb("adb:R5CX", lambda: made)
+    again = open_adb("adb:R5CX", lambda: made, lambda text: None)
     again.place(folder, targets)
     again.close()
     assert phone.pushed() == ["runtime.zip"]

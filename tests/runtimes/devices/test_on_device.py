@@ -147,7 +147,7 @@ def test_a_crash_fails_with_a_sentence(exported: Path, finished: Finished, sente
     [
         (Finished(1, "", "Traceback\nImportError: numpy"), "code 1 and no answer: .*numpy"),
         (Finished(0, '{"version": 7}', ""), "another version"),
-        (Finished(0, "[]", ""), "another version"),
+        (Finished(0, "[]", ""), "expected an object"),
         (Finished(0, '{"version": 1, "target": "gguf:q2_k", "report": {}}', ""), "answered for"),
         (Finished(0, '{"version": 1, "target": "gguf:f32", "report": {}}', ""), "answer of here"),
     ],

@@ -11,7 +11,6 @@ import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.runtimes.devices.device import Device
-from emo_export.runtimes.devices.ssh.bench import remote_speed
 from emo_export.runtimes.devices.ssh.remote import SshDevice, clean_remote
 from tests.kit.device_runs import judged_on
 from tests.kit.ssh_server import SshServer
@@ -49,17 +48,17 @@ def test_speed_is_measured_there(
     short = {"prefill": 8, "decode": 4, "depth": 2, "rounds": 1, "threads": 1}
     place = device.place(folder, targets)
     paths = {spec: f"{place}/{entry['path']}" for spec, entry in targets.items()}
-    found = {spec: remote_speed(device, spec, path, short) for spec, path in paths.items()}
+    found = {spec: device.speed(spec, path, short) for spec, path in paths.items()}
     for spec, engine in (("gguf:f32", "llama.cpp"), ("onnx:f32", "ONNX Runtime")):
         assert found[spec]["decode_tokens_per_second"] > 0
         assert found[spec]["engine"]["engine"] == engine
         assert found[spec]["memory"]["resident"] > 1 << 20
     with pytest.raises(EmoExportError, match="exceed the context"):
-        remote_speed(device, "gguf:f32", paths["gguf:f32"], {"prefill": 10**6})
+        device.speed("gguf:f32", paths["gguf:f32"], {"prefill": 10**6})
     killed = 'case "$*" in *on_device_bench*) kill -9 $$ ;; esac'
     put_program(programs, "python3", f'{killed}\nexec "{sys.executable}" "$@"')
     with pytest.raises(EmoExportError, match="onnx:f32: ended by SIGKILL"):
-        remote_speed(device, "onnx:f32", paths["onnx:f32"], short)
+        device.speed("onnx:f32", paths["onnx:f32"], short)
 
 
 def test_a_second_time_nothing_is_sent_and_clean_removes_all(

@@ -16,7 +16,6 @@ import pytest
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.far.files import part_of
-from emo_export.runtimes.devices.ssh import copy as remote_copy
 from emo_export.runtimes.devices.ssh.link import SshLink
 from emo_export.runtimes.devices.ssh.remote import SshDevice
 from tests.kit.ssh_server import SshServer
@@ -132,7 +131,7 @@ def test_two_at_once_send_a_package_once(server: SshServer, big: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(
     server: SshServer, folder: Path, device: SshDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_copy, "SPARE", 10**18)
+    monkeypatch.setattr("emo_export.runtimes.devices.transfer.SPARE", 10**18)
     with pytest.raises(EmoExportError, match=r"needs 10{10}\d{2}\.\d MB .* has \d+\.\d MB free"):
         device.place(folder, targets_of(folder))
     assert not list(server.cache.glob("packages/*/*.npz*"))
