@@ -10,7 +10,8 @@ from emo_export.card_running import running
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
-from emo_export.parity.judge import Row, TargetReport
+from emo_export.parity.result import Result, Row
+from emo_export.report.sentences import not_compared, tokenizer
 
 
 def model_card(
@@ -18,18 +19,18 @@ def model_card(
     name: str,
     targets: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, int],
-    reports: Sequence[TargetReport],
+    results: Sequence[Result],
 ) -> str:
     """Markdown with a YAML head, as the Hugging Face hub reads it."""
     parts = [
         _head(targets),
         f"# {name}",
-        _verdict(reports),
+        _verdict(results),
         _about(product),
         _files(targets, sizes),
         _recipes(targets),
-        _parity(reports),
-        running(targets, reports, sizes),
+        _parity(results),
+        running(targets, results, sizes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -40,10 +41,10 @@ def _head(targets: Mapping[str, Mapping[str, Any]]) -> str:
     return f"---\npipeline_tag: text-generation\ntags:\n{tags}\n---"
 
 
-def _verdict(reports: Sequence[TargetReport]) -> str:
-    if not reports:
+def _verdict(results: Sequence[Result]) -> str:
+    if not results:
         return "**Not validated:** this folder was exported with `--no-validate` or `--no-golden`."
-    failed = [report.target for report in reports if not report.passed]
+    failed = [result.target for result in results if not result.passed]
     if failed:
         return f"**PARITY FAILED for {', '.join(failed)}: do not use. The figures are below.**"
     return ""
@@ -122,8 +123,8 @@ def _importance(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             return
 
 
-def _parity(reports: Sequence[TargetReport]) -> str:
-    if not reports:
+def _parity(results: Sequence[Result]) -> str:
+    if not results:
         return ""
     lines = [
         "## Measured parity",
@@ -136,12 +137,15 @@ def _parity(reports: Sequence[TargetReport]) -> str:
         "| target | compared with | arithmetic | mode | KL mean | top-1 | perplexity ratio | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_parity_line(row) for report in reports for row in report.rows]
-    first = reports[0]
+    lines += [_parity_line(result.target, row) for result in results for row in result.rows]
+    first = results[0]
     lines += [
-        f"\n**{report.target}:** {note}."
-        for report in reports
-        for note in (*report.notes, *report.tokenizer_failures)
+        f"\n**{result.target}:** {note}."
+        for result in results
+        for note in (
+            *([not_compared(result.not_compared)] if result.not_compared else []),
+            *tokenizer(result.tokenizer),
+        )
     ]
     lines += [
         "",
@@ -151,10 +155,10 @@ def _parity(reports: Sequence[TargetReport]) -> str:
     return "\n".join(lines)
 
 
-def _parity_line(row: Row) -> str:
+def _parity_line(target: str, row: Row) -> str:
     ratio = f"{row.perplexity_ratio:.4f}" if row.against == ORIGINAL else ""
     m = row.measured
     return (
-        f"| {row.target} | {row.against} | {row.arithmetic} | {row.mode} | {m.kl_mean:.1e} | "
+        f"| {target} | {row.against} | {row.arithmetic} | {row.mode} | {m.kl_mean:.1e} | "
         f"{m.top1:.1%} | {ratio} | {'pass' if row.passed else 'FAIL'} |"
     )

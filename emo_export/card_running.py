@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from emo_export.parity.golden import ORIGINAL
-from emo_export.parity.judge import TargetReport
+from emo_export.parity.result import Result
 
 Targets = Mapping[str, Mapping[str, Any]]
 
@@ -60,17 +60,17 @@ def modelfile(path: str, context: int, has_chat_template: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def running(targets: Targets, reports: Sequence[TargetReport], sizes: Mapping[str, int]) -> str:
+def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
     """The card's sections on running the folder."""
     parts = [_ours(targets)]
     ggufs = {spec: target for spec, target in targets.items() if spec.startswith("gguf")}
     if ggufs:
-        parts += [_choice(ggufs, reports, sizes)] if reports else []
+        parts += [_choice(ggufs, results, sizes)] if results else []
         parts += [_llama_cpp(ggufs), _apps(ggufs)]
     onnx = {spec: target for spec, target in targets.items() if spec not in ggufs}
     if onnx:
         parts.append(_onnx(onnx))
-    if reports:
+    if results:
         parts.append(
             "`golden.npz` is only needed to validate; a device that just runs needs no copy."
         )
@@ -124,7 +124,7 @@ def _ours(targets: Targets) -> str:
     return f"## Running\n\nFrom this folder:\n\n{_block(lines)}"
 
 
-def _choice(ggufs: Targets, reports: Sequence[TargetReport], sizes: Mapping[str, int]) -> str:
+def _choice(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
     """Sizes and measured loss side by side, for choosing."""
     lines = [
         "### Which GGUF",
@@ -136,7 +136,9 @@ def _choice(ggufs: Targets, reports: Sequence[TargetReport], sizes: Mapping[str,
         "| file | size | KL to the original | top-1 | perplexity ratio |",
         "|---|---|---|---|---|",
     ]
-    rows = {row.target: row for report in reports for row in report.rows if row.against == ORIGINAL}
+    rows = {
+        result.target: row for result in results for row in result.rows if row.against == ORIGINAL
+    }
     for spec, target in ggufs.items():
         measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
         lines.append(

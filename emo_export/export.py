@@ -23,7 +23,7 @@ from emo_export.model.names import Slot
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import ORIGINAL, Golden
-from emo_export.parity.judge import TargetReport
+from emo_export.parity.result import Result, as_json
 from emo_export.pipeline import Calibrating, Measured, Output, stream
 
 if TYPE_CHECKING:
@@ -68,21 +68,21 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Result:
+class Exported:
     """What `export` made: the manifest and the parity of each target (empty: not validated)."""
 
     manifest: Manifest
-    reports: tuple[TargetReport, ...] = field(default=())
+    results: tuple[Result, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
         """No comparison was out of tolerance."""
-        return all(report.passed for report in self.reports)
+        return all(result.passed for result in self.results)
 
 
 Rows = Callable[[Slot, int, int], F32]
 """(slot, first row, end row) -> rows (end - first, C) float32."""
-Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[TargetReport]]
+Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[Result]]
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def export(
     measure: Measure | None = None,
     device: str = "cpu",
     overwrite: bool = False,
-) -> Result:
+) -> Exported:
     """Export to every target; `out` appears only when everything in it is whole.
 
     Without `probes` there is no reference, no golden.npz and nothing to validate. Parity outside
     the tolerance doesn't hide the result: it is in the folder's parity.json and card, and in the
-    returned reports. Raises EmoExportError with nothing left behind.
+    returned results. Raises EmoExportError with nothing left behind.
     """
     with staging(out, overwrite) as folder:
         targets = make_targets(folder)
@@ -125,22 +125,22 @@ def export(
         if measure is not None:
             measure.save(folder)
         entries = {target.spec: _entry(target) for target in targets}
-        reports: Sequence[TargetReport] = ()
+        results: Sequence[Result] = ()
         if golden is not None:
             golden.save(folder / "golden.npz")
         if golden is not None and validate is not None:
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
-            reports = validate(folder, entries, golden)
-            write_parity(folder / "parity.json", reports)
+            results = validate(folder, entries, golden)
+            write_parity(folder / "parity.json", results)
         source = _source(product.source)
         sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
         title = out.name.encode("utf-8", "replace").decode("utf-8")
-        card = model_card(product, title, entries, sizes, reports)
+        card = model_card(product, title, entries, sizes, results)
         with writing(folder / "README.md"):
             (folder / "README.md").write_text(card, encoding="utf-8")
         _write_modelfiles(folder, entries, product.path)
         manifest = write_manifest(folder, source, _tools(), entries)
-    return Result(manifest, tuple(reports))
+    return Exported(manifest, tuple(results))
 
 
 def _write_modelfiles(folder: Path, entries: Mapping[str, Mapping[str, Any]], source: Path) -> None:
@@ -155,14 +155,13 @@ def _write_modelfiles(folder: Path, entries: Mapping[str, Mapping[str, Any]], so
                 path.write_text(modelfile(entry["path"], entry["context"], has_template), "utf-8")
 
 
-def write_parity(path: Path, reports: Sequence[TargetReport]) -> None:
+def write_parity(path: Path, results: Sequence[Result]) -> None:
     """Write parity.json: every comparison with its figures, limits and verdict."""
-    content = {"passed": all(r.passed for r in reports), "targets": [r.as_dict() for r in reports]}
     # A list of numbers is easier to read, and shorter, on one line; no string has a line break.
     text = re.sub(
         r"\[\n[-+\d.eE,\snul]*\]",
         lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"),
-        json.dumps(content, indent=2),
+        json.dumps(as_json(results), indent=2),
     )
     with writing(path):
         path.write_text(text + "\n", encoding="utf-8")

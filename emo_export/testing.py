@@ -15,9 +15,7 @@ from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.package import chosen_targets
 
 if TYPE_CHECKING:
-    from emo_export.cli.device_runs import DeviceRuns
-    from emo_export.parity.judge import TargetReport
-    from emo_export.parity.outcome import Outcome
+    from emo_export.parity.result import Result
 
 
 def assert_parity(
@@ -25,11 +23,11 @@ def assert_parity(
     targets: Sequence[str] | None = None,
     threads: int | None = None,
     device: str | None = None,
-) -> list[TargetReport]:
+) -> list[Result]:
     """Validate an exported folder, or some of its targets, as `emo-export validate` does.
 
     `device` is a name that `--device` takes: pi4, ssh://pi@host, adb, here (a process of its own);
-    None judges in this process. Returns the report of each target. Raises AssertionError, with a
+    None judges in this process. Returns the result of each target. Raises AssertionError, with a
     sentence for each limit, when a target is outside one, crashes there or is not made of the files
     that export wrote; MissingDependencyError when an engine is not installed; EmoExportError when
     the package can't be read or the device not reached. None of them is a pass.
@@ -42,7 +40,7 @@ class Parity:
     """assert_parity with a memory: files that did not change are not judged a second time."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], Outcome | DeviceRuns] = {}
+        self._known: dict[tuple[object, ...], Result] = {}
 
     def __call__(
         self,
@@ -50,7 +48,7 @@ class Parity:
         targets: Sequence[str] | None = None,
         threads: int | None = None,
         device: str | None = None,
-    ) -> list[TargetReport]:
+    ) -> list[Result]:
         """As assert_parity."""
         __tracebackhide__ = True
         if isinstance(targets, str):
@@ -64,44 +62,29 @@ class Parity:
         fresh = [spec for spec, key in keys.items() if key not in self._known]
         if fresh:
             judged = _judged(path, fresh, threads, device)
-            self._known |= {keys[spec]: judged.part(spec) for spec in fresh}
-        return _passed([self._known[key] for key in keys.values()])
+            self._known |= {keys[result.target]: result for result in judged}
+        results = [self._known[key] for key in keys.values()]
+        from emo_export.report.sentences import check
+
+        try:
+            check(results)
+        except ParityError as error:
+            raise AssertionError(str(error)) from None
+        return results
 
 
 def _judged(
     path: Path, specs: Sequence[str], threads: int | None, device: str | None
-) -> Outcome | DeviceRuns:
-    __tracebackhide__ = True
-    from emo_export.cli.validate import judge_here, judge_there
+) -> list[Result]:
     from emo_export.runtimes.devices.options import DeviceOptions
+    from emo_export.validating import validate_here, validate_there
 
     only = specs if (path / MANIFEST).is_file() else ()
     if device is None:
-        return judge_here(path, only, None, threads, "cpu", on_stage=lambda text: None)
+        return validate_here(path, only, threads)
     options = DeviceOptions((device,), threads=threads)
     options.check()
-    try:
-        return judge_there(path, only, options, on_stage=lambda text: None)
-    except ParityError as error:  # files that export did not write
-        raise AssertionError(str(error)) from None
-
-
-def _passed(parts: Sequence[Outcome | DeviceRuns]) -> list[TargetReport]:
-    """The reports, when all is well; whatever is wrong with any of them is told at once."""
-    __tracebackhide__ = True
-    from emo_export.cli.device_runs import DeviceRuns, joined_runs
-    from emo_export.parity.outcome import Outcome, joined
-    from emo_export.report.devices import sentences
-
-    here = joined([part for part in parts if isinstance(part, Outcome)])
-    there = joined_runs([part for part in parts if isinstance(part, DeviceRuns)])
-    try:
-        here.check()
-        there.check()
-    except ParityError as error:
-        raise AssertionError("\n".join([str(error), *sentences(there.reports)])) from None
-    judged = [report.report for report in there.reports]
-    return [*here.reports.values(), *(report for report in judged if report is not None)]
+    return validate_there(path, only, options)
 
 
 def _state(folder: Path, target: str) -> tuple[object, ...]:

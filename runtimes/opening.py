@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export.errors import EmoExportError
+from emo_export.base.install import need
+from emo_export.base.llama_library import own_library
+from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.package import size_of
 from emo_export.interfaces import Runtime, Tokenizer
 
@@ -42,6 +44,19 @@ def open_runtime(
 
     _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
     return LlamaCpp(path, threads=threads, context=context, parity=parity)
+
+
+def missing_engine(spec: str) -> str:
+    """What the engine of a target lacks here, or an empty string."""
+    try:
+        if spec.startswith("gguf"):
+            if own_library() is None:
+                need(["xllamacpp"], "llama", "llama.cpp")
+        else:
+            need(["onnxruntime", "tokenizers"], "ort", "ONNX Runtime")
+    except MissingDependencyError as error:
+        return str(error)
+    return ""
 
 
 def tokenizer_of(path: Path, runtime: Runtime) -> Tokenizer:

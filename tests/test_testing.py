@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from emo_export import validating
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import digest
+from emo_export.runtimes.devices import judging
 from emo_export.testing import Parity, assert_parity
 from tests.kit.emulated import use_shared_setup
 from tests.kit.paths import ROOT
@@ -40,8 +42,8 @@ def test_what_is_wrong_is_told_in_sentences(package: Path, tmp_path: Path) -> No
     with pytest.raises(AssertionError) as stop:
         assert_parity(copy)
     lines = str(stop.value).splitlines()
-    assert lines[0] == "parity failed for gguf:f32"
-    assert any("mean KL" in line and ">" in line for line in lines)
+    assert lines[0] == "failed: gguf:f32"
+    assert any("mean KL" in line and "above the limit" in line for line in lines)
     assert any("SHA-256" in line for line in lines)
     assert_parity(copy, targets=["onnx:f32"])
     with pytest.raises(EmoExportError, match="has no target"):
@@ -51,7 +53,7 @@ def test_what_is_wrong_is_told_in_sentences(package: Path, tmp_path: Path) -> No
 
 
 def test_a_missing_engine_is_no_pass(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emo_export.cli.validate.missing_engine", lambda spec: "pip install it")
+    monkeypatch.setattr("emo_export.validating.missing_engine", lambda spec: "pip install it")
     with pytest.raises(MissingDependencyError, match="pip install it"):
         assert_parity(package)
 
@@ -59,16 +61,10 @@ def test_a_missing_engine_is_no_pass(package: Path, monkeypatch: pytest.MonkeyPa
 def test_a_target_is_judged_again_only_when_its_files_changed(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emo_export.cli import validate as cli_validate
-
     judged: list[str] = []
-    validate_all = cli_validate.validate_all
+    judge = validating.judge
     monkeypatch.setattr(
-        cli_validate,
-        "validate_all",
-        lambda folder, targets, *rest: (
-            judged.extend(targets) or validate_all(folder, targets, *rest)
-        ),
+        validating, "judge", lambda spec, *rest: judged.append(spec) or judge(spec, *rest)
     )
     copy = Path(shutil.copytree(package, tmp_path / "mine"))
     parity = Parity()
@@ -89,12 +85,10 @@ def test_a_target_is_judged_again_only_when_its_files_changed(
 
 def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own here; a device has a memory of its own."""
-    from emo_export.cli import validate as cli_validate
-
     runs: list[tuple[str, ...]] = []
-    judge_devices = cli_validate.judge_devices
+    judge_devices = judging.judge_devices
     monkeypatch.setattr(
-        cli_validate,
+        judging,
         "judge_devices",
         lambda folder, targets, damage, options, say: (
             runs.append((*options.names, *targets))
@@ -119,8 +113,11 @@ def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(AssertionError) as stop:
         parity(copy, ["gguf:f32"], device="here")
-    assert str(stop.value).splitlines()[0] == "failed: gguf:f32 on here"
-    assert "gguf:f32 on here: dequantised, prefill: mean KL" in str(stop.value)
+    assert str(stop.value).splitlines()[0] == "failed: gguf:f32"
+    assert (
+        "gguf:f32: compared with the dequantised reference (as shipped, whole prompt): mean KL"
+        in str(stop.value)
+    )
 
 
 def test_a_device_that_can_not_be_used_is_no_pass(package: Path) -> None:
@@ -165,10 +162,10 @@ def test_the_fixture_in_a_users_suite(package: Path, tmp_path: Path) -> None:
         file.write(b"x")
     bad = session(tmp_path)
     assert bad.returncode == 1 and "1 failed, 1 passed" in bad.stdout
-    assert "E           AssertionError: parity failed for gguf:f32" in bad.stdout.replace(
+    assert "E           AssertionError: failed: gguf:f32" in bad.stdout.replace(
         "E       Assert", "E           Assert"
     )
-    assert "emo_parity(PACKAGE)" in bad.stdout and "cli_validate.py" not in bad.stdout
+    assert "emo_parity(PACKAGE)" in bad.stdout and "validating.py" not in bad.stdout
 
 
 def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from urllib.parse import unquote, urlparse
 
+from emo_export.errors import MissingDependencyError
+
 DISTRIBUTION = "emo-export"
+
+
+def need(modules: Sequence[str], extra: str, what: str) -> None:
+    """Raise MissingDependencyError, with the command that installs it, unless all can be found."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"{what} needs {', '.join(missing)}; {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:

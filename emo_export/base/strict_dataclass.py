@@ -34,6 +34,8 @@ def read_dataclass(kind: type[T], raw: object, where: str) -> T:
 
 def _read(kind: Any, raw: object, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return raw
     if origin in (Union, types.UnionType):
         (some,) = (option for option in inner if option is not types.NoneType)
         return None if raw is None else _read(some, raw, where)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
+from emo_export.base.install import need
 from emo_export.cli.importance import (
     matrix_of,
     measure_of,
@@ -19,7 +21,6 @@ from emo_export.cli.importance import (
     warn_unseen,
 )
 from emo_export.cli.make import TargetOptions, target_maker
-from emo_export.cli.targets import need, validate_all
 from emo_export.cli.work import (
     CONVERT,
     heldout_files,
@@ -27,15 +28,16 @@ from emo_export.cli.work import (
     prepare_torch,
     progress_steps,
     say,
-    show,
 )
 from emo_export.errors import EmoExportError
 from emo_export.model.product import Product
+from emo_export.parity.result import as_json
+from emo_export.report.sentences import check
+from emo_export.report.text import show
+from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
     from emo_export.model.importance import ImportanceMatrix
-    from emo_export.parity.golden import Golden
-    from emo_export.parity.judge import TargetReport
     from emo_export.reference.calibrate import Calibration
 
 
@@ -84,12 +86,7 @@ def run_export(
         context = options.targets.context
         probes = choose_probes(product, heldout, options.heldout_tokens, context)
     with progress_steps() as steps:
-
-        def judge(
-            folder: Path, entries: Mapping[str, Mapping[str, Any]], golden: Golden
-        ) -> Sequence[TargetReport]:
-            return validate_all(folder, entries, golden, steps.on_stage)
-
+        judge = partial(validate_new, on_stage=steps.on_stage)
         result = export(
             product,
             output,
@@ -106,7 +103,11 @@ def run_export(
     total = sum(entry.bytes for entry in result.manifest.files)
     say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
     if validates:
-        show(result.reports, options.as_json, out)
+        if options.as_json:
+            click.echo(json.dumps(as_json(result.results), indent=2))
+        else:
+            show(result.results, out)
+        check(result.results)
     elif options.as_json:
         click.echo(json.dumps({"passed": None, "targets": []}))
 

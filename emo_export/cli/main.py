@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -115,16 +116,16 @@ def verify(folder: Path, as_json: bool) -> None:
         emo-export verify out
     """
     from emo_export.files.manifest import verify as find_problems
+    from emo_export.report.sentences import problem
 
     problems = find_problems(folder)
     if as_json:
-        click.echo(
-            json.dumps({"folder": str(folder), "passed": not problems, "problems": problems})
-        )
+        listed = [asdict(one) for one in problems]
+        click.echo(json.dumps({"folder": str(folder), "passed": not problems, "problems": listed}))
     elif not problems:
         click.echo(f"{folder}: every file is as the manifest says")
     if problems:
-        raise ParityError("\n".join(problems))
+        raise ParityError("\n".join(f"{folder}/{problem(one)}" for one in problems))
 
 
 @cli.command()

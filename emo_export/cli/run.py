@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from emo_export.cli.targets import OnnxSettings, missing_engine, open_with
+from emo_export.cli.targets import OnnxSettings, open_with
 from emo_export.errors import EmoExportError
 from emo_export.files.package import chosen_targets
-from emo_export.runtimes.opening import tokenizer_of
+from emo_export.runtimes.opening import missing_engine, tokenizer_of
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""What `export` and `validate` share: opening checkpoints, telling what goes on, tables."""
+"""What `export` and `validate` share: opening checkpoints, telling what goes on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from emo_export.errors import EmoExportError, ParityError
+from emo_export.errors import EmoExportError
 from emo_export.runtimes.opening import SMALL_MODEL
 
 if TYPE_CHECKING:
     from emo_export.export import Steps, Target
     from emo_export.model.checkpoint import Checkpoint
-    from emo_export.parity.judge import TargetReport
-    from emo_export.runtimes.devices.device import DeviceReport
 
 CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
 
@@ -106,35 +103,3 @@ def prepare_torch(device: str, nbytes: int) -> None:
         raise EmoExportError(f"--torch-device {device}: expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise EmoExportError("--torch-device cuda: torch sees no CUDA device here; use cpu")
-
-
-def show(reports: Sequence[TargetReport], as_json: bool, out: Console) -> None:
-    """Print tables or JSON. Raises ParityError when a target is out of tolerance."""
-    passed = all(report.passed for report in reports)
-    if as_json:
-        content = {"passed": passed, "targets": [report.as_dict() for report in reports]}
-        click.echo(json.dumps(content, indent=2))
-    else:
-        show_tables(reports, out)
-    if not passed:
-        failed = ", ".join(report.target for report in reports if not report.passed)
-        raise ParityError(f"parity failed for {failed}; the lines above say which limit")
-
-
-def show_tables(reports: Sequence[TargetReport], out: Console) -> None:
-    """Print a table for each target, then the verdicts."""
-    from emo_export.report.tables import LEGEND, tables, verdicts
-
-    for table in tables(reports):
-        out.print(table, "", sep="\n")
-    for line in (LEGEND, "", *verdicts(reports)):
-        out.print(line, markup=False)
-
-
-def show_devices(reports: Sequence[DeviceReport], out: Console) -> None:
-    """Print the matrix of formats and devices, then what each device is and what failed."""
-    from emo_export.report.devices import LEGEND, lines, matrix
-
-    out.print(matrix(reports), "", sep="\n")
-    for line in (LEGEND, "", *lines(reports)):
-        out.print(line, markup=False)

@@ -18,6 +18,7 @@ from emo_export.errors import EmoExportError
 NAME = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
 VERSION = 1
+ABSENT, SIZE, CONTENT, UNLISTED = "absent", "size", "content", "unlisted"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,20 @@ class FileEntry:
     path: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not as the manifest says.
+
+    `path` is relative to the folder; `what` is absent, size, content (its SHA-256 differs) or
+    unlisted; `bytes` and `expected` are told of a size.
+    """
+
+    path: str
+    what: str
+    bytes: int | None = None
+    expected: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,30 +126,29 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def verify(folder: Path, only: str | None = None) -> list[str]:
-    """Compare every file with the manifest; return a sentence for each that differs.
+def verify(folder: Path, only: str | None = None) -> list[Problem]:
+    """Compare every file of a folder with its manifest.
 
-    With `only`, a path relative to the folder, that file alone.
+    With `only`, a path relative to the folder, that file alone. Raises EmoExportError without a
+    manifest that can be read.
     """
-    manifest = Manifest.load(folder)
-    problems = []
-    for entry in manifest.files:
-        if only not in (None, entry.path):
-            continue
-        path = folder / entry.path
-        if not path.is_file():
-            problems.append(f"{path}: is missing")
-        elif path.stat().st_size != entry.bytes:
-            problems.append(f"{path}: has {path.stat().st_size} bytes, expected {entry.bytes}")
-        elif digest(path) != entry.sha256:
-            problems.append(f"{path}: its content differs from the manifest's SHA-256")
-    known = {entry.path for entry in manifest.files} | {NAME}
-    if only is not None:
-        return problems if only in known else [f"{folder / only}: is not in the manifest"]
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if path.relative_to(folder).as_posix() not in known:
-            problems.append(f"{path}: is not in the manifest")
+    listed = {entry.path: entry for entry in Manifest.load(folder).files}
+    found = (_problem(folder, entry) for entry in listed.values() if only in (None, entry.path))
+    problems = [problem for problem in found if problem is not None]
+    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    others = sorted(there) if only is None else [only]
+    problems += [Problem(path, UNLISTED) for path in others if path not in {*listed, NAME}]
     return problems
+
+
+def _problem(folder: Path, entry: FileEntry) -> Problem | None:
+    path = folder / entry.path
+    if not path.is_file():
+        return Problem(entry.path, ABSENT)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return Problem(entry.path, SIZE, size, entry.bytes)
+    return None if digest(path) == entry.sha256 else Problem(entry.path, CONTENT)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emo_export import __version__
 from emo_export.base.disk import write_whole
+from emo_export.report.sentences import beside, faults, limit, tokenizer
 
 if TYPE_CHECKING:
-    from emo_export.parity.judge import Row
-    from emo_export.runtimes.devices.device import DeviceReport
+    from emo_export.parity.result import Result, Row
 
 WIDTH = 100  # columns of the table in system-out
 
@@ -32,38 +32,38 @@ class _Case(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
-def write_junit(path: Path, reports: Sequence[DeviceReport], package: str) -> None:
+def write_junit(path: Path, results: Sequence[Result], package: str) -> None:
     """Write JUnit XML under `path`, which never stands for half a file.
 
     Raises EmoExportError when it can't be written.
     """
-    write_whole(path, junit_xml(reports, package))
+    write_whole(path, junit_xml(results, package))
 
 
-def junit_xml(reports: Sequence[DeviceReport], package: str) -> bytes:
+def junit_xml(results: Sequence[Result], package: str) -> bytes:
     """JUnit XML in UTF-8: a suite for each device and target, a case for each comparison.
 
     `package` names the exported folder and begins every class name. A limit that was exceeded is a
     `failure` (memory too), a run that did not come to its end an `error`.
     """
     root = ET.Element("testsuites", name="emo-export validate")
-    for report in reports:
-        root.append(_suite(report, package))
+    for result in results:
+        root.append(_suite(result, package))
     for count in ("tests", "failures", "errors"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
     ET.indent(root)
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def _suite(report: DeviceReport, package: str) -> ET.Element:
-    cases = list(_cases(report))
-    name = _clean(f"{package}.{report.device}.{report.target}")
+def _suite(result: Result, package: str) -> ET.Element:
+    cases = list(_cases(result))
+    name = _clean(f"{package}.{result.device}.{result.target}")
     suite = ET.Element("testsuite", name=name, tests=str(len(cases)))
     for count, verdict in (("failures", "failure"), ("errors", "error")):
         suite.set(count, str(sum(case.verdict == verdict for case in cases)))
     suite.set("skipped", "0")
     properties = ET.SubElement(suite, "properties")
-    for key, value in _facts(report):
+    for key, value in _facts(result):
         ET.SubElement(properties, "property", name=_clean(key), value=_clean(value))
     for case in cases:
         element = ET.SubElement(suite, "testcase", classname=name, name=_clean(case.name))
@@ -71,27 +71,27 @@ def _suite(report: DeviceReport, package: str) -> ET.Element:
             message = _clean(case.lines[0])
             wrong = ET.SubElement(element, case.verdict, type=case.kind, message=message)
             wrong.text = _clean("\n".join(case.lines))
-    ET.SubElement(suite, "system-out").text = _clean(_table(report))
+    ET.SubElement(suite, "system-out").text = _clean(_table(result))
     return suite
 
 
-def _cases(report: DeviceReport) -> Iterator[_Case]:
+def _cases(result: Result) -> Iterator[_Case]:
     """The run itself, each comparison, the tokenizer."""
-    if report.report is None:
-        large = (report.memory or {}).get("needs", {}).get("holds") is False
+    if not result.rows:
+        large = (result.memory or {}).get("needs", {}).get("holds") is False
         verdict, kind = ("failure", "DeviceFailure") if large else ("error", "DidNotRun")
-        yield _Case("run", verdict, kind, report.failures or ("there is no report",))
+        yield _Case("run", verdict, kind, tuple(faults(result)))
         return
-    yield _case("run", "DeviceFailure", report.failures)
-    for row in report.report.rows:
+    yield _case("run", "DeviceFailure", beside(result))
+    for row in result.rows:
         name = f"against {row.against}, {row.arithmetic} arithmetic, {row.mode}"
-        figures = (_figures(row),) if row.failures else ()
-        yield _case(name, "ParityError", row.failures + figures)
-    yield _case("tokenizer", "ParityError", report.report.tokenizer_failures)
+        exceeded = [*map(limit, row.failures)]
+        yield _case(name, "ParityError", exceeded and [*exceeded, _figures(row)])
+    yield _case("tokenizer", "ParityError", list(tokenizer(result.tokenizer)))
 
 
-def _case(name: str, kind: str, failures: tuple[str, ...]) -> _Case:
-    return _Case(name, "failure", kind, failures) if failures else _Case(name)
+def _case(name: str, kind: str, failures: list[str]) -> _Case:
+    return _Case(name, "failure", kind, tuple(failures)) if failures else _Case(name)
 
 
 def _figures(row: Row) -> str:
@@ -104,20 +104,20 @@ def _figures(row: Row) -> str:
     )
 
 
-def _facts(report: DeviceReport) -> Iterator[tuple[str, str]]:
+def _facts(result: Result) -> Iterator[tuple[str, str]]:
     """Versions, kernels, settings and memory that the figures hang on."""
     yield "emo-export", __version__
-    yield "device", report.device
-    yield "kind", report.kind
-    yield "target", report.target
-    yield "command", report.command
-    yield "repeat", report.repeat
-    engine: Mapping[str, str] = report.report.engine if report.report is not None else {}
-    for group, facts in (("machine", report.machine), ("engine", engine)):
+    yield "device", result.device
+    yield "kind", result.kind
+    yield "target", result.target
+    yield "command", result.command
+    yield "repeat", result.repeat
+    groups = {"machine": result.machine, "kernels": result.kernels, "engine": result.engine}
+    for group, facts in groups.items():
         for key, value in facts.items():
             yield f"{group}.{key}", str(value)
-    yield from _flat("memory", report.memory or {})
-    yield from _flat("speed", report.speed or {})
+    yield from _flat("memory", result.memory or {})
+    yield from _flat("speed", result.speed or {})
 
 
 def _flat(prefix: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,21 +131,15 @@ def _flat(prefix: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{prefix}.{key}", str(value)
 
 
-def _table(report: DeviceReport) -> str:
+def _table(result: Result) -> str:
     """What the terminal shows of this target."""
-    from emo_export.report.devices import facts
-
-    if report.report is None:
-        return "\n".join((*facts([report]), *report.failures))
     from rich.console import Console
 
-    from emo_export.report.tables import LEGEND, tables, verdicts
+    from emo_export.report.text import details, facts
 
     text = io.StringIO()
     page = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
-    for table in tables([report.report]):
-        page.print(table)
-    for line in (LEGEND, *verdicts([report.report]), *facts([report]), *report.failures):
+    for line in dict.fromkeys((*details([result], page), *facts([result]), *beside(result))):
         page.print(line, markup=False, highlight=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.parity.judge import TargetReport
+from emo_export.parity.result import Crash, Result
 from emo_export.runtimes.devices.request import VERSION, Request
 
 LAST_WORDS = 3  # lines of a dead process's stderr that are shown
@@ -55,90 +54,20 @@ class Device(Protocol):
         """Leave nothing behind there but what is kept for the next time."""
 
 
-@dataclass(frozen=True)
-class DeviceReport:
-    """One target on one device.
-
-    `report` is None when the run ended before there was one (a crash); `failures` are sentences
-    about the device beside the report's own (a crash, too little memory). `machine` is what the far
-    side saw of itself and what is known of it from here, `memory` what was measured, in bytes,
-    `command` the process that judged (folders in it may be gone), `repeat` the command line of
-    emo-export that does it again. `speed`: what on_device_bench measured there, if it was asked.
-    """
-
-    device: str
-    kind: str
-    target: str
-    report: TargetReport | None
-    failures: tuple[str, ...]
-    machine: Mapping[str, str]
-    memory: Mapping[str, Any] | None
-    command: str
-    speed: Mapping[str, Any] | None = None
-    repeat: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """There is a report, within every limit, and nothing failed beside it."""
-        return self.report is not None and self.report.passed and not self.failures
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        shallow = {key: getattr(self, key) for key in self.__dataclass_fields__}
-        report = None if self.report is None else self.report.as_dict()
-        return {**shallow, "report": report, "passed": self.passed}
-
-
-@dataclass(frozen=True)
-class Crash:
-    """A signal ended a process.
-
-    `engine`: what ran in it, such as "onnxruntime 1.31.1", empty where that is not known; `said`:
-    the end of its stderr.
-    """
-
-    signal: int
-    engine: str
-    said: str
-
-    @classmethod
-    def of(cls, finished: Finished, engine: str = "") -> Crash | None:
-        """None for a process that ended by itself."""
-        number = -finished.code if finished.code < 0 else finished.code - SHELL_SIGNAL
-        return cls(number, engine, last_words(finished)) if number > 0 else None
-
-    def __str__(self) -> str:
-        """A sentence, with the advice that fits the signal."""
-        try:
-            name = signal.Signals(self.signal).name
-        except ValueError:
-            name = f"signal {self.signal}"
-        engine = self.engine or "the engine"
-        advice: dict[int, str] = {
-            signal.SIGILL: f"{engine} ran an instruction that this CPU does not have; it would "
-            "crash there in the same way, so install another version of it",
-            signal.SIGKILL: "the system killed it, as it does when memory runs out",
-            signal.SIGSEGV: f"{engine} crashed; try another version of it",
-            signal.SIGABRT: f"{engine} gave up: {self.said}",
-        }
-        return f"ended by {name}: {advice.get(self.signal, self.said)}"
-
-
-def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
+def judge_target(device: Device, place: str, request: Request) -> Result:
     """Run one target of the package at `place`, as `Device.place` answered.
 
     Raises EmoExportError with what the far side refused, MissingDependencyError where its engine is
-    missing there. A crash is a report that did not pass.
+    missing there. A crash is a result that did not pass.
     """
     spec = request.spec
     arguments = request._replace(profile=device.profile).arguments(place)
     finished = device.run(arguments)
-    answer = answer_of(device.name, finished, f"the run of {spec}")
-    machine = {**device.facts(), **(answer or {}).get("machine", {})}
-    report, failures = None, []
-    if answer is None:
-        engine = machine.get("engine of " + spec.partition(":")[0], "")
-        failures.append(str(Crash.of(finished, engine)))
+    known = device.facts()
+    engine = known.get("engine of " + spec.partition(":")[0], "")
+    answer = answer_of(device.name, finished, f"the run of {spec}", engine)
+    if isinstance(answer, Crash):
+        result = Result(target=spec, crash=answer)
     else:
         if answer.get("version") != VERSION:
             raise EmoExportError(f"{device.name}: the far side is of another version of emo-export")
@@ -147,24 +76,32 @@ def judge_target(device: Device, place: str, request: Request) -> DeviceReport:
                 f"{device.name}: asked for {spec}, answered for {answer.get('target')!r} "
                 f"(exit {finished.code})"
             )
-        report = TargetReport.from_dict(answer["report"], f"the answer of {device.name}")
-    command, memory = device.command(arguments), device.memory()
-    return DeviceReport(
-        device.name, device.kind, spec, report, tuple(failures), machine, memory, command
+        result = Result.from_dict(answer["result"], f"the answer of {device.name}")
+    return replace(
+        result,
+        device=device.name,
+        kind=device.kind,
+        machine={**known, **result.machine},
+        memory=device.memory(),
+        command=device.command(arguments),
     )
 
 
-def answer_of(label: str, finished: Finished, what: str) -> dict[str, Any] | None:
-    """The JSON object on the last line of stdout; None when a signal ended the process.
+def answer_of(
+    label: str, finished: Finished, what: str, engine: str = "", measuring: bool = False
+) -> dict[str, Any] | Crash:
+    """The JSON object on the last line of stdout, or the signal that ended the process.
 
-    Raises MissingDependencyError or EmoExportError with what a module of `far/` refused, and
-    EmoExportError for a process that says nothing or something else.
+    `engine` and `measuring` are those of Crash. Raises MissingDependencyError or EmoExportError
+    with what a module of `far/` refused, and EmoExportError for a process that says nothing or
+    something else.
     """
     try:
         answer = json.loads(finished.stdout.rstrip("\n").rpartition("\n")[2])
     except ValueError:
-        if Crash.of(finished):
-            return None
+        number = -finished.code if finished.code < 0 else finished.code - SHELL_SIGNAL
+        if number > 0:
+            return Crash(number, engine, last_words(finished), measuring)
         raise EmoExportError(
             f"{label}: {what} ended with code {finished.code} and no answer: {last_words(finished)}"
         ) from None

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from emo_export.base.ram_size import spelled
 from emo_export.errors import EmoExportError
+from emo_export.parity.result import HERE
 from emo_export.runtimes.devices.profiles import PROFILES
 from emo_export.runtimes.devices.request import Request, Share
 
-HERE, EMULATED, SSH, ADB = "here", "emulated", "ssh", "adb"
+EMULATED, SSH, ADB = "emulated", "ssh", "adb"
 EMULATED_TOKENS = 48
 """Judged positions under emulation unless the user asks for others: some 10 to 30 s on emo-nano."""
 SEQUENCE = 24  # positions of each; then as many sequences as make up the tokens

@@ -15,10 +15,11 @@ from emo_export.base.disk import writing
 from emo_export.base.llama_library import LIBRARY
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import model_files
+from emo_export.parity.result import HERE
 from emo_export.runtimes.devices.device import Finished
 from emo_export.runtimes.devices.emulated.emulation import Emulation
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
-from emo_export.runtimes.devices.options import EMULATED, HERE
+from emo_export.runtimes.devices.options import EMULATED
 from emo_export.runtimes.devices.profiles import Profile
 from emo_export.runtimes.devices.source_zip import runtime_zip
 

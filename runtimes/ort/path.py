@@ -18,8 +18,6 @@ import numpy.typing as npt
 from emo_export.runtimes.ort.engine import CPU, import_onnxruntime
 from emo_export.runtimes.ort.onnx_bytes import Attribute, one_node_model
 
-PATH = "ONNX Runtime's path, "
-"""What the machine facts of a run call each of them begins with."""
 FLOAT = "float activations"
 BLOCKS = "int8 activations, a scale per block"
 TOKENS = "int8 activations, a scale per token"

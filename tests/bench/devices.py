@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from emo_export.cli.validate import judge_there
-from emo_export.report.devices import lines, markdown
+from emo_export.report.sentences import check, sentences
+from emo_export.report.text import facts, markdown
 from emo_export.runtimes.devices.options import DeviceOptions
 from emo_export.runtimes.devices.profiles import PROFILES
+from emo_export.validating import validate_there
 from tests.kit.packages import DEVICE_TARGETS, NANO, package
 
 
@@ -25,11 +26,11 @@ def main() -> None:
     tokens = parser.parse_args().device_tokens
     folder = package(NANO, DEVICE_TARGETS)
     options = DeviceOptions(names=tuple(PROFILES), tokens=tokens)
-    runs = judge_there(folder, (), options, lambda text: print(text, file=sys.stderr))
-    print(markdown(runs.reports))
+    results = validate_there(folder, (), options, lambda text: print(text, file=sys.stderr))
+    print(markdown(results))
     print()
-    print("\n".join(lines(runs.reports)))
-    runs.check()
+    print("\n".join((*facts(results), *sentences(results))))
+    check(results)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,19 @@ import torch
 from gguf import GGUFReader
 
 from emo_export.cli.main import cli
-from emo_export.cli.targets import exact_opener
 from emo_export.converters.onnx.data import LOCATION
 from emo_export.interfaces import F32, Ids, Runtime
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.model.texts import open_tokenizer, sequences_of, text_files
 from emo_export.parity.golden import log_softmax
+from emo_export.parity.result import NotCompared
 from emo_export.reference.passes import logits
 from emo_export.reference.probes import HELDOUT
+from emo_export.report.sentences import not_compared
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.validating import exact_opener
 from tests.kit.paths import NANO
 
 CALIBRATION = NANO / "calibration"
@@ -78,9 +80,9 @@ def measure(path: Path, reference: Original) -> Quality:
 
 def measure_exact(path: Path, reference: Original) -> Quality:
     """Judge the weights alone, beside which activations stay float."""
-    with exact_opener(path, 1) as (open_exact, why):
-        if open_exact is None:
-            raise RuntimeError(why)
+    with exact_opener(path, 1) as open_exact:
+        if isinstance(open_exact, NotCompared):
+            raise RuntimeError(not_compared(open_exact))
         return _judge(open_exact(), reference)
 
 

@@ -43,7 +43,7 @@ def test_a_damaged_target_fails_in_every_report_and_the_other_is_judged(
     done = emo("validate", copied, "--ram", "2GB", "--json", *files)
     assert done.code == 1 and "differs from the manifest's SHA-256" in done.err
     found = json.loads(done.out)
-    verdicts = {report["target"]: report["passed"] for report in found["devices"]}
+    verdicts = {report["target"]: report["passed"] for report in found["targets"]}
     assert (found["passed"], verdicts) == (False, {GGUF: False, ONNX: True})
     root = ET.parse(tmp_path / "junit").getroot()
     assert (root.get("errors"), root.get("failures")) == ("1", "0")
@@ -69,19 +69,14 @@ def test_a_target_whose_memory_cannot_be_told_keeps_no_other(emo: Emo, copied: P
     (copied / "manifest.json").write_text(json.dumps(manifest))
     done = emo("validate", copied, "--ram", "2GB", "--json")
     assert done.code == 2 and "is not a GGUF file" in done.err
-    verdicts = {one["target"]: one["passed"] for one in json.loads(done.out)["devices"]}
+    verdicts = {one["target"]: one["passed"] for one in json.loads(done.out)["targets"]}
     assert verdicts == {GGUF: False, ONNX: True}
 
 
-@pytest.mark.parametrize(
-    ("signal", "sentence"),
-    [("ILL", "instruction that this CPU does not have"), ("KILL", "memory runs out")],
-)
-def test_a_crash_while_memory_is_measured_is_a_failure(
-    golden: Path, signal: str, sentence: str
-) -> None:
+@pytest.mark.parametrize("signal", ["ILL", "KILL"])
+def test_a_crash_while_memory_is_measured_is_a_failure(golden: Path, signal: str) -> None:
     (path,) = package(golden / "base", SMALL_TARGETS).glob("*.gguf")
     command = ["/bin/sh", "-c", f"kill -{signal} $$"]
-    with pytest.raises(CrashError, match=sentence) as error:
+    with pytest.raises(CrashError, match=f"measuring its memory ended by SIG{signal}") as error:
         try_memory(GGUF, path, need_of(path, 8), 1 << 31, lambda rest: command, os.environ)
     assert error.value.exit_code == 1

@@ -10,7 +10,17 @@ import pytest
 
 from emo_export.base.disk import check_space
 from emo_export.errors import EmoExportError
-from emo_export.files.manifest import Manifest, staging, verify, write_manifest
+from emo_export.files.manifest import (
+    ABSENT,
+    CONTENT,
+    SIZE,
+    UNLISTED,
+    Manifest,
+    Problem,
+    staging,
+    verify,
+    write_manifest,
+)
 
 
 def filled(folder: Path) -> Path:
@@ -40,15 +50,17 @@ def test_every_file_is_digested(tmp_path: Path) -> None:
 def test_verify_names_what_differs(tmp_path: Path) -> None:
     folder = filled(tmp_path / "out")
     (folder / "a.gguf").write_bytes(b"weightz")
+    size = (folder / "sub" / "b.bin").stat().st_size
     (folder / "sub" / "b.bin").write_bytes(b"longer than before")
     (folder / "extra").write_bytes(b"")
     problems = verify(folder)
-    assert len(problems) == 3
-    assert any("a.gguf" in p and "SHA-256" in p for p in problems)
-    assert any("b.bin" in p and "18 bytes" in p for p in problems)
-    assert any("extra" in p for p in problems)
+    assert set(problems) == {
+        Problem("a.gguf", CONTENT),
+        Problem("sub/b.bin", SIZE, 18, size),
+        Problem("extra", UNLISTED),
+    }
     (folder / "a.gguf").unlink()
-    assert any("missing" in p for p in verify(folder))
+    assert Problem("a.gguf", ABSENT) in verify(folder)
 
 
 @pytest.mark.parametrize(

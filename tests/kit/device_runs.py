@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emo_export.runtimes.devices.device import Device, DeviceReport, judge_target
+from emo_export.parity.result import Result
+from emo_export.runtimes.devices.device import Device, judge_target
 from emo_export.runtimes.devices.request import Request
 
 
@@ -15,7 +16,7 @@ def judged_on(
     folder: Path,
     targets: Mapping[str, Mapping[str, Any]],
     request: Request | None = None,
-) -> list[DeviceReport]:
+) -> list[Result]:
     place = device.place(folder, targets)
     asked = request or Request("")
     return [judge_target(device, place, asked._replace(spec=spec)) for spec in targets]

@@ -15,8 +15,7 @@ import numpy as np
 from emo_export.files.manifest import FileEntry, Manifest
 from emo_export.parity.by_position import ByPosition, DomainFigures
 from emo_export.parity.golden import Golden
-from emo_export.parity.judge import TargetReport
-from emo_export.runtimes.devices.device import DeviceReport
+from emo_export.parity.result import Result
 from tests.parity.test_by_position import report, with_domains
 
 WHEN = datetime(2026, 5, 7, 12, 0, tzinfo=UTC)
@@ -31,32 +30,24 @@ MANIFEST = Manifest(
 )
 
 
-def device_report(device: str = "pi4", **changes: Any) -> DeviceReport:
+def result_on(device: str = "pi4", **changes: Any) -> Result:
     """One target of an engine that is wrong on purpose, on an emulated device."""
-    made = DeviceReport(
+    made = replace(
+        report(),
         device=device,
         kind="emulated",
-        target="gguf:q4_0",
-        report=report(),
-        failures=(),
         machine={"CPU": "Cortex-A72", "CPU features": "fp asimd crc32"},
-        memory=None,
         command=f"emo-export validate out --device {device}",
     )
     return replace(made, **changes)
 
 
-def renamed(made: TargetReport, target: str) -> TargetReport:
-    """The same figures for another target."""
-    return replace(made, target=target, rows=tuple(replace(r, target=target) for r in made.rows))
-
-
-def within_limits(made: TargetReport) -> TargetReport:
+def within_limits(made: Result) -> Result:
     """The same figures, judged leniently."""
     return replace(made, rows=tuple(replace(row, failures=()) for row in made.rows))
 
 
-def large(positions: int, domains: Sequence[str], rng: np.random.Generator) -> TargetReport:
+def large(positions: int, domains: Sequence[str], rng: np.random.Generator) -> Result:
     """A report with that many positions and domains."""
     made = within_limits(report())
 
@@ -78,7 +69,7 @@ def large(positions: int, domains: Sequence[str], rng: np.random.Generator) -> T
     return replace(made, rows=rows)
 
 
-def released_shape() -> tuple[list[DeviceReport], Golden]:
+def released_shape() -> tuple[list[Result], Golden]:
     """Four targets on four devices with memory over time; 16 layers of 128 experts, 6 domains."""
     rng = np.random.default_rng(3)
     samples = [[i * 0.1, 2e9 + 1e6 * i, 5e8] for i in range(500)]
@@ -86,8 +77,8 @@ def released_shape() -> tuple[list[DeviceReport], Golden]:
     reports = []
     for device in ("pi4", "pi5", "phone", "server-arm"):
         for target in ("onnx:int4", "onnx:int8", "gguf:q4_0", "gguf:q8_0"):
-            made = renamed(large(48, DOMAINS, rng), target)
-            reports.append(device_report(device, target=target, report=made, memory=memory))
+            rows = large(48, DOMAINS, rng).rows
+            reports.append(result_on(device, target=target, rows=rows, memory=memory))
     usage = np.minimum(rng.poisson(rng.gamma(0.5, 60, (len(DOMAINS), 16, 128))), 400)
     usage[:, :, 127] = -1
     small = with_domains()
@@ -156,13 +147,13 @@ class Page(HTMLParser):
 
 
 def at(content: Any, path: str) -> Any:
-    """`0.report.rows.2.perplexity` in parsed JSON."""
+    """`0.rows.2.perplexity` in parsed JSON."""
     for step in path.split("."):
         content = content[int(step)] if isinstance(content, list) else content[step]
     return content
 
 
-def check_figures(page: Page, reports: Sequence[DeviceReport]) -> None:
+def check_figures(page: Page, reports: Sequence[Result]) -> None:
     """Every figure of the page is the JSON's, and every figure of every row is in the page."""
     check_written(page, json.loads(json.dumps([made.as_dict() for made in reports])))
 
@@ -175,8 +166,8 @@ def check_written(page: Page, content: Sequence[Mapping[str, Any]]) -> None:
     shown = {key for key, _, _ in page.figures}
     lists = page.lists()
     for index, made in enumerate(content):
-        for number, row in enumerate((made["report"] or {"rows": []})["rows"]):
-            place = f"{index}.report.rows.{number}"
+        for number, row in enumerate(made["rows"]):
+            place = f"{index}.rows.{number}"
             assert {f"{place}.measured.{k}" for k in row["measured"] if "ties_kl" not in k} <= shown
             if row["against"] == "original":
                 assert {f"{place}.perplexity_ratio", f"{place}.limits.kl_mean"} <= shown

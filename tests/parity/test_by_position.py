@@ -18,7 +18,8 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.parity.by_position import by_domain, by_position
 from emo_export.parity.golden import ORIGINAL, Golden
-from emo_export.parity.judge import TargetReport, validate_target
+from emo_export.parity.judge import validate_target
+from emo_export.parity.result import Result
 from emo_export.reference.probes import (
     MOST_DOMAINS,
     Probes,
@@ -164,7 +165,7 @@ class Words:
         return b""
 
 
-def report(broken: bool = False) -> TargetReport:
+def report(broken: bool = False) -> Result:
     engine = Answers(broken)
     return validate_target(
         "gguf:q4_0", with_domains(), lambda: engine, lambda runtime: Words(), lambda: engine
@@ -175,9 +176,9 @@ def test_reports_are_read_back() -> None:
     made = report()
     assert len(made.rows) == 5 and len(made.rows[2].domains) == 2
     assert len(made.rows[0].positions.kl_mean) == 3
-    assert TargetReport.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert Result.from_dict(json.loads(json.dumps(made.as_dict()))) == made
     broken = report(broken=True)
-    back = TargetReport.from_dict(json.loads(json.dumps(broken.as_dict())))
+    back = Result.from_dict(json.loads(json.dumps(broken.as_dict())))
     assert not back.passed and math.isnan(back.rows[2].perplexity_ratio or 0)
     assert back.as_dict() == broken.as_dict()
 
@@ -185,7 +186,7 @@ def test_reports_are_read_back() -> None:
 def test_other_reports_are_refused() -> None:
     def refused(change: Mapping[str, object], match: str) -> None:
         with pytest.raises(EmoExportError, match=match):
-            TargetReport.from_dict({**report().as_dict(), **change}, "far")
+            Result.from_dict({**report().as_dict(), **change}, "far")
 
     refused({"extra": 1}, "far: unknown extra")
     refused({"passed": None}, "passed is None")
@@ -197,15 +198,15 @@ def test_other_reports_are_refused() -> None:
     raw = report().as_dict()
     del raw["rows"][1]["measured"]["top1"]
     with pytest.raises(EmoExportError, match=r"far\.rows\[1\]\.measured: missing top1"):
-        TargetReport.from_dict(raw, "far")
+        Result.from_dict(raw, "far")
     for other in (None, [], "x"):
         with pytest.raises(EmoExportError, match="expected an object"):
-            TargetReport.from_dict(other)
+            Result.from_dict(other)
 
 
 def test_parity_json_has_numbers_on_one_line(tmp_path: Path) -> None:
     path, made = tmp_path / "parity.json", report(broken=True)
-    made = replace(made, notes=("[ 1,  2 ]",))
+    made = replace(made, heldout_source="[ 1,  2 ]")
     write_parity(path, [made, report()])
     text = path.read_text("utf-8")
     assert '"kl_mean": [null, null, null]' in text

@@ -12,6 +12,7 @@ import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,41 +21,47 @@ from emo_export.errors import EmoExportError
 from emo_export.files.manifest import digest
 from emo_export.parity.by_position import ByPosition
 from emo_export.parity.golden import Measured
-from emo_export.parity.judge import Row, TargetReport
+from emo_export.parity.result import Crash, Failure, Refusal, Result, Row, TokenizerFailure
 from emo_export.report.junit import junit_xml
-from emo_export.runtimes.devices.device import DeviceReport
 from tests.kit.command import Emo
 from tests.kit.junit_schema import check_junit
 from tests.runtimes.test_missing_engine import without
 
 LIMITS = {"kl_mean": 0.005, "top1": 0.85, "tie": 0.01}
 AT = ByPosition((), (), (), ())
+BROKEN = (Failure("kl_mean", math.nan, 0.005),)
+LARGE = Refusal("needs 900 MB, --ram is 512 MB", 1)
 
 
-def report(kl: float = 1e-4, failures: tuple[str, ...] = ()) -> TargetReport:
+def report(kl: float = 1e-4, failures: tuple[Failure, ...] = ()) -> Result:
     measured = Measured(288, kl, 10 * kl, 0.97, 0.5, 30, 2 * kl)
     rows = (
-        Row(
-            "onnx:int4",
-            "dequantised",
-            "shipped",
-            "prefill",
-            measured,
-            LIMITS,
-            AT,
-            failures=failures,
-        ),
-        Row("onnx:int4", "original", "shipped", "prefill", measured, LIMITS, AT, 31.5, 1.004),
+        Row("dequantised", "shipped", "prefill", measured, LIMITS, AT, failures=failures),
+        Row("original", "shipped", "prefill", measured, LIMITS, AT, 31.5, 1.004),
     )
     engine = {"version": "onnxruntime 1.31.1", "threads": "1"}
-    return TargetReport("onnx:int4", engine, rows, 24, None, 84, 93, 4074, "c.jsonl")
+    return Result(
+        target="onnx:int4",
+        engine=engine,
+        rows=rows,
+        greedy_steps=24,
+        experts_used=84,
+        experts_routed=93,
+        heldout_tokens=4074,
+        heldout_source="c.jsonl",
+    )
 
 
-def on_pi(judged: TargetReport | None, *failures: str) -> DeviceReport:
-    machine = {"cpu": "cortex-a72", "hwcap": "fp asimd crc32"}
-    memory = {"peak": 123456, "enforced": False, "samples": [[0.5, 1, 2]]}
-    command = "emo-export validate mine --device pi4"
-    return DeviceReport("pi4", "emulated", "onnx:int4", judged, failures, machine, memory, command)
+def on_pi(judged: Result, **changes: Any) -> Result:
+    made = replace(
+        judged,
+        device="pi4",
+        kind="emulated",
+        machine={"cpu": "cortex-a72", "hwcap": "fp asimd crc32"},
+        memory={"peak": 123456, "enforced": False, "samples": [[0.5, 1, 2]]},
+        command="emo-export validate mine --device pi4",
+    )
+    return replace(made, **changes)
 
 
 def cases(content: bytes) -> dict[tuple[str, str], ET.Element | None]:
@@ -96,38 +103,40 @@ def test_memory_and_speed_are_flat_properties() -> None:
 
 
 def test_a_limit_that_is_exceeded_is_a_failure_with_limit_and_figure() -> None:
-    bad = report(0.02, ("mean KL 2.00e-02 > 5e-03", "top-1 80.00% < 85%"))
+    bad = report(0.02, (Failure("kl_mean", 0.02, 0.005), Failure("top1", 0.8, 0.85)))
     found = cases(junit_xml([on_pi(bad)], "mine"))
     wrong = found["mine.pi4.onnx:int4", "against dequantised, shipped arithmetic, prefill"]
     assert wrong is not None and wrong.tag == "failure"
-    assert wrong.get("message") == "mean KL 2.00e-02 > 5e-03"
-    assert wrong.text is not None and "top-1 80.00% < 85%" in wrong.text
+    assert wrong.get("message") == "mean KL 2.00e-02 is above the limit of 5e-03"
+    assert wrong.text is not None and "top-1 80.00% is below the limit of 85%" in wrong.text
     assert "mean KL 2.000e-02" in wrong.text and "kl_mean 0.005" in wrong.text
     assert sum(element is not None for element in found.values()) == 1
 
 
 def test_names_do_not_change_with_the_figures() -> None:
-    good, bad = on_pi(report(1e-4)), on_pi(report(math.nan, ("mean KL nan > 5e-03",)), "too big")
+    good, bad = on_pi(report(1e-4)), on_pi(report(math.nan, BROKEN), refusal=LARGE)
     assert cases(junit_xml([good], "mine")).keys() == cases(junit_xml([bad], "mine")).keys()
 
 
 def test_a_crash_is_an_error_and_other_failures_are_failures() -> None:
-    gone = cases(junit_xml([on_pi(None, "ended by SIGILL", "no dot product here")], "mine"))
+    gone = cases(junit_xml([on_pi(report(), rows=(), crash=Crash(4, "ort", ""))], "mine"))
     (error,) = gone.values()
     assert error is not None and error.tag == "error"
-    assert error.get("message") == "ended by SIGILL" and "no dot product" in (error.text or "")
-    large = cases(junit_xml([on_pi(report(), "needs 900 MB, --ram is 512 MB")], "mine"))
+    assert (error.get("message") or "").startswith("ended by SIGILL: ort ran")
+    large = cases(junit_xml([on_pi(report(), refusal=LARGE)], "mine"))
     failure = large["mine.pi4.onnx:int4", "run"]
     assert failure is not None and failure.tag == "failure"
-    ids = replace(report(), tokenizer_failures=("tokens [7] do not end a text",))
+    ids = replace(report(), tokenizer=TokenizerFailure(None, (7,)))
     assert cases(junit_xml([on_pi(ids)], "mine"))["mine.pi4.onnx:int4", "tokenizer"] is not None
 
 
 def test_what_xml_has_no_place_for_is_spelled_out() -> None:
     text = "\x1b[31mred\x00\x0b <&>\"' ]]> \udcff \ufffe é 𝄞\ttab"
-    (error,) = cases(junit_xml([on_pi(None, text)], "a<b")).values()
+    odd = on_pi(report(), rows=(), refusal=Refusal(text, 2))
+    (error,) = cases(junit_xml([odd], "a<b")).values()
     assert error is not None
     expected = "\\x1b[31mred\\x00\\x0b <&>\"' ]]> \\udcff \\ufffe é 𝄞\ttab"
+    expected = f"not judged: {expected}"
     assert error.text == expected and error.get("message") == expected
 
 
@@ -171,7 +180,7 @@ def test_validate_writes_what_it_prints(package: Path, tmp_path: Path, emo: Emo)
     assert done.code == 0
     found = cases(junit.read_bytes())
     printed = json.loads(done.out)
-    assert printed["passed"] and printed["not_validated"] == printed["damaged"] == {}
+    assert printed["passed"] and len(printed["targets"]) == 2
     rows = sum(len(target["rows"]) for target in printed["targets"])
     assert len(found) == rows + 2 * 2 and set(found.values()) == {None}
     assert {name.split(".")[:2][1] for name, _ in found} == {"here"}
@@ -183,9 +192,11 @@ def test_one_fails_and_the_engine_of_the_other_is_missing(package: Path, tmp_pat
     arguments = ("validate", copy, "--junit", junit, "--json")
     done = without("onnxruntime", tmp_path, *arguments)
     assert done.returncode == 1  # a failed parity is what the run is about
-    assert "parity failed for gguf:f32" in done.stderr and "[ort]" in done.stderr
+    assert "error: failed: gguf:f32\n" in done.stderr and "[ort]" in done.stderr
     printed = json.loads(done.stdout)
-    assert not printed["passed"] and "[ort]" in printed["not_validated"]["onnx:f32"]
+    gguf, onnx = printed["targets"]
+    assert not printed["passed"] and gguf["damage"][0]["what"] == "content"
+    assert "[ort]" in onnx["refusal"]["text"] and onnx["refusal"]["exit_code"] == 3
     tags = {key: wrong.tag for key, wrong in cases(junit.read_bytes()).items() if wrong is not None}
     assert tags["mine.here.onnx:f32", "run"] == "error"
     assert tags["mine.here.gguf:f32", "run"] == "failure"  # its SHA-256
@@ -193,7 +204,8 @@ def test_one_fails_and_the_engine_of_the_other_is_missing(package: Path, tmp_pat
     neither = without("onnxruntime,xllamacpp", tmp_path, *arguments)
     assert neither.returncode == 3
     printed = json.loads(neither.stdout)
-    assert not printed["passed"] and len(printed["not_validated"]) == 2 and not printed["targets"]
+    assert not printed["passed"] and len(printed["targets"]) == 2
+    assert not any(target["rows"] for target in printed["targets"])
     found = cases(junit.read_bytes())
     assert [wrong.tag for wrong in found.values() if wrong is not None] == ["error", "error"]
 

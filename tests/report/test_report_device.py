@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from emo_export.parity.result import Result
 from emo_export.report.html.page import html
-from emo_export.runtimes.devices.device import DeviceReport
-from tests.kit.report_pages import WHEN, check_figures, device_report, within_limits
+from tests.kit.report_pages import WHEN, check_figures, result_on, within_limits
 from tests.parity.test_by_position import report
 from tests.report.test_report_html import page, passing
 
@@ -34,7 +34,7 @@ NEEDS = {
 }
 
 
-def needing(report: DeviceReport, **changes: Any) -> DeviceReport:
+def needing(report: Result, **changes: Any) -> Result:
     memory = {"limit": 60_000_000, "finished": True, "enforced": True, "how": "cgroup v2 /a"}
     memory |= {"held_by": ["1.07 GB", "2.15 GB"], "too_small": [], "samples": []}
     return replace(report, memory=memory | {"needs": NEEDS | changes})
@@ -70,12 +70,12 @@ def test_speed_kernels_and_commands() -> None:
         "memory": {"anonymous": 1, "file": 2, "resident": 98_765_432},
     }
     engine = {"engine": "ONNX Runtime", "version": "onnxruntime 1.31.1", "threads": "1"}
-    path = {"ONNX Runtime's path, QMoE 4 bits": "float activations"}
+    kernels = {"QMoE 4 bits": "float activations"}
     first = replace(passing(), speed=speed, repeat="emo-export validate again")
-    first = replace(first, report=replace(first.report or report(), engine=engine))
-    second = replace(first, target="onnx:int8", speed=None, machine=first.machine | {"x": "1"})
-    first = replace(first, machine=first.machine | path | {"x": "2"})
-    crashed = replace(passing(), target="onnx:f32", report=None, machine={}, command="")
+    first = replace(first, engine=engine)
+    second = replace(first, target="onnx:int8", speed=None, machine={**first.machine, "x": "1"})
+    first = replace(first, kernels=kernels, machine={**first.machine, "x": "2"})
+    crashed = replace(passing(), target="onnx:f32", rows=(), machine={}, command="")
     made = page([first, second, crashed])
     check_figures(made, [first, second, crashed])
     text = " ".join(made.text.split())
@@ -92,7 +92,7 @@ def test_the_axis_of_the_bars_is_in_per_cent(scale: float) -> None:
         replace(d, perplexity_ratio=1 + scale * (1 + i)) for i, d in enumerate(made.rows[2].domains)
     ]
     rows = tuple(replace(r, domains=tuple(domains)) if r.domains else r for r in made.rows)
-    text = html([device_report(report=replace(made, rows=rows))], Path("x"), None, None, WHEN)
+    text = html([result_on(rows=rows)], Path("x"), None, None, WHEN)
     ticks = re.findall(r'<text class="tick" x="([\d.]+)"[^>]*>([^<]*) %</text>', text)
     (zero,) = [float(x) for x, label in ticks if label == "0"]
     steps = {round(float(label) / (float(x) - zero), 9) for x, label in ticks if label != "0"}

@@ -14,26 +14,26 @@ from typing import Any
 import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.manifest import Problem
+from emo_export.parity.result import Crash, NotCompared, Refusal, Result
 from emo_export.report.html import page as report_html
 from emo_export.report.html import words as report_words
 from emo_export.report.html.page import check_writable, html, write_html
 from emo_export.report.html.view import MOST_SAMPLES, thinned
-from emo_export.runtimes.devices.device import DeviceReport
 from tests.kit.report_pages import (
     MANIFEST,
     WHEN,
     Page,
     check_figures,
-    device_report,
     released_shape,
-    renamed,
+    result_on,
     within_limits,
 )
 from tests.parity.test_by_position import report, with_domains
 from tests.parity.test_parity import small_golden
 
 
-def page(reports: Sequence[DeviceReport], **changes: Any) -> Page:
+def page(reports: Sequence[Result], **changes: Any) -> Page:
     arguments = {"golden": with_domains(), "manifest": MANIFEST, "when": WHEN} | changes
     text = html(reports, Path("some/package"), **arguments)
     made = Page(text)
@@ -63,8 +63,8 @@ def check_document(made: Page, text: str) -> None:
     assert all(found["aria-labelledby"] in ids for found in made.of("section"))
 
 
-def passing() -> DeviceReport:
-    return device_report(report=within_limits(report()))
+def passing() -> Result:
+    return within_limits(result_on())
 
 
 def test_a_pass_is_said_first() -> None:
@@ -77,7 +77,7 @@ def test_a_pass_is_said_first() -> None:
 
 
 def test_failures_are_sentences() -> None:
-    reports = [device_report(), passing(), device_report("pi5", failures=("4 GB are too few",))]
+    reports = [result_on(), passing(), result_on("pi5", refusal=Refusal("4 GB are too few", 1))]
     made = page(reports)
     check_figures(made, reports)
     text = " ".join(made.text.split())
@@ -88,32 +88,31 @@ def test_failures_are_sentences() -> None:
 
 
 def test_a_crash_has_no_figures() -> None:
-    crashed = device_report(report=None, failures=("ended by SIGILL",), memory={"peak": 12_345_678})
+    crashed = result_on(rows=(), crash=Crash(4, "", ""), memory={"peak": 12_345_678})
     made = page([crashed])
     assert [key for key, _, _ in made.figures] == ["0.memory.peak"]
     assert "gguf:q4_0 on pi4: ended by SIGILL" in made.text
     assert "12,345,678" in made.text
-    silent = page([replace(crashed, failures=())])
-    assert "the run ended without a report" in silent.text
+    silent = page([replace(crashed, crash=None)])
+    assert "the run ended without a result" in silent.text
 
 
 def test_figures_that_are_not_finite() -> None:
-    broken = device_report(report=report(broken=True))
+    broken = result_on(rows=report(broken=True).rows)
     made = page([broken])
     check_figures(made, [broken])
-    assert ("0.report.rows.2.perplexity_ratio", "null", "not finite") in made.figures
+    assert ("0.rows.2.perplexity_ratio", "null", "not finite") in made.figures
     assert "nan" not in made.text.lower()
     assert "mean KL is not finite, the limit is 1e-01" in made.text
     assert "perplexity ratio is not finite, so it is not within" in made.text
 
 
 def test_parts_that_are_not_there() -> None:
-    bare = replace(report(), rows=tuple(replace(row, domains=()) for row in report().rows))
+    bare = tuple(replace(row, domains=()) for row in report().rows)
     for golden in (None, small_golden()):
-        made = page([device_report(report=bare)], golden=golden, manifest=None)
+        made = page([result_on(rows=bare)], golden=golden, manifest=None)
         assert made.text.count("Not recorded") == 2 and "no manifest.json" in made.text
-    alone = replace(bare, rows=bare.rows[2:3])  # compared with the original alone
-    assert "not compared" in page([device_report(report=alone)]).text
+    assert "not compared" in page([result_on(rows=bare[2:3])]).text  # with the original alone
 
 
 def test_a_pruned_checkpoint_is_told() -> None:
@@ -125,12 +124,19 @@ def test_a_pruned_checkpoint_is_told() -> None:
 
 def test_everything_is_escaped() -> None:
     evil = "<script>alert('x')</script>\"&"
-    made = replace(renamed(report(), evil), notes=(evil,), heldout_source=evil, engine={evil: evil})
+    made = report()
     domains = tuple(replace(d, domain=evil + d.domain) for d in made.rows[2].domains)
     rows = (*made.rows[:2], replace(made.rows[2], domains=domains), *made.rows[3:])
     samples = [[0, 1e6, 1e6], [1, 2e6, 1e6]]
-    hostile = DeviceReport(
-        evil, evil, evil, replace(made, rows=rows), (evil,), {evil: evil}, {evil: evil}, evil
+    facts = {evil: evil}
+    hostile = replace(
+        made,
+        **{"target": evil, "device": evil, "kind": evil, "command": evil, "heldout_source": evil},
+        **{"engine": facts, "machine": facts, "kernels": facts, "memory": facts},
+        rows=rows,
+        damage=(Problem(evil, "absent"),),
+        not_compared=NotCompared("space", 1, evil),
+        refusal=Refusal(evil, 1),
     )
     golden = replace(with_domains(), domains=(evil, "b"))
     manifest = replace(
@@ -164,14 +170,14 @@ def test_memory_over_time_keeps_the_peak() -> None:
     kept = thinned(samples)
     assert len(kept) <= MOST_SAMPLES and max(kept, key=lambda s: s[1])[1] == 96e6
     assert thinned(samples[:7]) == samples[:7] and thinned([]) == []
-    made = page([device_report(memory={"samples": [list(s) for s in samples]})])
+    made = page([result_on(memory={"samples": [list(s) for s in samples]})])
     assert "anonymous memory at most 96.0 MB (at" in made.text and "Limit:" not in made.text
     cap = {"limit": 10**9, "enforced": True, "how": "cgroup v2", "peak_anonymous": 97_500_000}
-    text = page([device_report(memory={"samples": [[0, 1e6, 1e6], [1, 2e6, 1e6]]} | cap)]).text
+    text = page([result_on(memory={"samples": [[0, 1e6, 1e6], [1, 2e6, 1e6]]} | cap)]).text
     assert "anonymous memory at most 97.5 MB, file-backed at most 1.0 MB (at 0.0 s)." in text
     assert "Limit: 1.00 GB, enforced." in text and "97,500,000" in text and "cgroup v2" in text
     with pytest.raises(EmoExportError, match=r"memory of gguf:q4_0 on pi4: samples are not"):
-        page([device_report(memory={"samples": [[1, 2]]})])
+        page([result_on(memory={"samples": [[1, 2]]})])
 
 
 def test_writing(tmp_path: Path) -> None:
@@ -182,7 +188,7 @@ def test_writing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     link = tmp_path / "link.html"
     link.symlink_to(path)
-    write_html(link, [device_report()], package=tmp_path, when=WHEN)
+    write_html(link, [result_on()], package=tmp_path, when=WHEN)
     assert link.is_symlink() and "FAIL" in path.read_text("utf-8")
     name = os.fsdecode(b"caf\xe9")  # a folder's name need not be UTF-8
     write_html(path, [passing()], package=tmp_path / name, when=WHEN)
@@ -228,7 +234,7 @@ def test_words() -> None:
     assert report_words.number(0.00123456) == "0.00123" and report_words.number(1e-7) == "1.00e-07"
     assert report_words.number(math.inf) == report_words.number(None) == "not finite"
     assert report_words.change(-0.01234) == "−1.23%"
-    many = [device_report(f"d{i}") for i in range(7)]
+    many = [result_on(f"d{i}") for i in range(7)]
     assert report_words.verdict(many).endswith("d0, gguf:q4_0 on d1, gguf:q4_0 on d2 and 4 more.")
     text = report_words.about_lines("KL", {"a": [1.0, 3.0], "b": [9.0, math.nan]}, " nats")
     assert "Highest on average: b, 9 nats (at most 9 nats, at position 1)" in text

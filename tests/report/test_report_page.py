@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from emo_export.cli.validate import judge_there
 from emo_export.parity.golden import Golden
-from emo_export.parity.judge import TargetReport
+from emo_export.parity.result import Crash, Result
 from emo_export.report.html.page import write_html
-from emo_export.runtimes.devices.device import DeviceReport
 from emo_export.runtimes.devices.options import DeviceOptions
+from emo_export.validating import validate_there
 from tests.kit.packages import SMALL_TARGETS, package
 from tests.kit.paths import GOLDEN
-from tests.kit.report_pages import MANIFEST, WHEN, check_figures, device_report, released_shape
+from tests.kit.report_pages import MANIFEST, WHEN, check_figures, released_shape, result_on
 from tests.kit.web_tools import TESTS, lay_out, node
 from tests.parity.test_by_position import report, with_domains
 
@@ -127,31 +126,30 @@ def look(browser: Path, page: Path, tmp_path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def failed() -> tuple[list[DeviceReport], Golden]:
+def failed() -> tuple[list[Result], Golden]:
     """A failure, a crash and an engine that is not finite."""
     memory = {"limit": 60_000_000, "samples": [[i * 0.1, 1e6 * (5 + i), 8e6] for i in range(50)]}
-    reports = [device_report(memory=memory), device_report("phone", report=report(broken=True))]
-    crashed = device_report("pi5", report=None, failures=("ended by SIGILL",))
+    reports = [result_on(memory=memory), result_on("phone", rows=report(broken=True).rows)]
+    crashed = result_on("pi5", rows=(), crash=Crash(4, "", ""))
     return [*reports, crashed], with_domains()
 
 
-def exported() -> tuple[list[DeviceReport], Golden]:
+def exported() -> tuple[list[Result], Golden]:
     """What `export` measured and wrote to parity.json."""
     folder = package(GOLDEN / "base", SMALL_TARGETS)
     stored = json.loads((folder / "parity.json").read_text("utf-8"))["targets"]
-    judged = [TargetReport.from_dict(target) for target in stored]
+    judged = [Result.from_dict(target) for target in stored]
     assert [made.as_dict() for made in judged] == stored and len(stored) == 2
-    reports = [device_report("here", target=made.target, report=made) for made in judged]
-    return reports, Golden.load(folder / "golden.npz")
+    return judged, Golden.load(folder / "golden.npz")
 
 
-def run_here() -> tuple[list[DeviceReport], Golden]:
+def run_here() -> tuple[list[Result], Golden]:
     """A real run in a process of its own: in enough memory, and in too little."""
     folder = package(GOLDEN / "base", SMALL_TARGETS)
     reports = []
     for ram in (2 * 10**9, 40 * 10**6):
         asked = DeviceOptions(("here",), ram, 256)
-        reports += judge_there(folder, ["gguf:f32"], asked, lambda text: None).reports
+        reports += validate_there(folder, ["gguf:f32"], asked)
     enough, little = reports
     assert enough.passed and not little.passed and little.memory is not None
     little = replace(little, device="here, 40 MB")
@@ -160,7 +158,7 @@ def run_here() -> tuple[list[DeviceReport], Golden]:
 
 @pytest.mark.parametrize("made", [failed, exported, run_here, released_shape])
 def test_the_page_in_a_browser(
-    browser: Path, made: Callable[[], tuple[list[DeviceReport], Golden]], tmp_path: Path
+    browser: Path, made: Callable[[], tuple[list[Result], Golden]], tmp_path: Path
 ) -> None:
     reports, golden = made()
     page = tmp_path / "report.html"

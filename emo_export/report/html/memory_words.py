@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emo_export.base.ram_size import shown
+from emo_export.parity.result import Result
 from emo_export.report.html.words import joined
-from emo_export.runtimes.devices.device import DeviceReport
 
 
 class Part(NamedTuple):
@@ -65,17 +65,17 @@ def other(memory: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def about_need(report: DeviceReport) -> Iterator[str]:
+def about_need(result: Result) -> Iterator[str]:
     """Whether the memory that was asked for holds the target, in sentences; none if not asked."""
-    memory = report.memory or {}
+    memory = result.memory or {}
     if not isinstance(memory.get("needs"), Mapping):
         return
     needs = memory["needs"]
-    yield _verdict(report.target, needs)
+    yield _verdict(result.target, needs)
     if needs["base"] is not None:
         yield f"Python and the engine took {shown(needs['base'])} before the model was opened."
     if held := memory.get("held_by"):
-        yield f"Of the sizes that {report.device} is sold in, it fits into {joined(held)}."
+        yield f"Of the sizes that {result.device} is sold in, it fits into {joined(held)}."
     if small := memory.get("too_small"):
         yield f"It is too much for {joined(small)}."
     if "enforced" in memory:

@@ -1,7 +1,7 @@
 """The report of a validation as one HTML page that needs no network and no script.
 
 A jinja2 template with autoescape makes it; every figure of a comparison carries the path at which
-the JSON of the reports has it. Charts are inline SVG (emo_export.report.html.charts).
+the JSON has it. Charts are inline SVG (emo_export.report.html.charts).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from emo_export.base.install import install_command
 from emo_export.errors import MissingDependencyError
 from emo_export.files.manifest import Manifest
 from emo_export.parity.golden import ORIGINAL, Golden
+from emo_export.parity.result import Result
+from emo_export.report import sentences
 from emo_export.report.html import charts, memory_words
 from emo_export.report.html import view as report_view
 from emo_export.report.html import words as report_words
 from emo_export.report.html.view import Numbered
-from emo_export.runtimes.devices.device import DeviceReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,7 +49,7 @@ def check_writable(path: Path) -> None:
 
 def write_html(
     path: Path,
-    reports: Sequence[DeviceReport],
+    results: Sequence[Result],
     *,
     package: Path,
     golden: Golden | None = None,
@@ -61,7 +62,7 @@ def write_html(
     Raises MissingDependencyError without jinja2, EmoExportError when it can't be written.
     """
     _check_jinja()
-    text = html(reports, package, golden, manifest, when or datetime.now(UTC))
+    text = html(results, package, golden, manifest, when or datetime.now(UTC))
     # A name of the file system need not be text that can be encoded.
     disk.write_whole(path, text.encode("utf-8", "replace"))
 
@@ -72,23 +73,23 @@ def _check_jinja() -> None:
 
 
 def html(
-    reports: Sequence[DeviceReport],
+    results: Sequence[Result],
     package: Path,
     golden: Golden | None,
     manifest: Manifest | None,
     when: datetime,
 ) -> str:
     """The page as text."""
-    numbered = [Numbered(index, report) for index, report in enumerate(reports)]
-    devices = dict.fromkeys(report.device for report in reports)
+    numbered = [Numbered(index, result) for index, result in enumerate(results)]
+    devices = dict.fromkeys(result.device for result in results)
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            passed=all(report.passed for report in reports),
-            reports=numbered,
-            devices={name: [n for n in numbered if n.report.device == name] for name in devices},
-            targets=list(dict.fromkeys(report.target for report in reports)),
+            passed=all(result.passed for result in results),
+            results=numbered,
+            devices={name: [n for n in numbered if n.result.device == name] for name in devices},
+            targets=list(dict.fromkeys(result.target for result in results)),
             name=package.resolve().name,
             usage=report_view.expert_usage(golden) if golden else [],
             manifest=manifest,
@@ -113,6 +114,7 @@ def _environment() -> Environment:
         "charts": charts,
         "words": report_words,
         "memory_words": memory_words,
+        "sentences": sentences,
         "view": report_view,
         "original": ORIGINAL,
     }

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Manifest
 from emo_export.interfaces import Ids
 from emo_export.parity.golden import ORIGINAL, PAD, Golden, domain_order
-from emo_export.parity.judge import PREFILL, SHIPPED, Row
-from emo_export.report.devices import kernels
+from emo_export.parity.result import PREFILL, SHIPPED, Result, Row
 from emo_export.report.html import charts
-from emo_export.runtimes.devices.device import DeviceReport
+from emo_export.report.text import engines
 
 MOST_SAMPLES = 120  # of memory over time; the highest of each interval is kept
 
@@ -24,15 +23,14 @@ Sample = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Numbered:
-    """A report and its place among all, by which its figures are named."""
+    """A result and its place among all, by which its figures are named."""
 
     index: int
-    report: DeviceReport
+    result: Result
 
     def row(self, against: str) -> tuple[int, Row] | None:
         """The comparison of a whole prompt as shipped, and its place in the report."""
-        rows = self.report.report.rows if self.report.report else ()
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self.result.rows):
             if (row.against, row.arithmetic, row.mode) == (against, SHIPPED, PREFILL):
                 return index, row
         return None
@@ -40,7 +38,7 @@ class Numbered:
     @property
     def samples(self) -> list[Sample]:
         """Memory over time, thinned to MOST_SAMPLES."""
-        return thinned(_samples(self.report))
+        return thinned(_samples(self.result))
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def judged(some: Sequence[Numbered], against: str = ORIGINAL) -> list[Numbered]:
 
 def series(some: Sequence[Numbered], against: str, key: str) -> dict[str, Sequence[float]]:
     """One list by position (T,) of each report, by the name of its target."""
-    rows = {n.report.target: row[1] for n in some if (row := n.row(against))}
+    rows = {n.result.target: row[1] for n in some if (row := n.row(against))}
     return {target: asdict(row.positions)[key] for target, row in rows.items()}
 
 
@@ -70,42 +68,40 @@ def domain_changes(some: Sequence[Numbered]) -> dict[str, dict[str, float]]:
         row = n.row(ORIGINAL)
         for figures in row[1].domains if row else ():
             change = figures.perplexity_ratio - 1
-            found.setdefault(figures.domain, {})[n.report.target] = change
+            found.setdefault(figures.domain, {})[n.result.target] = change
     return found
 
 
 def kernel_facts(some: Sequence[Numbered]) -> dict[str, str]:
     """The CPU of a device as its processes saw it, and what each engine chose to run on it."""
     machine = shared_facts(some)
-    cpu = machine.get("emulation") or machine.get("CPU", "")
-    found = {"CPU": [cpu], "CPU features": [machine.get("CPU features", "")]}
-    for n in some:
-        whole = replace(n.report, machine=machine)  # what one run says of kernels holds for others
-        if n.report.report:
-            engine = n.report.report.engine.get("engine", n.report.target)
-            found.setdefault(engine, []).append("; ".join(kernels(whole)))
-    said = {key: list(dict.fromkeys(filter(None, texts))) for key, texts in found.items()}
-    return {key: ". ".join(texts) for key, texts in said.items() if texts}
+    found = {"CPU": [machine.get("emulation") or machine.get("CPU", "")]}
+    found["CPU features"] = [machine.get("CPU features", "")]
+    for engine, text in engines([n.result for n in some]):
+        found.setdefault(engine, []).append(text)
+    return {key: ". ".join(filter(None, texts)) for key, texts in found.items() if any(texts)}
 
 
 def shared_facts(some: Sequence[Numbered]) -> dict[str, str]:
     """What the runs on a device say of their machine and none says otherwise."""
     facts: dict[str, str] = {}
     for n in some:
-        facts |= n.report.machine
-    told = [n.report.machine for n in some]
+        facts |= n.result.machine
+    told = [n.result.machine for n in some]
     return {k: v for k, v in facts.items() if all(machine.get(k, v) == v for machine in told)}
 
 
 def own_facts(n: Numbered, shared: Mapping[str, str]) -> list[tuple[str, str]]:
     """What one run says of its engine, and of its machine beside what all say."""
-    engine = n.report.report.engine if n.report.report else {}
-    return [*engine.items(), *((k, v) for k, v in n.report.machine.items() if k not in shared)]
+    return [
+        *n.result.engine.items(),
+        *((k, v) for k, v in n.result.machine.items() if k not in shared),
+    ]
 
 
 def memory_chart(n: Numbered) -> charts.Areas | None:
     """Memory over time in MB, with the limit where one was set."""
-    limit = (n.report.memory or {}).get("limit")
+    limit = (n.result.memory or {}).get("limit")
     scaled = [(time, first / 1e6, second / 1e6) for time, first, second in n.samples]
     return charts.areas(scaled, limit / 1e6 if isinstance(limit, int | float) else None)
 
@@ -146,14 +142,14 @@ def fact(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _samples(report: DeviceReport) -> list[Sample]:
+def _samples(result: Result) -> list[Sample]:
     """Raises EmoExportError for samples of another form than seconds and two numbers of bytes."""
-    raw = (report.memory or {}).get("samples") or []
+    raw = (result.memory or {}).get("samples") or []
     try:
         samples = [(float(time), float(first), float(second)) for time, first, second in raw]
     except (TypeError, ValueError) as error:
         raise EmoExportError(
-            f"memory of {report.target} on {report.device}: samples are not [seconds, anonymous, "
+            f"memory of {result.target} on {result.device}: samples are not [seconds, anonymous, "
             f"file] ({error})"
         ) from error
     return [sample for sample in samples if all(map(math.isfinite, sample))]

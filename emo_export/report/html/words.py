@@ -1,21 +1,16 @@
-"""What the report says in words: the verdict, each failure, and the message of each chart."""
+"""What the page says in words: the verdict, and the message of each chart."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from emo_export.files.manifest import Manifest
 from emo_export.interfaces import Ids
-from emo_export.parity.golden import ORIGINAL
-from emo_export.parity.judge import Row
-from emo_export.runtimes.devices.device import DeviceReport
+from emo_export.parity.result import HERE, Result, Row
+from emo_export.report.sentences import name as name_of
 
 NOTHING = "Nothing to draw: every value is zero or not finite."
-NO_REPORT = "the run ended without a report"
-ARITHMETIC = {"shipped": "as shipped", "exact": "float activations"}
-MODE = {"prefill": "whole prompt", "decode": "token by token"}
 KINDS = {
     "here": "this machine",
     "emulated": "emulated: the device's own builds and kernels; speed says nothing",
@@ -54,7 +49,7 @@ def change(value: float) -> str:
 
 
 def megabytes(value: float) -> str:
-    """Bytes in MB, the unit of the other reports."""
+    """Bytes in MB, the unit of the other results."""
     return f"{value / 1e6:.1f} MB"
 
 
@@ -65,48 +60,23 @@ def joined(names: Sequence[str]) -> str:
 
 def place(device: str) -> str:
     """A device in a sentence."""
-    return "this machine" if device == "here" else device
+    return "this machine" if device == HERE else device
 
 
-def verdict(reports: Sequence[DeviceReport]) -> str:
+def verdict(results: Sequence[Result]) -> str:
     """One sentence: what passed or failed, where."""
-    failed = [report for report in reports if not report.passed]
-    targets = list(dict.fromkeys(report.target for report in reports))
-    devices = joined([place(name) for name in dict.fromkeys(r.device for r in reports)])
+    failed = [result for result in results if not result.passed]
+    targets = list(dict.fromkeys(result.target for result in results))
+    devices = joined([place(name) for name in dict.fromkeys(r.device for r in results)])
     if not failed:
         stay = "stays within its" if len(targets) == 1 else "stay within their"
         return f"{joined(targets)} {stay} limits on {devices}."
-    names = [f"{report.target} on {place(report.device)}" for report in failed]
-    if len(reports) == 1:
+    names = [name_of(result) for result in failed]
+    if len(results) == 1:
         return f"{names[0]} failed."
     if len(names) > 4:
         names = [*names[:3], f"{len(names) - 3} more"]
-    return f"{len(failed)} of {len(reports)} checks failed: {joined(names)}."
-
-
-def failures(report: DeviceReport) -> list[str]:
-    """One sentence for each reason why a report is not a pass."""
-    found = [*report.failures]
-    if report.report is not None:
-        found += report.report.tokenizer_failures
-        for row in report.report.rows:
-            what = "the float original" if row.against == ORIGINAL else "the dequantised reference"
-            found += [
-                f"compared with {what} ({ARITHMETIC.get(row.arithmetic, row.arithmetic)}, "
-                f"{MODE.get(row.mode, row.mode)}): {_limit_in_words(text)}"
-                for text in row.failures
-            ]
-    elif not found:
-        found.append(NO_REPORT)
-    return [f"{report.target} on {place(report.device)}: {text}" for text in found]
-
-
-def _limit_in_words(failure: str) -> str:
-    failure = re.sub(r" (nan|inf) > ", " is not finite, the limit is ", failure)
-    failure = re.sub(r" (nan|inf) is ", " is not finite, so it is ", failure)
-    return failure.replace(" > ", " is above the limit of ").replace(
-        " < ", " is below the limit of "
-    )
+    return f"{len(failed)} of {len(results)} checks failed: {joined(names)}."
 
 
 def limits(row: Row) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from emo_export.runtimes.devices.far.answer import answer
 from emo_export.runtimes.devices.far.machine import machine_facts
 from emo_export.runtimes.devices.request import VERSION, Request, parse
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
-from emo_export.runtimes.ort.path import PATH, nbits_paths
+from emo_export.runtimes.ort.path import nbits_paths
 
 
 def judge(folder: Path, request: Request) -> dict[str, Any]:
@@ -33,10 +34,8 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     package, targets = chosen_targets(folder, [request.spec])
     golden = request.share.of(Golden.load(package / "golden.npz"))
     path = package / str(targets[request.spec]["path"])
-    machine = machine_facts()
-    if path.is_dir() and request.kernels:
-        machine |= {f"{PATH}{name}": said for name, said in nbits_paths().items()}
-    report = validate_target(
+    kernels = nbits_paths() if path.is_dir() and request.kernels else {}
+    result = validate_target(
         request.spec,
         golden,
         partial(open_runtime, path, request.threads, parity=True, context=request.context or None),
@@ -46,8 +45,7 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     return {
         "version": VERSION,
         "target": request.spec,
-        "report": report.as_dict(),
-        "machine": machine,
+        "result": replace(result, machine=machine_facts(), kernels=kernels).as_dict(),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need, need_of
+from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.memory.fit import Fit, fit_failures
 from emo_export.runtimes.devices.memory.trial import TOKENS, CrashError, try_memory
 from emo_export.runtimes.devices.options import DeviceOptions
@@ -20,13 +21,15 @@ EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
 
 @dataclass(frozen=True)
 class MemoryVerdict:
-    """What a run as a user runs it took, in bytes, and why the limit does not hold it, if so.
+    """What a run as a user runs it took, in bytes, and why the target is not to be judged, if so.
 
-    `error`: why that can't be told, such as a context that the model does not have.
+    `too_little`: the limit does not hold it; `crash`: a signal ended the run; `error`: nothing can
+    be told, as with a context that the model does not have.
     """
 
     facts: Mapping[str, Any]
-    failures: tuple[str, ...] = ()
+    too_little: str = ""
+    crash: Crash | None = None
     error: EmoExportError | None = None
 
 
@@ -59,7 +62,7 @@ def try_targets(
                 tokens=EMULATED_TOKENS if device.emulated else TOKENS,
             )
         except CrashError as error:
-            verdicts[spec] = MemoryVerdict({}, (str(error),))
+            verdicts[spec] = MemoryVerdict({}, crash=error.crash)
         except EmoExportError as error:
             verdicts[spec] = MemoryVerdict({}, error=error)
         else:
@@ -69,7 +72,7 @@ def try_targets(
             verdicts[spec] = MemoryVerdict(facts)
     why = fit_failures(fits, paths, needs)
     return verdicts | {
-        spec: MemoryVerdict(verdicts[spec].facts, (text,)) for spec, text in why.items()
+        spec: MemoryVerdict(verdicts[spec].facts, text) for spec, text in why.items()
     }
 
 

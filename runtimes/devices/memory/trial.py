@@ -7,7 +7,8 @@ from pathlib import Path
 
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need, model_files
-from emo_export.runtimes.devices.device import Crash, answer_of
+from emo_export.parity.result import Crash
+from emo_export.runtimes.devices.device import answer_of
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit
 
@@ -20,6 +21,11 @@ class CrashError(EmoExportError):
     """A signal ended the run. A user's run would end so too, so the target fails (exit 1)."""
 
     exit_code = 1
+
+    def __init__(self, target: str, found: Crash) -> None:
+        """`found` tells which signal."""
+        super().__init__(f"{target}: measuring its memory ended by {found.name}: {found.said}")
+        self.crash = found
 
 
 def try_memory(
@@ -49,8 +55,9 @@ def try_memory(
     finished, found = run_capped(line, env, ram, model_files(path), emulated)
     if found.oom_killed:
         return measured_fit(target, need, ram, found, 0), found
-    answer = answer_of(f"{target}: its memory could not be measured", finished, "the run")
-    if answer is None:
-        raise CrashError(f"{target}: the run that measures its memory was {Crash.of(finished)}")
+    label = f"{target}: its memory could not be measured"
+    answer = answer_of(label, finished, "the run", measuring=True)
+    if isinstance(answer, Crash):
+        raise CrashError(target, answer)
     ran = need.cache_of_run(need.context if need.whole_cache else answer["positions"])
     return measured_fit(target, need, ram, found, ran, answer["repacked"]), found

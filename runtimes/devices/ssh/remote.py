@@ -14,7 +14,8 @@ from typing import Any
 
 from emo_export.base.engine_packages import requirements_for
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.runtimes.devices.device import Crash, Finished, answer_of
+from emo_export.parity.result import Crash
+from emo_export.runtimes.devices.device import Finished, answer_of
 from emo_export.runtimes.devices.source_zip import runtime_zip
 from emo_export.runtimes.devices.ssh.address import Address, parse_address
 from emo_export.runtimes.devices.ssh.link import SshLink
@@ -71,8 +72,8 @@ class SshDevice:
         options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         finished = self._run_module(BENCH, [path, *options])
         answer = answer_of(f"{self.name}: {spec}", finished, "measuring")
-        if answer is None:
-            raise EmoExportError(f"{self.name}: {spec}: {Crash.of(finished)}")
+        if isinstance(answer, Crash):
+            raise EmoExportError(f"{self.name}: {spec}: ended by {answer.name}: {answer.said}")
         return answer
 
     def facts(self) -> Mapping[str, str]:

@@ -188,5 +188,5 @@ def test_a_crash_is_a_failed_validation_while_memory_is_measured_too(emo: Emo) -
     asked = ["--device", "pi4", "--onnxruntime", "1.21.0", "--ram", "2GB", "--json"]
     done = emo("validate", folder, "--target", "onnx:int8", *asked)
     assert done.code == 1, done.err
-    (report,) = json.loads(done.out)["devices"]
+    (report,) = json.loads(done.out)["targets"]
     assert not report["passed"] and "an instruction that this CPU does not have" in str(report)

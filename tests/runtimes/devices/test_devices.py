@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from emo_export.runtimes.ort.path import BLOCKS, FLOAT, PATH, TOKENS
+from emo_export.runtimes.ort.path import BLOCKS, FLOAT, TOKENS
 from tests.kit.command import Emo
 from tests.kit.emulated import emulated
 from tests.kit.packages import DEVICE_TARGETS, NANO, package
@@ -58,17 +58,17 @@ def test_every_format_is_within_its_limits(name: str, emo: Emo, tmp_path: Path) 
     done = emo("validate", folder, "--device", name, "--json", *files)
     assert done.code == 0, done.err
     answer = json.loads(done.out)
-    assert answer["passed"] and [r["target"] for r in answer["devices"]] == list(DEVICE_TARGETS)
+    assert answer["passed"] and [r["target"] for r in answer["targets"]] == list(DEVICE_TARGETS)
     expected = DEVICES[name]
-    for report in answer["devices"]:
+    for report in answer["targets"]:
         _check_machine(report["machine"], expected)
-        _check_rows(report["report"]["rows"], exact=name == "pi4" and "onnx" in report["target"])
+        _check_rows(report["rows"], exact=name == "pi4" and "onnx" in report["target"])
         if report["target"].startswith("gguf"):
-            assert report["report"]["engine"]["CPU backend"] == expected["ggml"]
+            assert report["engine"]["CPU backend"] == expected["ggml"]
         assert report["memory"]["emulator_bytes"] > 10_000_000
-    paths = next(r for r in answer["devices"] if r["target"].startswith("onnx"))["machine"]
+    paths = next(r for r in answer["targets"] if r["target"].startswith("onnx"))["kernels"]
     for operator in ("MatMulNBits 4 bits", "QMoE 8 bits"):
-        assert paths[PATH + operator] == expected[operator]
+        assert paths[operator] == expected[operator]
     suites = ET.parse(tmp_path / "j.xml").getroot()
     assert len(suites) == len(DEVICE_TARGETS) and suites.get("failures") == "0"
     assert name in (tmp_path / "r.html").read_text("utf-8")

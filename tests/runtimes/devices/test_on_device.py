@@ -16,7 +16,9 @@ import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.parity.golden import Golden
-from emo_export.runtimes.devices.device import Device, DeviceReport, Finished
+from emo_export.parity.result import Result
+from emo_export.report.sentences import faults
+from emo_export.runtimes.devices.device import Device, Finished
 from emo_export.runtimes.devices.far.machine import arm64_features, machine_facts
 from emo_export.runtimes.devices.request import Request, Share, parse
 from tests.kit.device_runs import judged_on
@@ -64,7 +66,7 @@ def exported(golden: Path) -> Path:
     return package(golden / "base", SMALL_TARGETS)
 
 
-def judged(folder: Path, device: Device, request: Request | None = None) -> list[DeviceReport]:
+def judged(folder: Path, device: Device, request: Request | None = None) -> list[Result]:
     return judged_on(device, folder, TARGETS, request)
 
 
@@ -73,9 +75,9 @@ def test_a_run_on_a_device_says_what_export_measured(exported: Path) -> None:
     reports = judged(exported, Process())
     assert all(report.passed for report in reports)
     for found, expected in zip(reports, stored, strict=True):
-        assert found.report is not None and found.target == expected["target"]
+        assert found.target == expected["target"]
         rows = {(r["against"], r["arithmetic"], r["mode"]): r for r in expected["rows"]}
-        for row in found.report.rows:
+        for row in found.rows:
             same = rows[row.against, row.arithmetic, row.mode]["measured"]
             assert row.measured.kl_mean == pytest.approx(same["kl_mean"], rel=1e-6, abs=1e-15)
         assert found.machine["near"] == "side" and found.machine["python"]
@@ -90,9 +92,9 @@ def test_a_share_of_the_tokens_is_judged_like_the_whole(exported: Path) -> None:
     assert part.greedy.tolist() == whole.greedy[:3].tolist()
     assert 8 <= (part.heldout_ids[:, 1:] >= 0).sum() < 16
     for report in judged(exported, Process(), Request("", share=share)):
-        assert report.passed and report.report is not None
-        assert report.report.rows[0].measured.positions == 5
-        assert report.report.greedy_steps == 3
+        assert report.passed
+        assert report.rows[0].measured.positions == 5
+        assert report.greedy_steps == 3
 
 
 def test_nothing_of_a_share_is_beyond_the_whole(exported: Path) -> None:
@@ -121,7 +123,7 @@ def test_what_the_far_side_refuses_is_the_near_sides_error(exported: Path, tmp_p
 
 
 def test_a_missing_engine_there_is_exit_3(exported: Path) -> None:
-    refused = {"version": 1, "target": "x", "error": "needs xllamacpp", "exit_code": 3}
+    refused = {"version": 2, "target": "x", "error": "needs xllamacpp", "exit_code": 3}
     with pytest.raises(MissingDependencyError, match=r"^here: needs xllamacpp$"):
         judged(exported, Process(Finished(3, json.dumps(refused), "")))
 
@@ -137,8 +139,8 @@ def test_a_missing_engine_there_is_exit_3(exported: Path) -> None:
 )
 def test_a_crash_fails_with_a_sentence(exported: Path, finished: Finished, sentence: str) -> None:
     for report in judged(exported, Process(finished)):
-        assert report.report is None and not report.passed
-        assert re.search(sentence, report.failures[0])
+        assert not report.rows and not report.passed
+        assert re.search(sentence, faults(report)[0])
         json.dumps(report.as_dict())
 
 
@@ -148,8 +150,8 @@ def test_a_crash_fails_with_a_sentence(exported: Path, finished: Finished, sente
         (Finished(1, "", "Traceback\nImportError: numpy"), "code 1 and no answer: .*numpy"),
         (Finished(0, '{"version": 7}', ""), "another version"),
         (Finished(0, "[]", ""), "expected an object"),
-        (Finished(0, '{"version": 1, "target": "gguf:q2_k", "report": {}}', ""), "answered for"),
-        (Finished(0, '{"version": 1, "target": "gguf:f32", "report": {}}', ""), "answer of here"),
+        (Finished(0, '{"version": 2, "target": "gguf:q2_k", "result": {}}', ""), "answered for"),
+        (Finished(0, '{"version": 2, "target": "gguf:f32", "result": {}}', ""), "answer of here"),
     ],
 )
 def test_an_answer_that_is_none_is_refused(

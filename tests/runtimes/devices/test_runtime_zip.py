@@ -84,7 +84,7 @@ def test_a_target_is_judged_from_the_zip_alone(
     folder = package(golden / "base", SMALL_TARGETS)
     done = run(bare, "-c", code, folder, spec)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["report"]["passed"]
+    assert json.loads(done.stdout.splitlines()[-1])["result"]["passed"]
     # main has given stdout to stderr
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert "numpy" in loaded and loaded.isdisjoint(FOREIGN)

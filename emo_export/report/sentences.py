@@ -1,0 +1,145 @@
+"""What is wrong with a result, in sentences; each renderer shows these."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+
+from emo_export.base.install import install_command
+from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
+from emo_export.files.manifest import ABSENT, CONTENT, SIZE, UNLISTED, Problem
+from emo_export.parity.golden import ORIGINAL
+from emo_export.parity.result import (
+    HERE,
+    MISSING,
+    SPACE,
+    Crash,
+    Failure,
+    NotCompared,
+    Result,
+    Row,
+    TokenizerFailure,
+)
+
+NO_RESULT = "the run ended without a result"
+AGAINST = {ORIGINAL: "the float original", "dequantised": "the dequantised reference"}
+ARITHMETIC = {"shipped": "as shipped", "exact": "float activations"}
+MODE = {"prefill": "whole prompt", "decode": "token by token"}
+ERRORS = {error.exit_code: error for error in (ParityError, EmoExportError, MissingDependencyError)}
+
+
+def check(results: Sequence[Result]) -> None:
+    """Raise the error whose exit code the results have, with every sentence of all of them.
+
+    Of several the one with the smallest exit code: ParityError, then EmoExportError for a target
+    that could not be judged, then MissingDependencyError.
+    """
+    wrong = [result for result in results if not result.passed]
+    if not wrong:
+        return
+    told = sentences(wrong)
+    kind = ERRORS[min(result.exit_code for result in wrong)]
+    if kind is ParityError:
+        failed = [name(result) for result in wrong if result.exit_code == ParityError.exit_code]
+        told.insert(0, f"failed: {', '.join(failed)}")
+    raise kind("\n".join(told))
+
+
+def name(result: Result) -> str:
+    """A result in a sentence: its target, and where it ran if that is not here."""
+    return result.target if result.device == HERE else f"{result.target} on {result.device}"
+
+
+def sentences(results: Sequence[Result]) -> list[str]:
+    """What is wrong, one sentence each, beginning with the target and the device."""
+    return [f"{name(result)}: {text}" for result in results for text in faults(result)]
+
+
+def faults(result: Result) -> list[str]:
+    """What is wrong with one result."""
+    rows = [f"{comparison(row)}: {limit(why)}" for row in result.rows for why in row.failures]
+    found = [*beside(result), *tokenizer(result.tokenizer), *rows]
+    return found if found or result.passed else [NO_RESULT]
+
+
+def beside(result: Result) -> list[str]:
+    """What is wrong beside the comparisons: crash, refusal, files that are not the export's."""
+    found = [crash(result.crash)] if result.crash else []
+    if result.refusal:
+        found.append(result.refusal.text if result.rows else f"not judged: {result.refusal.text}")
+    return found + [problem(one) for one in result.damage]
+
+
+def comparison(row: Row) -> str:
+    """What was compared with what, and how."""
+    how = f"{ARITHMETIC[row.arithmetic]}, {MODE[row.mode]}"
+    return f"compared with {AGAINST[row.against]} ({how})"
+
+
+def limit(failure: Failure) -> str:
+    """Which limit is exceeded, and by what."""
+    value, bound = failure.value, failure.limit
+    if failure.figure == "kl_mean":
+        return _beyond("mean KL", value, f"{value:.2e}", "above", f"{bound:.0e}")
+    if failure.figure == "top1":
+        return _beyond("top-1", value, f"{value:.2%}", "below", f"{bound:.0%}")
+    if failure.figure == "perplexity_ratio":
+        told = f"{value:.4f} is" if math.isfinite(value) else "is not finite, so it is"
+        return f"perplexity ratio {told} not within {1 / bound:.4f} to {bound}"
+    raise ValueError(f"{failure.figure} is no figure that has a limit")
+
+
+def _beyond(figure: str, value: float, shown: str, side: str, bound: str) -> str:
+    if math.isfinite(value):
+        return f"{figure} {shown} is {side} the limit of {bound}"
+    return f"{figure} is not finite, the limit is {bound}"
+
+
+def tokenizer(failure: TokenizerFailure | None) -> Iterator[str]:
+    """What a tokenizer does otherwise than the original's."""
+    if failure is None:
+        return
+    if failure.differs_from is not None:
+        token = failure.differs_from + 1
+        yield f"the tokenizer's ids differ from the original's from token {token} on"
+    if failure.endless:
+        yield f"tokens {list(failure.endless)} do not end a text"
+
+
+def problem(found: Problem) -> str:
+    """What is wrong with a file, beginning with its path in the folder."""
+    if found.what == SIZE:
+        return f"{found.path}: has {found.bytes} bytes, expected {found.expected}"
+    told = {
+        ABSENT: "is missing",
+        CONTENT: "its content differs from the manifest's SHA-256",
+        UNLISTED: "is not in the manifest",
+    }
+    return f"{found.path}: {told[found.what]}"
+
+
+def not_compared(why: NotCompared) -> str:
+    """Why float activations were not compared, and what helps."""
+    if why.reason == MISSING:
+        return f"float activations not compared: {install_command('convert')}"
+    if why.reason == SPACE:
+        return (
+            f"float activations NOT COMPARED: the float32 twin needs {why.nbytes / 1e9:.1f} GB in "
+            f"{why.folder}; set TMPDIR to a larger disk"
+        )
+    raise ValueError(f"{why.reason} is no reason that is known")
+
+
+def crash(found: Crash) -> str:
+    """Which signal ended a process, with the advice that fits it."""
+    engine = found.engine or "the engine"
+    advice: dict[int, str] = {
+        signal.SIGILL: f"{engine} ran an instruction that this CPU does not have; it would crash "
+        "there in the same way, so install another version of it",
+        signal.SIGKILL: "the system killed it, as it does when memory runs out",
+        signal.SIGSEGV: f"{engine} crashed; try another version of it",
+        signal.SIGABRT: f"{engine} gave up: {found.said}",
+    }
+    what = "the run that measures its memory was " if found.measuring else ""
+    return f"{what}ended by {found.name}: {advice.get(found.signal, found.said)}"

@@ -1,0 +1,240 @@
+"""Results for a terminal: a table for each target, or a line for each target on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from emo_export.base.ram_size import shown
+from emo_export.parity.golden import ORIGINAL
+from emo_export.parity.result import HERE, Result, Row
+from emo_export.report.sentences import faults, name, not_compared, sentences
+
+TITLE = "Parity with the reference"
+TABLE_LEGEND = (
+    "against: dequantised = the reference on the weights as the format stores them, original = the "
+    "float checkpoint; arithmetic: shipped = as the engine runs it, exact = with float "
+    "activations; KL in nats per position; ties: positions whose routing hangs on a near tie, "
+    "scored apart (rounding alone may choose another expert there)"
+)
+
+
+def show(results: Sequence[Result], out: Console) -> None:
+    """Tables where all ran on this machine; else the matrix of targets and devices."""
+    if any(result.kind != HERE for result in results):
+        out.print(matrix(results), "", sep="\n")
+        lines = [MATRIX_LEGEND, "", *facts(results), *sentences(results)]
+    else:
+        lines = details(results, out)
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def details(results: Sequence[Result], out: Console) -> list[str]:
+    """Print a table for each target that was judged; the lines that belong below them."""
+    judged = [result for result in results if result.rows]
+    for result in judged:
+        out.print(_table(result), "", sep="\n")
+    lines = [TABLE_LEGEND, "", *verdicts(judged)] if judged else []
+    return lines + list(takes(results))
+
+
+def _table(result: Result) -> Table:
+    out = Table(
+        title=f"{TITLE}: {result.target}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
+    for heading in ("against", "arithmetic", "mode"):
+        out.add_column(heading, no_wrap=True)
+    for heading in ("KL mean", "KL max", "top-1", "ties", "ppl ×"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("", no_wrap=True)
+    for row in result.rows:
+        out.add_row(*_cells(row))
+    return out
+
+
+def _cells(row: Row) -> list[str]:
+    m = row.measured
+    return [
+        row.against,
+        row.arithmetic,
+        row.mode,
+        f"{m.kl_mean:.1e}",
+        f"{m.kl_max:.1e}",
+        f"{m.top1:.1%}",
+        f"{m.near_ties}/{m.positions}",
+        "" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.4f}",
+        "pass" if row.passed else "FAIL",
+    ]
+
+
+def verdicts(results: Sequence[Result]) -> list[str]:
+    """A line or two for each target: verdict, perplexity, greedy text, engine, failures."""
+    lines = []
+    for result in results:
+        judged = next(row for row in result.rows if row.perplexity_ratio is not None)
+        lines.append(
+            f"{result.target}: {'pass' if result.passed else 'FAIL'}; perplexity "
+            f"{judged.perplexity:.2f}, {judged.perplexity_ratio:.4f} times the original's; "
+            f"{_greedy(result)}; {result.engine['version']}, threads {result.engine['threads']}"
+        )
+        notes = [not_compared(result.not_compared)] if result.not_compared else []
+        lines += [f"  {text}" for text in (*notes, *faults(result))]
+    first = results[0]
+    lines.append(
+        f"the judged positions use {first.experts_used} of {first.experts_routed} routed experts"
+    )
+    lines.append(f"perplexity over {first.heldout_tokens} tokens of {first.heldout_source}")
+    return lines
+
+
+def _greedy(result: Result) -> str:
+    if result.greedy_difference is None:
+        return f"greedy text identical for {result.greedy_steps} tokens"
+    step = result.greedy_difference + 1
+    return f"greedy text first differs at token {step} of {result.greedy_steps}"
+
+
+MATRIX_LEGEND = (
+    "Mean KL in nats, as shipped: from the reference on the weights as the format stores them (the "
+    "worse of whole prompt and token by token), and from the float original, each with its limit; "
+    "top-1 and perplexity beside the original's."
+)
+NONE = "–"
+
+
+def matrix(results: Sequence[Result]) -> Table:
+    """One line for each target on each device."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for heading in ("device", "target"):
+        out.add_column(heading, no_wrap=True)
+    for heading in ("KL stored", "limit", "KL original", "limit", "top-1", "limit", "ppl ×"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("positions", justify="right", no_wrap=True)
+    out.add_column("", no_wrap=True)
+    for result in results:
+        out.add_row(result.device, result.target, *_figures(result), _verdict(result))
+    return out
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The same table as Markdown, for a README."""
+    headings = [str(column.header) for column in matrix(()).columns]
+    rows = [[r.device, f"`{r.target}`", *_figures(r), _verdict(r)] for r in results]
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(result: Result) -> list[str]:
+    if not result.rows:
+        return [NONE] * 8
+    stored = max(
+        (row for row in result.rows if row.against != ORIGINAL),
+        key=lambda row: row.measured.kl_mean,
+        default=None,
+    )
+    original = next(row for row in result.rows if row.against == ORIGINAL)
+    ratio = original.perplexity_ratio
+    return [
+        *(_limited(stored) if stored else (NONE, NONE)),
+        *_limited(original),
+        f"{original.measured.top1:.1%}",
+        f"{original.limits['top1']:.0%}",
+        NONE if ratio is None else f"{ratio:.4f}",
+        str(original.measured.positions),
+    ]
+
+
+def _limited(row: Row) -> tuple[str, str]:
+    return f"{row.measured.kl_mean:.1e}", f"{row.limits['kl_mean']:.0e}"
+
+
+def _verdict(result: Result) -> str:
+    return "pass" if result.passed else "FAIL"
+
+
+def facts(results: Sequence[Result]) -> Iterator[str]:
+    """What each device is and which kernels ran, memory and speed."""
+    for device in dict.fromkeys(result.device for result in results):
+        same = [result for result in results if result.device == device]
+        told = [*map(_cpu, same), *(text for _, text in engines(same))]
+        yield from (f"{device}: {text}" for text in dict.fromkeys(told) if text)
+    yield from takes(results)
+
+
+def takes(results: Sequence[Result]) -> Iterator[str]:
+    """Memory and speed, where they were measured."""
+    yield from filter(None, map(_memory, results))
+    yield from filter(None, map(_speed, results))
+
+
+def _cpu(result: Result) -> str:
+    machine = result.machine
+    if features := machine.get("CPU features"):
+        return f"{machine.get('emulation') or machine.get('CPU', '')}; the process saw {features}"
+    return ""
+
+
+def engines(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Each engine of a device, and what is known of its version and of the kernels it chose.
+
+    Not every target is asked for kernels: what one was told holds for all of the engine.
+    """
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for result in filter(lambda one: one.rows, results):
+        said = [result.engine.get(key, "") for key in ("engine", "version", "CPU backend")]
+        engine, version, backend = said
+        found.setdefault((engine, version, backend), {}).update(result.kernels)
+    return [
+        (
+            engine,
+            "; ".join(
+                [
+                    version,
+                    *([f"CPU backend {backend}"] if backend else []),
+                    *(f"{operator}: {arithmetic}" for operator, arithmetic in kernels.items()),
+                ]
+            ),
+        )
+        for (engine, version, backend), kernels in found.items()
+    ]
+
+
+def _memory(result: Result) -> str:
+    found = result.memory or {}
+    if "needs" not in found:
+        return ""
+    need = found["needs"]
+    text = (
+        f"{name(result)}: {shown(need['total'])} with a KV cache of "
+        f"{shown(need['cache'])} at {need['context']} tokens: {shown(need['anonymous'])} anonymous "
+        f"and {shown(need['weights_mapped'] + need['libraries'])} file-backed"
+    )
+    if found.get("emulator_bytes"):
+        text += f" (the emulator's own {shown(found['emulator_bytes'])} apart)"
+    if found.get("held_by"):
+        text += f"; held by {', '.join(found['held_by'])}"
+    if found.get("too_small"):
+        text += f"; too much for {', '.join(found['too_small'])}"
+    if "enforced" in found:
+        text += f"; the limit was {'' if found['enforced'] else 'not '}enforced ({found['how']})"
+    return text
+
+
+def _speed(result: Result) -> str:
+    if result.speed is None:
+        return ""
+    return (
+        f"{name(result)}: prefill "
+        f"{result.speed['prefill_tokens_per_second']:.1f} tok/s, decode "
+        f"{result.speed['decode_tokens_per_second']:.1f} tok/s"
+    )

@@ -1,0 +1,199 @@
+"""Judge what was exported: the targets of a package, here or on devices, one `Result` each."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.manifest import NAME as MANIFEST
+from emo_export.files.manifest import Problem, verify
+from emo_export.files.package import chosen_targets
+from emo_export.interfaces import Runtime
+from emo_export.parity.golden import Golden
+from emo_export.parity.judge import tolerances, validate_target
+from emo_export.parity.result import EXACT, MISSING, SPACE, NotCompared, Result, refused
+from emo_export.runtimes.devices.far.machine import machine_facts
+from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
+
+if TYPE_CHECKING:
+    from emo_export.runtimes.devices.options import DeviceOptions
+
+GOLDEN = "golden.npz"
+Targets = Mapping[str, Mapping[str, Any]]
+Reference = Callable[[Path, Targets, Golden | None], Golden]
+"""(folder, targets, stored golden or None) -> one that is computed now."""
+
+
+def validate_here(
+    path: Path,
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    reference: Reference | None = None,
+    repeat: Sequence[str] = (),
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Judge the targets that a path means with this machine's engines, one after the other.
+
+    `path` is a folder that export made (`only`: some of its targets) or a single model. What the
+    engines compute is compared with golden.npz, or with what `reference` makes. `repeat` are the
+    options that the results' command lines get. A target that can't be judged keeps no other from
+    it. Raises EmoExportError when there is nothing to compare with.
+    """
+    folder, targets = chosen_targets(path, only)
+    stored = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
+    lacking = {spec: text for spec in targets if (text := missing_engine(spec))}
+    ready = {spec: entry for spec, entry in targets.items() if spec not in lacking}
+    golden = stored
+    if reference is not None and ready:
+        golden = reference(folder, ready, stored)
+    damage = damaged(folder, ready)
+    machine = machine_facts()
+    results = []
+    for spec, entry in targets.items():
+        if spec in lacking:
+            result = refused(spec, MissingDependencyError(lacking[spec]))
+        elif golden is None:
+            raise EmoExportError(
+                f"{path}: there is no {GOLDEN} in {folder}; name the original with "
+                "--reference CHECKPOINT"
+            )
+        else:
+            try:
+                on_stage(f"validating {spec}")
+                result = judge(spec, folder / str(entry["path"]), golden, threads)
+            except EmoExportError as error:
+                result = refused(spec, error)
+        again = _command(path, spec, repeat)
+        result = replace(result, machine=machine, command=again, repeat=again)
+        results.append(replace(result, damage=damage.get(spec, ())))
+    return results
+
+
+def validate_there(
+    path: Path,
+    only: Sequence[str],
+    devices: DeviceOptions,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Judge the targets that a path means on devices, each as `validate --device` does.
+
+    Raises EmoExportError for a path without a manifest and a reference.
+    """
+    from emo_export.runtimes.devices.judging import judge_devices
+
+    folder, targets = chosen_targets(path, only)
+    if not (folder / MANIFEST).is_file() or not (folder / GOLDEN).is_file():
+        raise EmoExportError(
+            f"{path}: a device needs a folder that export made, with {MANIFEST} and {GOLDEN}; "
+            "export the checkpoint without --no-golden"
+        )
+    results = judge_devices(folder, targets, damaged(folder, targets), devices, on_stage)
+    return [
+        replace(r, repeat=_command(path, r.target, devices.arguments(r.device))) for r in results
+    ]
+
+
+def validate_new(
+    folder: Path, targets: Targets, golden: Golden, on_stage: Callable[[str], None]
+) -> list[Result]:
+    """Judge every target of a folder that is being made, as nothing but itself can be wrong.
+
+    Raises EmoExportError when one can't be judged.
+    """
+    machine, results = machine_facts(), []
+    for spec, entry in targets.items():
+        on_stage(f"validating {spec}")
+        result = judge(spec, folder / str(entry["path"]), golden)
+        results.append(replace(result, machine=machine))
+    return results
+
+
+def judge(spec: str, path: Path, golden: Golden, threads: int | None = None) -> Result:
+    """Judge one file or folder with its engine, with float activations too where they differ.
+
+    Raises EmoExportError when the engine can't open it.
+    """
+    shipped = partial(open_runtime, path, threads, parity=True)
+    tokenizer = partial(tokenizer_of, path)
+    if EXACT not in tolerances(spec):
+        return validate_target(spec, golden, shipped, tokenizer)
+    with exact_opener(path, threads) as exact:
+        if isinstance(exact, NotCompared):
+            return validate_target(spec, golden, shipped, tokenizer, not_compared=exact)
+        return validate_target(spec, golden, shipped, tokenizer, exact)
+
+
+@contextmanager
+def exact_opener(path: Path, threads: int | None) -> Iterator[Callable[[], Runtime] | NotCompared]:
+    """How to run a target with float activations, or why that can't be."""
+    if importlib.util.find_spec("onnx" if path.is_dir() else "gguf") is None:
+        yield NotCompared(MISSING)
+        return
+    if path.is_dir():
+        from emo_export.converters.onnx.exact import SESSION_OPTIONS, exact_graph
+        from emo_export.runtimes.ort.model import OnnxModel
+
+        with _readable(path / "model.onnx"):
+            graph = exact_graph(path / "model.onnx")
+        yield partial(
+            OnnxModel, path, threads=threads, session_options=SESSION_OPTIONS, graph=graph
+        )
+        return
+    from emo_export.converters.gguf.twin import write_float_twin
+    from emo_export.files.gguf_header import read_gguf
+
+    twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
+    if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
+        yield NotCompared(SPACE, twin_bytes, tempfile.gettempdir())
+        return
+    with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
+        twin = Path(folder) / "twin.gguf"
+        write_float_twin(path, twin)
+        yield lambda: open_runtime(twin, threads, parity=True)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What onnx raises for a damaged file, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # protobuf's DecodeError shares no base class but Exception
+        raise EmoExportError(f"{path}: cannot be read as an ONNX model ({error})") from error
+
+
+def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]:
+    """Which files of each target, or golden.npz, are not the ones that export wrote.
+
+    Token ids that happen not to use an expert can't show that it was damaged; digests can.
+    """
+    if not targets or not (folder / MANIFEST).is_file():
+        return {}
+    problems = verify(folder)
+    found = {}
+    for spec, entry in targets.items():
+        judged = {PurePosixPath(str(entry["path"])), PurePosixPath(GOLDEN)}
+        mine = [one for one in problems if judged & _with_folders(PurePosixPath(one.path))]
+        if mine:
+            found[spec] = tuple(mine)
+    return found
+
+
+def _with_folders(path: PurePosixPath) -> set[PurePosixPath]:
+    return {path, *path.parents}
+
+
+def _command(path: Path, spec: str, options: Sequence[str]) -> str:
+    """The command line that judges one target of a path."""
+    several = (path / MANIFEST).is_file()
+    target = ["--target", spec] if several else []
+    return shlex.join(["emo-export", "validate", str(path), *target, *options])
