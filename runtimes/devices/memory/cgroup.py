@@ -1,9 +1,8 @@
 """A control group of Linux that caps the memory of the processes in it, swap included.
 
-Version 2 as root or in a subtree that is the user's (systemd gives a desktop session one), version
-1 as its owner. The group lies below the nearest ancestor that can have it, so that every limit
-above holds too; this process is not moved. Source: Linux `admin-guide/cgroup-v2.rst` and
-`cgroup-v1/memory.rst`.
+Of version 2, as root or in a subtree that is the user's (systemd gives a desktop session one). The
+group lies below the nearest ancestor that can have it, so that every limit above holds too; this
+process is not moved. Source: Linux `admin-guide/cgroup-v2.rst`.
 """
 
 from __future__ import annotations
@@ -31,18 +30,24 @@ _OWN = Path("/proc/self/cgroup")
 class MemoryGroup:
     """A group of its own for one run, with `limit` bytes. `how` says what it is, for the report."""
 
-    def __init__(self, parent: Path, version: int, limit: int) -> None:
+    how = "cgroup v2"
+
+    def __init__(self, parent: Path, limit: int) -> None:
         """Raises OSError when it can't be made here, or holds no process or no limit."""
         _sweep(parent)
-        self._version = version
         self._folder = parent / f"{PREFIX}{os.getpid()}-{time.monotonic_ns()}"
-        self.how = f"cgroup v{version}"
         self.limit = 0
         self._folder.mkdir()
         try:
             self.raise_to(limit)
-            if version == 2:
-                (self._folder / "memory.oom.group").write_text("1")
+            swap = self._folder / "memory.swap.max"
+            if swap.exists():
+                swap.write_text("0")
+            elif len(SWAPS.read_text().splitlines()) > 1:
+                raise OSError(
+                    "swap is in use and not counted here, so it would hide what is too much"
+                )
+            (self._folder / "memory.oom.group").write_text("1")
             subprocess.run(self.command(["true"]), check=True, capture_output=True)
         except subprocess.CalledProcessError as error:
             self.remove()
@@ -57,24 +62,14 @@ class MemoryGroup:
 
     def raise_to(self, limit: int) -> None:
         """Let it have so many bytes; a limit that is higher already stays."""
-        if limit <= self.limit:
-            return
-        names = ("memory.max", "memory.swap.max")
-        if self._version == 1:
-            names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")  # memsw: both together
-        memory, swap = (self._folder / name for name in names)
-        if not swap.exists() and len(SWAPS.read_text().splitlines()) > 1:
-            raise OSError("swap is in use and not counted here, so it would hide what is too much")
-        files = [memory, swap] if swap.exists() else [memory]
-        # Memory alone may never have more than both; a new group has no limit.
-        for file in reversed(files) if self.limit else files:
-            file.write_text("0" if file.name == "memory.swap.max" else str(limit))
-        self.limit = limit
+        if limit > self.limit:
+            (self._folder / "memory.max").write_text(str(limit))
+            self.limit = limit
 
     def oom_kills(self) -> int:
         """How many processes of the group the kernel ended because memory ran out."""
-        name = "memory.events" if self._version == 2 else "memory.oom_control"
-        found = re.search(r"^oom_kill (\d+)$", (self._folder / name).read_text(), re.MULTILINE)
+        events = (self._folder / "memory.events").read_text()
+        found = re.search(r"^oom_kill (\d+)$", events, re.MULTILINE)
         return int(found[1]) if found else 0
 
     def remove(self) -> None:
@@ -98,9 +93,9 @@ class MemoryGroup:
 def memory_group(limit: int) -> tuple[MemoryGroup | None, str]:
     """A group with this limit and an empty string, or None and why none can be made here."""
     reasons = []
-    for parent, version in _parents():
+    for parent in _parents():
         try:
-            return MemoryGroup(parent, version, limit), ""
+            return MemoryGroup(parent, limit), ""
         except OSError as error:
             reasons.append(f"{parent}: {error.strerror or error}")
     if not reasons:
@@ -111,41 +106,31 @@ def memory_group(limit: int) -> tuple[MemoryGroup | None, str]:
     return None, f"no control group can be made here ({reasons[0]}){advice}"
 
 
-def _parents() -> Iterator[tuple[Path, int]]:
-    """Folders below which a group with a limit may be made, nearest first, and their version."""
-    for version, folder, top in _own_folders():
-        if version == 1:
-            yield folder, 1
-            continue
-        # In version 2 a group with processes can't give its children a memory controller.
-        for ancestor in (folder, *folder.parents):
-            given = ancestor / "cgroup.subtree_control"
-            if given.is_file() and "memory" in given.read_text().split():
-                yield ancestor, 2
-            if ancestor == top:
-                break
+def _parents() -> Iterator[Path]:
+    """Folders below which a group with a limit may be made, nearest first.
 
-
-def _own_folders() -> Iterator[tuple[int, Path, Path]]:
-    """Version, own folder and top folder of each mounted hierarchy that may limit memory."""
+    A group with processes can't give its children a memory controller.
+    """
     try:
         own = [line.split(":", 2) for line in _OWN.read_text().splitlines()]
         mounts = [line.split() for line in _TABLE.read_text().splitlines()]
     except OSError:
         return
-    for _, controllers, name in own:
-        version = 2 if not controllers else 1
-        if version == 1 and "memory" not in controllers.split(","):
+    names = [PurePosixPath(name) for _, controllers, name in own if not controllers]
+    for fields in mounts:
+        root, top = PurePosixPath(fields[3]), Path(fields[4])
+        if fields[fields.index("-") + 1] != "cgroup2":
             continue
-        for fields in mounts:
-            kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
-            if kind != {1: "cgroup", 2: "cgroup2"}[version]:
+        for name in names:  # one, where version 2 is there at all
+            if not name.is_relative_to(root):
                 continue
-            if version == 1 and "memory" not in options:
-                continue
-            root, top = PurePosixPath(fields[3]), Path(fields[4])
-            if PurePosixPath(name).is_relative_to(root):
-                yield version, top / PurePosixPath(name).relative_to(root), top
+            folder = top / name.relative_to(root)
+            for ancestor in (folder, *folder.parents):
+                given = ancestor / "cgroup.subtree_control"
+                if given.is_file() and "memory" in given.read_text().split():
+                    yield ancestor
+                if ancestor == top:
+                    break
 
 
 def _sweep(parent: Path) -> None:

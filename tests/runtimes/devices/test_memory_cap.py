@@ -48,11 +48,9 @@ def child(model: Path, anonymous: int = ANONYMOUS, seconds: float = 0.4) -> list
     return [sys.executable, "-S", str(CHILD), *arguments]
 
 
-def groups() -> list[Path]:
+def groups(pid: int = os.getpid()) -> list[Path]:
     return [
-        folder
-        for parent, _ in cgroup._parents()
-        for folder in parent.glob(f"{cgroup.PREFIX}{os.getpid()}-*")
+        folder for parent in cgroup._parents() for folder in parent.glob(f"{cgroup.PREFIX}{pid}-*")
     ]
 
 
@@ -168,14 +166,13 @@ def test_interrupted(model: Path, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=20)
     assert b"KeyboardInterrupt" in said
     assert gone(int(mark.read_text()))
-    parents = [parent for parent, _ in cgroup._parents()]
-    assert [p for parent in parents for p in parent.glob(f"emo-export-{process.pid}-*")] == []
+    assert groups(process.pid) == []
 
 
 def test_groups_of_the_dead_are_swept(can_cap: None) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    parent = next(iter(cgroup._parents()))[0]
+    parent = next(cgroup._parents())
     left = parent / f"{cgroup.PREFIX}{process.pid}-1"
     left.mkdir()
     group, _ = memory_group(1 << 30)
