@@ -13,7 +13,6 @@ from emo_export.runtimes.devices.emulated.place import bytes_of, place
 from emo_export.runtimes.devices.emulated.setup import READY, existing, ready_emulation
 from emo_export.runtimes.devices.profiles import PROFILES
 
-NOT_PINNED = "not the pinned"
 SETUP = "emo-export device setup"
 
 
@@ -52,8 +51,8 @@ def listing() -> Listing:
             "qemu": str(one.qemu),
             "site": str(one.site),
             "libllama": str(one.libllama),
-            "versions": dict(one.versions),
-            "pinned": not any(NOT_PINNED in text for text in one.versions.values()),
+            "versions": {name: str(version) for name, version in one.versions.items()},
+            "pinned": all(version.pinned for version in one.versions.values()),
         }
         for one in found
         if one
@@ -78,4 +77,4 @@ def state() -> tuple[bool, str]:
         return False, "not set up"
     versions = found.versions
     names = ("qemu", "python", "onnxruntime", "llama.cpp")
-    return True, ", ".join(f"{name} {versions[name].split(' (')[0]}" for name in names)
+    return True, ", ".join(f"{name} {versions[name].text}" for name in names)

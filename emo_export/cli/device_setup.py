@@ -29,7 +29,8 @@ def run_setup(onnxruntime: str | None, rootfs: Path | None, as_json: bool) -> No
     if as_json:
         paths = {name: str(getattr(made, name)) for name in ("qemu", "root", "python", "site")}
         content = {"folder": str(folder), "bytes": bytes_of(folder), **paths}
-        content |= {"libllama": str(made.libllama), "versions": dict(made.versions)}
+        versions = {name: str(version) for name, version in made.versions.items()}
+        content |= {"libllama": str(made.libllama), "versions": versions}
         click.echo(json.dumps(content, indent=2))
         return
     for name, version in made.versions.items():

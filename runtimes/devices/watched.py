@@ -111,7 +111,7 @@ def emulated_device(profile: Profile, emulation: Emulation) -> WatchedDevice:
         }
         return emulation.command(profile.cpu, environment, *arguments)
 
-    versions = emulation.versions
+    versions = {name: str(version) for name, version in emulation.versions.items()}
     facts = {
         **versions,
         "emulation": f"qemu-aarch64 -cpu {profile.cpu} ({profile.title})",

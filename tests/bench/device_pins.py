@@ -15,11 +15,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.emulated import debian as device_debian
-from emo_export.runtimes.devices.emulated import llama as device_llama
-from emo_export.runtimes.devices.emulated.fetch import Progress, sha256_of
-from emo_export.runtimes.devices.emulated.pins import FILE, Package
-from emo_export.runtimes.devices.emulated.wheels import PLATFORMS
+from emo_export.runtimes.devices.emulated.engines import PLATFORMS, npm_registry
+from emo_export.runtimes.devices.emulated.fetch import Progress
+from emo_export.runtimes.devices.emulated.pins import FILE, Pin
 
 SUITE = "trixie"
 ROOT = """libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libffi8 libexpat1 libssl3t64 libbz2-1.0
@@ -33,7 +33,7 @@ LLAMA = "@node-llama-cpp/linux-arm64"
 def debian() -> dict[str, Any]:
     """Ask the machine's mirror; apt checks the answer's signature."""
     wanted = [("qemu-user", host) for host in HOSTS] + [(name, "arm64") for name in ROOT]
-    asked = [Package(name, arch, "0", "", 0) for name, arch in wanted]
+    asked = [Pin(name, "0", "", 0, arch) for name, arch in wanted]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fetched = device_debian.fetch(asked, SUITE, folder, Progress(_tell))
@@ -41,11 +41,11 @@ def debian() -> dict[str, Any]:
         index = _index_bytes(release)
     entries = [
         {
-            "name": one.package.name,
-            "arch": one.package.arch,
-            "version": one.package.version,
-            "sha256": one.package.sha256,
-            "bytes": one.package.nbytes,
+            "name": one.pin.name,
+            "arch": one.pin.arch,
+            "version": one.pin.version,
+            "sha256": one.pin.digest,
+            "bytes": one.pin.nbytes,
         }
         for one in fetched
     ]
@@ -75,13 +75,13 @@ def wheels(python: str) -> list[dict[str, Any]]:
 def _wheel(path: Path) -> dict[str, Any]:
     name, version = path.name.split("-")[:2]
     nbytes = path.stat().st_size
-    return {"name": name, "version": version, "sha256": sha256_of(path), "bytes": nbytes}
+    return {"name": name, "version": version, "sha256": digest(path), "bytes": nbytes}
 
 
 def llama() -> dict[str, Any]:
     """The newest package of npm, with the digest that the registry publishes."""
     with tempfile.TemporaryDirectory() as name:
-        registry = device_llama._registry(Path(name))
+        registry = npm_registry(Path(name))
     with urllib.request.urlopen(f"{registry}/{LLAMA}/latest") as answer:
         found = json.load(answer)
     with urllib.request.urlopen(found["dist"]["tarball"]) as answer:

@@ -18,8 +18,10 @@ from subprocess import DEVNULL, PIPE, Popen
 from urllib.parse import unquote
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.runtimes.devices.emulated.fetch import Progress, run, sha256_of, watched
-from emo_export.runtimes.devices.emulated.pins import Package
+from emo_export.files.manifest import digest
+from emo_export.runtimes.devices.emulated.emulation import Version
+from emo_export.runtimes.devices.emulated.fetch import Progress, run, watched
+from emo_export.runtimes.devices.emulated.pins import Pin
 
 MIRROR = "EMO_EXPORT_DEBIAN_MIRROR"
 KEYRINGS = tuple(
@@ -58,15 +60,11 @@ Dir::Etc::preferencesparts "/dev/null";
 
 @dataclass(frozen=True)
 class Fetched:
-    """A .deb on disk; `note` says how it differs from its pin, empty when it does not."""
+    """A .deb on disk: `pin` is what it is, `version` says too whether that was asked for."""
 
     path: Path
-    package: Package
-    note: str
-
-    def described(self) -> str:
-        """Its version, with the note."""
-        return f"{self.package.version} ({self.note})" if self.note else self.package.version
+    pin: Pin
+    version: Version
 
 
 def refuse_without_apt() -> None:
@@ -81,9 +79,7 @@ def refuse_without_apt() -> None:
         )
 
 
-def fetch(
-    packages: Sequence[Package], suite: str, folder: Path, progress: Progress
-) -> list[Fetched]:
+def fetch(packages: Sequence[Pin], suite: str, folder: Path, progress: Progress) -> list[Fetched]:
     """Download packages into `folder` -> one Fetched for each, in order.
 
     Raises MissingDependencyError without apt or without a mirror to ask, EmoExportError when no
@@ -134,14 +130,14 @@ def mirrors(folder: Path) -> list[str]:
     return list(dict.fromkeys(unquote(uri) for uri in found))
 
 
-Offers = Mapping[tuple[str, str], Package]
+Offers = Mapping[tuple[str, str], Pin]
 
 
 def _ask(
     apt: list[str],
     state: Path,
     mirror: str,
-    packages: Sequence[Package],
+    packages: Sequence[Pin],
     suite: str,
 ) -> tuple[Offers, str]:
     """What a mirror has of the packages, or why it has not."""
@@ -161,17 +157,17 @@ def _ask(
     return offers, ""
 
 
-def _offers(printed: str) -> list[Package]:
+def _offers(printed: str) -> list[Pin]:
     """Lines of --print-uris: 'URI' NAME_VERSION_ARCH.deb BYTES SHA256:DIGEST."""
     pattern = r"^'[^']+' ([^_\s]+)_([^_\s]+)_([^_\s]+)\.deb (\d+) SHA256:([0-9a-f]{64})$"
     return [
-        Package(name, arch, unquote(version), digest, int(nbytes))
-        for name, version, arch, nbytes, digest in re.findall(pattern, printed, re.MULTILINE)
+        Pin(name, unquote(version), sha256, int(nbytes), arch)
+        for name, version, arch, nbytes, sha256 in re.findall(pattern, printed, re.MULTILINE)
     ]
 
 
 def _download(
-    apt: list[str], state: Path, offers: Offers, packages: Sequence[Package], progress: Progress
+    apt: list[str], state: Path, offers: Offers, packages: Sequence[Pin], progress: Progress
 ) -> list[Fetched]:
     progress.on_stage(f"fetching {len(packages)} Debian packages")
     archives = state / "archives"
@@ -183,28 +179,29 @@ def _download(
         raise EmoExportError(f"apt could not fetch Debian packages:\n{done.tail(4)}")
     found = [_checked(archives, pin, offer) for pin, offer in chosen]
     for fetched in found:
-        if fetched.note:
-            progress.on_stage(f"{fetched.package.name} {fetched.described()}")
+        if not fetched.version.pinned:
+            progress.on_stage(f"{fetched.pin.name} {fetched.version}")
     return found
 
 
-def _checked(archives: Path, pin: Package, offer: Package) -> Fetched:
+def _checked(archives: Path, pin: Pin, offer: Pin) -> Fetched:
     """A downloaded package held to the signed index, and that to the pin."""
-    if offer.version == pin.version and offer.sha256 != pin.sha256:
+    if offer.version == pin.version and offer.digest != pin.digest:
         raise EmoExportError(
-            f"{pin.name} {pin.version} of this mirror has the SHA-256 {offer.sha256}, pinned is "
-            f"{pin.sha256}; it is not used. Try another mirror with EMO_EXPORT_DEBIAN_MIRROR"
+            f"{pin.name} {pin.version} of this mirror has the SHA-256 {offer.digest}, pinned is "
+            f"{pin.digest}; it is not used. Try another mirror with EMO_EXPORT_DEBIAN_MIRROR"
         )
     escaped = offer.version.replace(":", "%3a")
     path = archives / f"{offer.name}_{escaped}_{offer.arch}.deb"
-    found = sha256_of(path) if path.is_file() else "nothing"
-    if found != offer.sha256:
+    found = digest(path) if path.is_file() else "nothing"
+    if found != offer.digest:
         raise EmoExportError(
-            f"{path.name}: fetched {found}, expected the SHA-256 {offer.sha256}; it is not used. "
+            f"{path.name}: fetched {found}, expected the SHA-256 {offer.digest}; it is not used. "
             "Try again, or another mirror"
         )
     pinned = offer.version == pin.version
-    return Fetched(path, offer, "" if pinned else f"not the pinned {pin.version}, signed by Debian")
+    note = "" if pinned else f"not the pinned {pin.version}, signed by Debian"
+    return Fetched(path, offer, Version(offer.version, pinned, note))
 
 
 def unpack_root(packages: Sequence[Fetched], root: Path, scratch: Path) -> None:

@@ -13,12 +13,24 @@ DROPPED_FAMILIES = ("QEMU_", "PYTHON")  # QEMU_GDB waits for a debugger, QEMU_LO
 
 
 @dataclass(frozen=True)
+class Version:
+    """What something is, whether that is what was pinned, and what else there is to say of it."""
+
+    text: str
+    pinned: bool = True
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.note})" if self.note else self.text
+
+
+@dataclass(frozen=True)
 class Emulation:
     """Real arm64 programs, and qemu which runs them on this machine.
 
     Fields: `root` holds `python` (an arm64 ELF file) and its libraries; `site` its packages (numpy,
     onnxruntime, tokenizers); `libllama` llama.cpp's library, beside which ggml's kernels for each
-    kind of CPU lie; `versions` what all that is, with "not the pinned …" where so.
+    kind of CPU lie; `versions` what all that is.
     """
 
     qemu: Path
@@ -26,7 +38,7 @@ class Emulation:
     python: Path
     site: Path
     libllama: Path
-    versions: Mapping[str, str]
+    versions: Mapping[str, Version]
 
     def command(self, cpu: str, environment: Mapping[str, str], *arguments: str) -> list[str]:
         """What runs the emulated Python on a `cpu` of qemu's with `arguments`.
@@ -42,13 +54,5 @@ class Emulation:
         found = {name for name in os.environ if name.startswith(DROPPED_FAMILIES)}
         dropped = [word for name in sorted({*DROPPED, *found}) for word in ("-u", name)]
         emulator = [str(self.qemu), "-cpu", cpu, "-L", str(self.root)]
-        return [
-            "/usr/bin/env",
-            *dropped,
-            *settings,
-            *emulator,
-            str(self.python),
-            "-s",
-            "-P",
-            *arguments,
-        ]
+        python = [str(self.python), "-s", "-P"]
+        return ["/usr/bin/env", *dropped, *settings, *emulator, *python, *arguments]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.devices.emulated.place import bytes_of
 
 LOOK_SECONDS = 0.25
 
@@ -84,16 +84,16 @@ def watched(
 def _watch(
     process: subprocess.Popen[bytes], growing: Path, on_bytes: Callable[[int], None]
 ) -> None:
-    before = seen = _size(growing)
+    before = seen = bytes_of(growing)
     while True:
         try:
             process.wait(LOOK_SECONDS)
         except subprocess.TimeoutExpired:
-            now = max(seen, _size(growing))
+            now = max(seen, bytes_of(growing))
             on_bytes(now - seen)
             seen = now
             continue
-        on_bytes(max(0, _size(growing) - max(seen, before)))
+        on_bytes(max(0, bytes_of(growing) - max(seen, before)))
         return
 
 
@@ -102,20 +102,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(parent) / name).lstat().st_size
-            except FileNotFoundError:
-                continue
-    return total
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

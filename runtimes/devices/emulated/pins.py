@@ -16,37 +16,27 @@ from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 
 FILE = Path(__file__).with_name("pins.json")
+FORMS = {
+    "name": r"@?[a-z0-9_.+/-]+",
+    "version": r"[0-9][0-9A-Za-z.+~:-]*",
+    "arch": r"\w+",
+    "sha256": r"[0-9a-f]{64}",
+    "integrity": r"sha512-[A-Za-z0-9+/]{86}==",
+}
 
 
 @dataclass(frozen=True)
-class Package:
-    """A Debian package: `version` as Debian writes it, `sha256` in hex, `nbytes` of the .deb."""
+class Pin:
+    """A file to fetch: a Debian package (which has an `arch`), a wheel or a package of npm.
 
-    name: str
-    arch: str
-    version: str
-    sha256: str
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel for arm64 Linux, of one version of Python."""
+    `digest` is a SHA-256 in hex; of npm's the `integrity`: sha512-, then base64.
+    """
 
     name: str
     version: str
-    sha256: str
+    digest: str
     nbytes: int
-
-
-@dataclass(frozen=True)
-class Tarball:
-    """A package of npm; `integrity` is npm's: sha512-, then base64."""
-
-    name: str
-    version: str
-    integrity: str
-    nbytes: int
+    arch: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,10 +45,10 @@ class Pins:
 
     suite: str
     index_bytes: int
-    qemu: Mapping[str, Package]
-    root: tuple[Package, ...]
-    wheels: Mapping[str, tuple[Wheel, ...]]
-    llama: Tarball
+    qemu: Mapping[str, Pin]
+    root: tuple[Pin, ...]
+    wheels: Mapping[str, tuple[Pin, ...]]
+    llama: Pin
 
     @property
     def python(self) -> str:
@@ -74,52 +64,28 @@ def read_pins(path: Path = FILE) -> Pins:
     """Read and check the file. Raises EmoExportError naming what is missing or not well-formed."""
     content = read_json(path)
     try:
-        debian = content["debian"]
-        pins = Pins(
+        debian, wheels = content["debian"], content["wheels"]
+        return Pins(
             str(debian["suite"]),
             int(debian["index_bytes"]),
-            {arch: _package(entry) for arch, entry in debian["qemu"].items()},
-            tuple(_package(entry) for entry in debian["root"]),
-            {
-                python: tuple(_wheel(entry) for entry in entries)
-                for python, entries in content["wheels"].items()
-            },
-            _tarball(content["llama"]),
+            {arch: _pin(entry, "sha256", "arch") for arch, entry in debian["qemu"].items()},
+            tuple(_pin(entry, "sha256", "arch") for entry in debian["root"]),
+            {python: tuple(_pin(e, "sha256") for e in some) for python, some in wheels.items()},
+            _pin(content["llama"], "integrity"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EmoExportError(f"{path}: not a pins file ({error!r}); install it again") from error
-    return pins
 
 
-def digest_of(pinned: Iterable[Package | Wheel | Tarball]) -> str:
+def digest_of(pins: Iterable[Pin]) -> str:
     """Twelve hex digits that change with any of these pins; they name folders of the cache."""
-    facts = "\n".join(sorted(repr(astuple(entry)) for entry in pinned))
+    facts = "\n".join(sorted(repr(astuple(pin)) for pin in pins))
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
-def _package(entry: Mapping[str, Any]) -> Package:
-    digest = _matching(r"[0-9a-f]{64}", entry["sha256"])
-    name, arch = _matching(r"[a-z0-9.+-]+", entry["name"]), _matching(r"\w+", entry["arch"])
-    return Package(name, arch, _version(entry), digest, int(entry["bytes"]))
-
-
-def _wheel(entry: Mapping[str, Any]) -> Wheel:
-    digest = _matching(r"[0-9a-f]{64}", entry["sha256"])
-    name = _matching(r"[a-z0-9_-]+", entry["name"])
-    return Wheel(name, _version(entry), digest, int(entry["bytes"]))
-
-
-def _tarball(entry: Mapping[str, Any]) -> Tarball:
-    digest = _matching(r"sha512-[A-Za-z0-9+/]{86}==", entry["integrity"])
-    name = _matching(r"@?[a-z0-9./-]+", entry["name"])
-    return Tarball(name, _version(entry), digest, int(entry["bytes"]))
-
-
-def _version(entry: Mapping[str, Any]) -> str:
-    return _matching(r"[0-9][0-9A-Za-z.+~:-]*", entry["version"])
-
-
-def _matching(pattern: str, value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(pattern, value):
-        raise ValueError(f"{value!r} is not of the form {pattern}")
-    return value
+def _pin(entry: Mapping[str, Any], digest: str, *more: str) -> Pin:
+    for key in ("name", "version", digest, *more):
+        if not isinstance(entry[key], str) or not re.fullmatch(FORMS[key], entry[key]):
+            raise ValueError(f"{entry[key]!r} is not of the form {FORMS[key]}")
+    name, version, arch = entry["name"], entry["version"], entry["arch"] if more else ""
+    return Pin(name, version, entry[digest], int(entry["bytes"]), arch)

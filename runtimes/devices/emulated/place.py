@@ -12,11 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from emo_export.base.disk import writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.devices.emulated.emulation import Version
 
 SETTING = "EMO_EXPORT_DEVICES"
 MARK = ".emo-export-devices"  # the lock; a folder that has it is ours
@@ -98,12 +100,10 @@ def _wait_for(mark: int, folder: Path, on_stage: Callable[[str], None]) -> None:
 
 
 def _same_file(mark: int, path: Path) -> bool:
-    held = os.fstat(mark)
     try:
-        found = path.stat()
+        return os.path.samestat(os.fstat(mark), path.stat())
     except FileNotFoundError:
         return False
-    return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
 
 
 @contextmanager
@@ -135,16 +135,17 @@ def scratch(part: Path) -> Path:
     return folder
 
 
-def write_versions(part: Path, versions: Mapping[str, str]) -> None:
+def write_versions(part: Path, versions: Mapping[str, Version]) -> None:
     """Record what a part holds; this is written last and makes it whole."""
-    (part / VERSIONS).write_text(json.dumps(dict(versions), indent=2) + "\n", "utf-8")
+    content = {name: asdict(version) for name, version in versions.items()}
+    (part / VERSIONS).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def versions_of(part: Path) -> dict[str, str] | None:
+def versions_of(part: Path) -> dict[str, Version] | None:
     """What a part holds, or None where there is none that is whole."""
     if not (part / VERSIONS).is_file():
         return None
-    return {key: str(value) for key, value in read_json(part / VERSIONS).items()}
+    return {name: Version(**said) for name, said in read_json(part / VERSIONS).items()}
 
 
 def bytes_of(folder: Path) -> int:
@@ -171,9 +172,11 @@ def remove_all(folder: Path, on_stage: Callable[[str], None]) -> int:
     with locked(folder, on_stage):
         nbytes = bytes_of(folder)
         for entry in folder.iterdir():
-            if entry.name != MARK:
-                shutil.rmtree(
-                    entry
-                ) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            if entry.name == MARK:  # the lock goes last
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         shutil.rmtree(folder)
     return nbytes

@@ -6,8 +6,8 @@ import re
 import shutil
 import struct
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 
@@ -23,26 +23,17 @@ AARCH64, X86_64 = 183, 62  # e_machine of ELF
 MACHINES = {3: "i386", 40: "32-bit ARM", X86_64: "x86-64", AARCH64: "arm64", 243: "RISC-V"}
 
 
-@dataclass(frozen=True)
-class RootPython:
-    """The Python of a root: its file, and its version such as "3.13"."""
+class Program(NamedTuple):
+    """A Python of a root with its version, such as "3.13", or a qemu-aarch64, such as 10.0.13."""
 
     path: Path
     version: str
 
 
-@dataclass(frozen=True)
-class Qemu:
-    """A qemu-aarch64 and its version, such as 10.0.13."""
-
-    path: Path
-    version: str
-
-
-def qemu_on_path() -> Qemu | None:
+def qemu_on_path() -> Program | None:
     """The one that PATH has, new or old. Raises EmoExportError when it tells no version."""
     found = next(filter(None, map(shutil.which, QEMU_NAMES)), None)
-    return Qemu(Path(found), qemu_version(Path(found))) if found else None
+    return Program(Path(found), qemu_version(Path(found))) if found else None
 
 
 def qemu_version(path: Path) -> str:
@@ -61,18 +52,18 @@ def qemu_version(path: Path) -> str:
     return match[1]
 
 
-def new_enough(qemu: Qemu) -> bool:
+def new_enough(qemu: Program) -> bool:
     """Whether it runs numpy and ONNX Runtime."""
     return int(qemu.version.partition(".")[0]) >= QEMU_OLDEST
 
 
-def refuse_qemu(qemu: Qemu | None) -> MissingDependencyError:
+def refuse_qemu(qemu: Program | None) -> MissingDependencyError:
     """The error for a qemu that is missing or too old."""
     found = f"{qemu.path} is version {qemu.version}" if qemu else "PATH has no qemu-aarch64"
     return MissingDependencyError(f"{found}; {QEMU_REMEDY}")
 
 
-def python_of(root: Path) -> RootPython:
+def python_of(root: Path) -> Program:
     """The newest python3 of a root, by its name.
 
     Raises EmoExportError when there is none, or it is not an arm64 program.
@@ -97,7 +88,7 @@ def python_of(root: Path) -> RootPython:
         raise EmoExportError(f"{root}: its newest Python is 3.{newest}; 3.11 or newer is needed")
     program = inside(root, found[newest])
     refuse_other_machines(program)
-    return RootPython(program, f"3.{newest}")
+    return Program(program, f"3.{newest}")
 
 
 def _minor(path: Path) -> int | None:

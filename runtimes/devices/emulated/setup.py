@@ -1,32 +1,40 @@
 """Sets up what `--device pi4` and its like run on: qemu, an arm64 root, arm64 engines.
 
-The parts lie in a cache folder (`device_place`), each under a name that changes with its pins, so
-that nothing is ever changed in place: a part that is there is whole. `ready-….json` is written when
-all parts were seen to work together; with it, a later call runs nothing and asks no network.
+The parts lie in a cache folder (`place`), each under a name that changes with its pins, so that
+nothing is ever changed in place: a part that is there is whole. `setup-….json` is written when all
+parts were seen to work together; with it, a later call runs nothing and asks no network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from emo_export.base.disk import check_space, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.runtimes.devices.emulated import llama as device_llama
-from emo_export.runtimes.devices.emulated import parts as device_parts
-from emo_export.runtimes.devices.emulated.emulation import Emulation
+from emo_export.runtimes.devices.emulated import debian, engines
+from emo_export.runtimes.devices.emulated.emulation import Emulation, Version
 from emo_export.runtimes.devices.emulated.fetch import Progress, run
-from emo_export.runtimes.devices.emulated.parts import Parts
-from emo_export.runtimes.devices.emulated.pins import Pins, read_pins
-from emo_export.runtimes.devices.emulated.place import locked, place, unfinished, versions_of
+from emo_export.runtimes.devices.emulated.pins import Pin, Pins, digest_of, read_pins
+from emo_export.runtimes.devices.emulated.place import (
+    locked,
+    making,
+    place,
+    scratch,
+    unfinished,
+    versions_of,
+    write_versions,
+)
 from emo_export.runtimes.devices.emulated.root import (
-    Qemu,
+    Program,
     new_enough,
     python_of,
     qemu_on_path,
@@ -34,8 +42,10 @@ from emo_export.runtimes.devices.emulated.root import (
     refuse_qemu,
 )
 
-READY = "ready-"
+READY = "setup-"
 PATHS = ("qemu", "root", "python", "site", "libllama")
+HOSTS = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+QEMU, ROOT = "qemu-aarch64", "root"  # in the parts of qemu and root
 UNPACKED = 4  # the parts take less than so many times what is fetched for them
 TRIAL_CPU = "cortex-a76"  # old ONNX Runtimes, which may be asked for, crash on a Pi 4
 TRIAL = """
@@ -50,6 +60,39 @@ print(json.dumps({
     "tokenizers": tokenizers.__version__,
 }))
 """
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a setup consists of. `made`: part (qemu, root, site, llama) -> what it is made of.
+
+    `rootfs` and `qemu` are given instead of made. `python` is the version of the root's Python,
+    such as "3.13", `onnxruntime` a version instead of the pinned one.
+    """
+
+    pins: Pins
+    made: Mapping[str, Sequence[Pin]]
+    python: str
+    rootfs: Path | None = None
+    qemu: Program | None = None
+    onnxruntime: str | None = None
+
+    def folder(self, part: str) -> str:
+        """The name of its folder in the cache."""
+        name = f"{part}-{digest_of(self.made[part])}"
+        if part == "site":
+            other = f"-onnxruntime-{self.onnxruntime}" if self.onnxruntime else ""
+            name = f"{part}-{self.python}-{digest_of(self.made[part])}{other}"
+        return name
+
+    @property
+    def ready(self) -> str:
+        """The name of the file that tells of them; it changes with everything they depend on."""
+        facts = sorted(map(self.folder, self.made))
+        programs = [python_of(self.rootfs).path] if self.rootfs else []
+        programs += [self.qemu.path] if self.qemu else []
+        facts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in programs]
+        return f"{READY}{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
 
 
 def emulation(
@@ -70,11 +113,9 @@ def emulation(
 
 def set_up(onnxruntime: str | None, rootfs: Path | None, progress: Progress) -> Emulation:
     """As `emulation`, telling bytes too."""
-    refuse_other_systems()
-    rootfs = rootfs.resolve() if rootfs else None
-    parts, qemu = _parts(read_pins(), onnxruntime, rootfs)
+    parts = _parts(onnxruntime, rootfs.resolve() if rootfs else None)
     folder = place()
-    ready = folder / _ready_name(parts, qemu, rootfs)
+    ready = folder / parts.ready
     found = ready_emulation(ready)
     if found is not None:
         return found
@@ -82,41 +123,60 @@ def set_up(onnxruntime: str | None, rootfs: Path | None, progress: Progress) -> 
         found = ready_emulation(ready)  # another process may have been faster
         if found is None:
             _fetch(parts, folder, progress)
-            found = _assembled(parts, qemu, rootfs, folder)
-            versions = _versions(parts, qemu, rootfs, folder, _trial(found, folder, progress))
-            found = replace(found, versions=versions)
+            found = _assembled(parts, folder)
+            told = _trial(found, folder, progress)
+            found = replace(found, versions=_versions(parts, folder, told))
             _record(found, ready)
         return found
 
 
-def refuse_other_systems() -> None:
-    """Raise MissingDependencyError where qemu can't run Linux programs."""
+def existing() -> Emulation | None:
+    """What the pinned setup runs on when it is there; nothing is done for it."""
+    return ready_emulation(place() / _parts(None, None).ready)
+
+
+def _parts(onnxruntime: str | None, rootfs: Path | None) -> Parts:
+    """What is needed.
+
+    Raises MissingDependencyError for a system or machine without qemu, EmoExportError for a root
+    that will not do, a Python without pinned wheels, or what is no version.
+    """
     if sys.platform != "linux":
         raise MissingDependencyError(
             f"qemu runs Linux programs on Linux alone, and this is {sys.platform}; use a Linux "
             "machine or container, or a real device with --device ssh://host"
         )
-
-
-def existing() -> Emulation | None:
-    """What the pinned setup runs on when it is there; nothing is done for it."""
-    refuse_other_systems()
-    parts, qemu = _parts(read_pins(), None, None)
-    return ready_emulation(place() / _ready_name(parts, qemu, None))
-
-
-def _parts(pins: Pins, onnxruntime: str | None, rootfs: Path | None) -> tuple[Parts, Qemu | None]:
-    """What is needed, and the qemu of PATH if that is used: with a root that was given."""
+    pins = read_pins()
     python = python_of(rootfs).version if rootfs else pins.python
     qemu = _qemu_of_path() if rootfs else None
-    device_parts.refuse_versions(pins, python, onnxruntime)
-    pinned = {wheel.name: wheel.version for wheel in pins.wheels[python]}
-    other = None if onnxruntime == pinned["onnxruntime"] else onnxruntime
-    own = None if qemu else device_parts.host_qemu(pins)
-    return Parts(pins, own, None if rootfs else pins.root, python, other), qemu
+    if python not in pins.wheels:
+        raise EmoExportError(
+            f"the root's Python is {python}; arm64 wheels are pinned for {', '.join(pins.wheels)}. "
+            "Give another root with --rootfs"
+        )
+    if onnxruntime is not None and not re.fullmatch(r"\d+(\.\d+)+[a-z0-9.]*", onnxruntime):
+        raise EmoExportError(f"--onnxruntime {onnxruntime}: not a version; expected as in 1.21.0")
+    wheels = pins.wheels[python]
+    if onnxruntime in [wheel.version for wheel in wheels if wheel.name == "onnxruntime"]:
+        onnxruntime = None
+    if onnxruntime:
+        wheels = tuple(wheel for wheel in wheels if wheel.name != "onnxruntime")
+    made: dict[str, Sequence[Pin]] = {"site": wheels, "llama": [pins.llama]}
+    if qemu is None:
+        arch = HOSTS.get(platform.machine(), "")
+        if arch not in pins.qemu:
+            raise MissingDependencyError(
+                f"qemu is pinned for {' and '.join(pins.qemu)}, and this machine is "
+                f"{platform.machine()}; give a root with --rootfs, and put qemu-aarch64 10 or "
+                "newer on PATH"
+            )
+        made["qemu"] = [pins.qemu[arch]]
+    if rootfs is None:
+        made["root"] = pins.root
+    return Parts(pins, made, python, rootfs, qemu, onnxruntime)
 
 
-def _qemu_of_path() -> Qemu | None:
+def _qemu_of_path() -> Program | None:
     """The one of PATH, or None where the pinned one can be fetched instead.
 
     Raises MissingDependencyError, which names the version found, where there is no other.
@@ -129,35 +189,29 @@ def _qemu_of_path() -> Qemu | None:
     return None
 
 
-def _ready_name(parts: Parts, qemu: Qemu | None, rootfs: Path | None) -> str:
-    """A name that changes with everything that the setup depends on."""
-    facts = [*sorted(parts.names.values())]
-    if rootfs is not None:
-        programs = [python_of(rootfs).path, *([qemu.path] if qemu else [])]
-        facts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in programs]
-    return f"{READY}{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
-
-
 def ready_emulation(ready: Path) -> Emulation | None:
     """What a ready file tells, or None without one or when a part has gone since."""
     if not ready.is_file():
         return None
     try:
         content = read_json(ready)
-    except EmoExportError:
-        content = {}
-    versions = content.get("versions")
-    paths = [content.get(name) for name in PATHS]
-    if not isinstance(versions, dict) or not all(isinstance(path, str) for path in paths):
-        raise EmoExportError(f"{ready} is damaged; remove it and run `emo-export device setup`")
-    qemu, root, python, site, libllama = (Path(content[name]) for name in PATHS)
-    if not all(path.exists() for path in (qemu, root, python, site, libllama)):
+        paths = {name: Path(content[name]) for name in PATHS}
+        versions = {name: Version(**said) for name, said in content["versions"].items()}
+    except (EmoExportError, KeyError, TypeError, AttributeError) as error:
+        raise EmoExportError(
+            f"{ready} is damaged; remove it and run `emo-export device setup`"
+        ) from error
+    if not all(path.exists() for path in paths.values()):
         return None
-    return Emulation(qemu, root, python, site, libllama, versions)
+    return Emulation(**paths, versions=versions)
 
 
 def _fetch(parts: Parts, folder: Path, progress: Progress) -> None:
-    missing = device_parts.missing_parts(parts, folder)
+    missing = {
+        part: sum(pin.nbytes for pin in parts.made[part])
+        for part in ("qemu", "root", "site", "llama")
+        if part in parts.made and versions_of(folder / parts.folder(part)) is None
+    }
     if not missing:
         return
     total = sum(missing.values())
@@ -170,17 +224,50 @@ def _fetch(parts: Parts, folder: Path, progress: Progress) -> None:
     check_space(folder, UNPACKED * total)
     progress.on_total(total)
     with writing(folder):
-        device_parts.make_parts(parts, tuple(missing), folder, progress)
+        make_parts(parts, tuple(missing), folder, progress)
     progress.on_total(0)
 
 
-def _assembled(parts: Parts, qemu: Qemu | None, rootfs: Path | None, folder: Path) -> Emulation:
+def make_parts(parts: Parts, missing: Sequence[str], folder: Path, progress: Progress) -> None:
+    """Make the parts named. The folder's lock must be held."""
+    if "site" in missing:  # asked now, not after a minute of downloads
+        engines.installer(parts.python)
+    from_debian = {part: parts.made[part] for part in ("qemu", "root") if part in missing}
+    with unfinished(folder) as work:
+        fetched = []
+        if from_debian:  # by one reading of its index
+            pins = [pin for some in from_debian.values() for pin in some]
+            fetched = debian.fetch(pins, parts.pins.suite, work, progress)
+        if "qemu" in missing:
+            qemu = fetched.pop(0)
+            with making(folder, parts.folder("qemu")) as part:
+                debian.unpack_qemu(qemu, part / QEMU)
+                write_versions(part, {qemu.pin.name: qemu.version})
+        if "root" in missing:
+            with making(folder, parts.folder("root")) as part:
+                debian.unpack_root(fetched, part / ROOT, scratch(part))
+                write_versions(part, {one.pin.name: one.version for one in fetched})
+    if "site" in missing:
+        with making(folder, parts.folder("site")) as part:
+            other = [f"onnxruntime=={parts.onnxruntime}"] if parts.onnxruntime else []
+            wheels, python = parts.made["site"], parts.python
+            engines.install_wheels(wheels, other, python, part, scratch(part), progress)
+            found = engines.installed(part)
+            write_versions(part, {name: Version(text) for name, text in found.items()})
+    if "llama" in missing:
+        (pin,) = parts.made["llama"]
+        with making(folder, parts.folder("llama")) as part:
+            version = engines.unpack_llama(engines.fetch_llama(pin, scratch(part), progress), part)
+            note = f"npm {pin.name} {pin.version}"
+            write_versions(part, {"llama.cpp": Version(version, note=note)})
+
+
+def _assembled(parts: Parts, folder: Path) -> Emulation:
     """The paths of all parts, without versions."""
-    names = parts.names
-    program = qemu.path if qemu else folder / names["qemu"] / device_parts.QEMU
-    root = rootfs or folder / names["root"] / device_parts.ROOT
-    libllama = device_llama.library(folder / names["llama"])
-    return Emulation(program, root, python_of(root).path, folder / names["site"], libllama, {})
+    qemu = parts.qemu.path if parts.qemu else folder / parts.folder("qemu") / QEMU
+    root = parts.rootfs or folder / parts.folder("root") / ROOT
+    library = engines.libllama(folder / parts.folder("llama"))
+    return Emulation(qemu, root, python_of(root).path, folder / parts.folder("site"), library, {})
 
 
 def _trial(made: Emulation, folder: Path, progress: Progress) -> dict[str, str]:
@@ -197,36 +284,35 @@ def _trial(made: Emulation, folder: Path, progress: Progress) -> dict[str, str]:
     return {key: str(value) for key, value in json.loads(done.out.splitlines()[-1]).items()}
 
 
-def _versions(
-    parts: Parts, qemu: Qemu | None, rootfs: Path | None, folder: Path, told: Mapping[str, str]
-) -> dict[str, str]:
-    """Name -> version, saying of each that is not the pinned one that it is not."""
-    noted = {part: versions_of(folder / name) or {} for part, name in parts.names.items()}
-    versions = dict(told) | noted["llama"]
-    if qemu:
+def _versions(parts: Parts, folder: Path, told: Mapping[str, str]) -> dict[str, Version]:
+    """What all of it is, and of each whether it is the pinned one."""
+    noted = {part: versions_of(folder / parts.folder(part)) or {} for part in parts.made}
+    versions = {name: Version(text) for name, text in told.items()} | noted["llama"]
+    if parts.qemu:
         pinned = " and ".join(sorted({one.version for one in parts.pins.qemu.values()}))
-        versions["qemu"] = f"{qemu.version} ({qemu.path}, not the pinned Debian {pinned})"
+        note = f"{parts.qemu.path}, not the pinned Debian {pinned}"
+        versions["qemu"] = Version(parts.qemu.version, False, note)
     else:
-        (debian,) = noted["qemu"].values()
-        versions["qemu"] = (
-            f"{qemu_version(folder / parts.names['qemu'] / device_parts.QEMU)} (Debian {debian})"
-        )
-    if rootfs:
-        versions["root"] = f"{rootfs} (given, not the pinned Debian {parts.pins.suite})"
+        (package,) = noted["qemu"].values()
+        version = qemu_version(folder / parts.folder("qemu") / QEMU)
+        versions["qemu"] = Version(version, package.pinned, f"Debian {package}")
+    suite = f"Debian {parts.pins.suite}"
+    if parts.rootfs:
+        versions["root"] = Version(str(parts.rootfs), False, f"given, not the pinned {suite}")
     else:
-        versions["root"] = f"Debian {parts.pins.suite}"
-        versions |= {name: text for name, text in noted["root"].items() if "not the pinned" in text}
+        versions["root"] = Version(suite)
+        versions |= {name: one for name, one in noted["root"].items() if not one.pinned}
     if parts.onnxruntime:
         (pin,) = (w for w in parts.pins.wheels[parts.python] if w.name == "onnxruntime")
-        versions["onnxruntime"] += (
-            f" (asked for, not the pinned {pin.version}; checked by the index's digest)"
-        )
+        note = f"asked for, not the pinned {pin.version}; checked by the index's digest"
+        versions["onnxruntime"] = Version(told["onnxruntime"], False, note)
     return versions
 
 
 def _record(made: Emulation, ready: Path) -> None:
     content = {name: str(getattr(made, name)) for name in PATHS}
-    text = json.dumps(content | {"versions": dict(made.versions)}, indent=2) + "\n"
+    versions = {name: asdict(version) for name, version in made.versions.items()}
+    text = json.dumps(content | {"versions": versions}, indent=2) + "\n"
     with writing(ready), unfinished(ready.parent) as work:
         (work / ready.name).write_text(text, "utf-8")
         (work / ready.name).rename(ready)

@@ -88,9 +88,9 @@ def test_versions_and_list() -> None:
     versions = emulated().versions
     pins = read_pins()
     wheels = {wheel.name: wheel.version for wheel in pins.wheels[pins.python]}
-    assert {name: versions[name].split(" (")[0] for name in wheels} == wheels
-    assert versions["python"].startswith(f"{pins.python}.")
-    assert versions["qemu"].startswith("10.") and versions["libc"].startswith("glibc 2.")
+    assert {name: versions[name].text for name in wheels} == wheels
+    assert versions["python"].text.startswith(f"{pins.python}.")
+    assert versions["qemu"].text.startswith("10.") and versions["libc"].text.startswith("glibc 2.")
     found = listing()
     assert found.ready and found.folder == DEVICES and found.nbytes > 1e8
     assert any(setup["site"] == str(emulated().site) for setup in found.setups)
@@ -127,7 +127,7 @@ def test_three_at_once_from_nothing(tmp_path: Path) -> None:
     assert sum("another process is at work" in text for text in said) == 2
     assert sum("MB to fetch" in text for text in said) == 1
     kinds = sorted(path.name.partition("-")[0] for path in folder.iterdir() if path.name != MARK)
-    assert kinds == ["llama", "qemu", "ready", "root", "site"]
+    assert kinds == ["llama", "qemu", "root", "setup", "site"]
 
 
 @pytest.mark.parametrize("seconds", [1, 6])
@@ -145,12 +145,12 @@ def test_an_interrupted_setup_leaves_whole_parts_alone(tmp_path: Path, seconds: 
 def test_a_package_newer_than_its_pin_is_taken_and_told(tmp_path: Path) -> None:
     """What a point release of Debian does to the pins, with the real mirror."""
     pin = next(package for package in read_pins().root if package.name == "libbz2-1.0")
-    older = replace(pin, version="0.1", sha256="0" * 64)
+    older = replace(pin, version="0.1", digest="0" * 64)
     told: list[str] = []
     (fetched,) = device_debian.fetch([older], "trixie", tmp_path, Progress(told.append))
-    assert fetched.note == "not the pinned 0.1, signed by Debian"
-    assert told[-1] == f"libbz2-1.0 {fetched.package.version} ({fetched.note})"
-    forged = replace(fetched.package, sha256="0" * 64)
+    assert fetched.version.note == "not the pinned 0.1, signed by Debian"
+    assert not fetched.version.pinned and told[-1] == f"libbz2-1.0 {fetched.version}"
+    forged = replace(fetched.pin, digest="0" * 64)
     (tmp_path / "again").mkdir()
     with pytest.raises(device_debian.EmoExportError, match="pinned is 0000"):
         device_debian.fetch([forged], "trixie", tmp_path / "again", Progress(told.append))
@@ -161,13 +161,14 @@ def test_a_root_and_a_qemu_that_are_given(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", str(ours.qemu.parent))
     given = emulation(rootfs=ours.root, on_stage=lambda text: None)
     assert (given.python, given.site) == (ours.python, ours.site)
-    assert f"({ours.qemu}, not the pinned Debian 1:10" in given.versions["qemu"]
-    assert "given, not the pinned" in given.versions["root"]
+    assert given.versions["qemu"].note.startswith(f"{ours.qemu}, not the pinned Debian 1:10")
+    assert not given.versions["qemu"].pinned and not given.versions["root"].pinned
 
 
 def test_an_onnxruntime_of_old_ends_on_a_pi4_alone() -> None:
     made = emulated("1.21.0")
-    assert made.versions["onnxruntime"].startswith("1.21.0 (asked for, not the pinned 1.")
+    version = made.versions["onnxruntime"]
+    assert not version.pinned and str(version).startswith("1.21.0 (asked for, not the pinned 1.")
     ended = [
         subprocess.run(
             made.command(cpu, {}, "-c", "import onnxruntime; print(onnxruntime.__version__)"),

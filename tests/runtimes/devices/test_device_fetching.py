@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from emo_export.errors import EmoExportError
-from emo_export.runtimes.devices.emulated import debian as device_debian
-from emo_export.runtimes.devices.emulated import llama as device_llama
-from emo_export.runtimes.devices.emulated import parts as device_parts
-from emo_export.runtimes.devices.emulated import wheels as device_wheels
+from emo_export.files.manifest import digest
+from emo_export.runtimes.devices.emulated import debian, engines
 from emo_export.runtimes.devices.emulated.debian import Fetched
-from emo_export.runtimes.devices.emulated.fetch import Progress, sha256_of
-from emo_export.runtimes.devices.emulated.pins import Package, Tarball, Wheel, read_pins
+from emo_export.runtimes.devices.emulated.emulation import Version
+from emo_export.runtimes.devices.emulated.fetch import Progress
+from emo_export.runtimes.devices.emulated.pins import Pin, read_pins
 from emo_export.runtimes.devices.emulated.place import MARK, locked
+from emo_export.runtimes.devices.emulated.setup import Parts, make_parts
 
 QUIET = Progress(lambda text: None)
 pytestmark = pytest.mark.usefixtures("devices")
@@ -33,20 +33,20 @@ pytestmark = pytest.mark.usefixtures("devices")
 def test_a_package_is_held_to_its_pin_and_to_the_index(tmp_path: Path) -> None:
     deb = tmp_path / "libx_1%3a2.0_arm64.deb"
     deb.write_bytes(b"content")
-    digest = sha256_of(deb)
-    pin = Package("libx", "arm64", "1:2.0", digest, 7)
-    assert device_debian._checked(tmp_path, pin, pin) == Fetched(deb, pin, "")
-    other = replace(pin, sha256="0" * 64)
+    sha256 = digest(deb)
+    pin = Pin("libx", "1:2.0", sha256, 7, "arm64")
+    assert debian._checked(tmp_path, pin, pin) == Fetched(deb, pin, Version("1:2.0"))
+    other = replace(pin, digest="0" * 64)
     with pytest.raises(EmoExportError, match="pinned is 0000"):
-        device_debian._checked(tmp_path, other, pin)
-    with pytest.raises(EmoExportError, match=f"fetched {digest}, expected the SHA-256 0000"):
-        device_debian._checked(tmp_path, other, other)
-    older = replace(pin, version="1:1.9", sha256="1" * 64)
-    newer = device_debian._checked(tmp_path, older, pin)
-    assert newer.described() == "1:2.0 (not the pinned 1:1.9, signed by Debian)"
+        debian._checked(tmp_path, other, pin)
+    with pytest.raises(EmoExportError, match=f"fetched {sha256}, expected the SHA-256 0000"):
+        debian._checked(tmp_path, other, other)
+    older = replace(pin, version="1:1.9", digest="1" * 64)
+    newer = debian._checked(tmp_path, older, pin)
+    assert newer.version == Version("1:2.0", False, "not the pinned 1:1.9, signed by Debian")
     gone = replace(pin, version="1:3.0")
     with pytest.raises(EmoExportError, match="fetched nothing"):
-        device_debian._checked(tmp_path, gone, gone)
+        debian._checked(tmp_path, gone, gone)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server.server_close()
 
 
-def tarball(registry: Path, names: list[str]) -> Tarball:
+def tarball(registry: Path, names: list[str]) -> Pin:
     """A package of npm with these files, published."""
     file = registry / "@x" / "llama" / "-" / "llama-1.0.tgz"
     file.parent.mkdir(parents=True)
@@ -84,7 +84,7 @@ def tarball(registry: Path, names: list[str]) -> Tarball:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     integrity = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-    return Tarball("@x/llama", "1.0", f"sha512-{integrity}", file.stat().st_size)
+    return Pin("@x/llama", "1.0", f"sha512-{integrity}", file.stat().st_size)
 
 
 LLAMA_FILES = [
@@ -100,40 +100,40 @@ def test_the_libraries_of_an_npm_package(registry: Path, tmp_path: Path) -> None
     (tmp_path / "scratch").mkdir()
     (tmp_path / "part").mkdir()
     progress = Progress(lambda text: None, on_bytes=seen.append)
-    file = device_llama.fetch(pin, tmp_path / "scratch", progress)
+    file = engines.fetch_llama(pin, tmp_path / "scratch", progress)
     assert sum(seen) == pin.nbytes
-    assert device_llama.unpack(file, tmp_path / "part") == "b1"
+    assert engines.unpack_llama(file, tmp_path / "part") == "b1"
     names = {path.name for path in (tmp_path / "part").iterdir()}
     assert names == {
         *("_nlcBuildMetadata.json", "libllama.v0.5.0.so", "libggml-base.so"),
         *("libggml-cpu-armv8.2_1.so", "libggml-cpu-evil.so"),
     }
-    assert device_llama.library(tmp_path / "part").name == "libllama.v0.5.0.so"
+    assert engines.libllama(tmp_path / "part").name == "libllama.v0.5.0.so"
 
 
 def test_an_npm_package_that_was_changed_leaves_nothing(registry: Path, devices: Path) -> None:
-    pin = replace(tarball(registry, LLAMA_FILES), integrity="sha512-" + "A" * 86 + "==")
+    pin = replace(tarball(registry, LLAMA_FILES), digest="sha512-" + "A" * 86 + "==")
     pins = replace(read_pins(), llama=pin)
-    parts = device_parts.Parts(pins, None, None, "3.13", None)
+    parts = Parts(pins, {"llama": [pin]}, "3.13")
     with (
         pytest.raises(EmoExportError, match=r"has the digest sha512-.*; not used"),
         locked(devices, QUIET.on_stage),
     ):
-        device_parts.make_parts(parts, ["llama"], devices, QUIET)
+        make_parts(parts, ["llama"], devices, QUIET)
     assert [path.name for path in devices.iterdir()] == [MARK]
 
 
 def test_an_npm_package_of_another_layout(registry: Path, tmp_path: Path) -> None:
     pin = tarball(registry, [*LLAMA_FILES, "package/libllama.so"])
     (tmp_path / "part").mkdir()
-    file = device_llama.fetch(pin, tmp_path, QUIET)
+    file = engines.fetch_llama(pin, tmp_path, QUIET)
     with pytest.raises(EmoExportError, match=r"2 files of the name libllama\.so"):
-        device_llama.unpack(file, tmp_path / "part")
+        engines.unpack_llama(file, tmp_path / "part")
     with pytest.raises(EmoExportError, match="can't be unpacked"):
-        device_llama.unpack(Path(__file__), tmp_path / "part")
+        engines.unpack_llama(Path(__file__), tmp_path / "part")
     gone = replace(pin, version="9.9")
     with pytest.raises(EmoExportError, match=r"9\.9\.tgz could not be fetched .*not found"):
-        device_llama.fetch(gone, tmp_path, QUIET)
+        engines.fetch_llama(gone, tmp_path, QUIET)
 
 
 def arm64_wheel(folder: Path) -> Path:
@@ -159,13 +159,15 @@ def test_wheels_are_held_to_their_digests(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     monkeypatch.setenv("PIP_USER", "1")
-    pin = Wheel("emotiny", "1.0", sha256_of(path), path.stat().st_size)
+    pin = Pin("emotiny", "1.0", digest(path), path.stat().st_size)
     for name in ("good", "bad"):
-        (tmp_path / name / "site").mkdir(parents=True)
-    device_wheels.install([pin], "3.13", tmp_path / "good" / "site", QUIET)
-    assert device_wheels.installed(tmp_path / "good" / "site") == {"emotiny": "1.0"}
-    site = tmp_path / "bad" / "site"
+        (tmp_path / name).mkdir()
+    options = ("3.13", tmp_path / "good", tmp_path, QUIET)
+    engines.install_wheels([pin], [], *options)
+    assert engines.installed(tmp_path / "good") == {"emotiny": "1.0"}
+    site = tmp_path / "bad"
     with pytest.raises(EmoExportError, match="could not be installed") as refused:
-        device_wheels.install([replace(pin, sha256="0" * 64)], "3.13", site, QUIET)
-    assert pin.sha256 in str(refused.value)  # pip tells both digests
+        wrong = replace(pin, digest="0" * 64)
+        engines.install_wheels([wrong], [], "3.13", site, tmp_path, QUIET)
+    assert pin.digest in str(refused.value)  # pip tells both digests
     assert list(site.iterdir()) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from emo_export.runtimes.devices.emulated.emulation import Version
 from emo_export.runtimes.devices.emulated.fetch import Progress
 from emo_export.runtimes.devices.emulated.place import (
     MARK,
@@ -40,8 +41,8 @@ def test_clean(emo: Emo, devices: Path) -> None:
     assert "nothing is set up" in emo("device", "clean").out
     with locked(devices, QUIET.on_stage), making(devices, "part") as part:
         (part / "file").write_bytes(bytes(200_000))
-        write_versions(part, {"x": "1"})
-    assert versions_of(devices / "part") == {"x": "1"}
+        write_versions(part, {"x": Version("1")})
+    assert versions_of(devices / "part") == {"x": Version("1")}
     done = emo("device", "clean")
     assert done.code == 0 and f"removed {devices}: 0.2 MB" in done.out
     assert not devices.exists()

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from emo_export.bench.device_list import device_check
 from emo_export.bench.doctor import requirements
 from emo_export.errors import EmoExportError
-from emo_export.runtimes.devices.emulated.fetch import sha256_of
+from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.emulated.pins import FILE, digest_of, read_pins
 from emo_export.runtimes.devices.emulated.place import MARK
 from emo_export.runtimes.devices.emulated.root import inside, python_of
@@ -62,7 +62,7 @@ def test_damaged_pins_are_refused(tmp_path: Path, wrong: str) -> None:
 
 def test_names_of_parts_change_with_their_pins() -> None:
     first, *others = read_pins().root
-    changed = replace(first, sha256="0" * 64)
+    changed = replace(first, digest="0" * 64)
     assert digest_of([first, *others]) == digest_of([*others, first])
     assert digest_of([first, *others]) != digest_of([changed, *others])
 
@@ -123,7 +123,7 @@ def test_an_unsigned_mirror_is_refused(emo: Emo, tmp_path: Path, devices: Path) 
     index = suite / "main" / "binary-arm64" / "Packages"
     index.parent.mkdir(parents=True)
     index.write_text("Package: libc6\nArchitecture: arm64\nVersion: 9\nFilename: x.deb\n")
-    line = f" {sha256_of(index)} {index.stat().st_size} main/binary-arm64/Packages\n"
+    line = f" {digest(index)} {index.stat().st_size} main/binary-arm64/Packages\n"
     (suite / "Release").write_text(f"Suite: trixie\nSHA256:\n{line}")
     done = emo("device", "setup")
     assert done.code == 2 and "is not signed" in done.err
@@ -239,7 +239,7 @@ def test_the_light_part_stays_light() -> None:
     "content", ["", '{"qemu": "/a', '{"qemu": 1, "versions": 2}', "[]", '{"versions": {}}']
 )
 def test_a_damaged_record_says_what_to_do(tmp_path: Path, content: str) -> None:
-    ready = tmp_path / "ready-1.json"
+    ready = tmp_path / "setup-1.json"
     ready.write_text(content)
     with pytest.raises(EmoExportError, match="is damaged; remove it and run"):
         ready_emulation(ready)

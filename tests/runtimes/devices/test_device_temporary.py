@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emo_export.errors import EmoExportError
-from emo_export.runtimes.devices.emulated.emulation import Emulation
+from emo_export.runtimes.devices.emulated.emulation import Emulation, Version
 from emo_export.runtimes.devices.profiles import PROFILES
 from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device
 
@@ -16,7 +16,7 @@ from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device
 def emulated(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> WatchedDevice:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     nowhere = Path("/nowhere")
-    versions = {"onnxruntime": "1", "llama.cpp": "1"}
+    versions = {name: Version("1") for name in ("onnxruntime", "llama.cpp")}
     made = Emulation(nowhere, nowhere, nowhere, nowhere, nowhere, versions)
     return emulated_device(PROFILES["pi4"], made)
 
