@@ -56,11 +56,11 @@ KERNELS = {  # ggml's kernels, and what only they and better ones have
 def test_the_engines_load_and_see_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = emulated()  # which may have to set it up, before the environment is spoilt
     for other in ("PYTHONHOME", "PYTHONPLATLIBDIR", "LD_LIBRARY_PATH"):
         monkeypatch.setenv(other, "/wrong")
     monkeypatch.setenv("QEMU_GDB", "0")  # qemu would wait for a debugger
     (tmp_path / "numpy.py").write_text("raise SystemExit('the folder was searched')")
-    made = emulated()
     extra = {"PYTHONPATH": "/nowhere", "WITH_COMMA": "a,b=c"}
     command = made.command(PROFILES[name].cpu, extra, "-c", SEEN, str(made.libllama))
     done = subprocess.run(
