@@ -23,6 +23,9 @@ _PARTS: Mapping[Role, Part] = {
     Role.DENSE_GATE: Part.DENSE,
     Role.DENSE_UP: Part.DENSE,
     Role.DENSE_DOWN: Part.DENSE,
+    Role.GATE: Part.EXPERT,
+    Role.UP: Part.EXPERT,
+    Role.DOWN: Part.EXPERT_DOWN,
 }
 
 
@@ -30,11 +33,9 @@ def part_of(slot: Slot, config: EmoConfig) -> Part:
     """The part of the model that a slot belongs to; an expert that every token uses is shared."""
     if slot.role in VECTORS:
         return Part.VECTOR
-    if slot.role in _PARTS:
-        return _PARTS[slot.role]
-    if slot.expert in config.layers[slot.layer].forced:
+    if slot.expert >= 0 and slot.expert in config.layers[slot.layer].forced:
         return Part.SHARED_EXPERT
-    return Part.EXPERT_DOWN if slot.role == Role.DOWN else Part.EXPERT
+    return _PARTS[slot.role]
 
 
 @dataclass(frozen=True)
