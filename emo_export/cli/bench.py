@@ -20,6 +20,7 @@ from emo_export.bench.bandwidth import buffer_bytes
 from emo_export.bench.bandwidth import measure as measure_bandwidth
 from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit_together, measure
 from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
+from emo_export.bench.view import render
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.onnx_header import read_onnx
@@ -33,7 +34,6 @@ from emo_export.files.read_per_token import (
     onnx_per_token,
 )
 from emo_export.model.config import EmoConfig
-from emo_export.report.bench import render
 from emo_export.runtimes.opening import SMALL_MODEL, missing_engine
 
 CHILD = "emo_export.cli.bench_child"

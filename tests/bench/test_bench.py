@@ -24,10 +24,10 @@ from emo_export.bench.bandwidth import (
     read_passes,
 )
 from emo_export.bench.bench import Report, Result, Run, Settings, Subject, figures, fit_together
+from emo_export.bench.view import render
 from emo_export.cli.bench import CHILD
 from emo_export.errors import EmoExportError
 from emo_export.files.read_per_token import PerToken
-from emo_export.report.bench import render
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO
 

@@ -1,0 +1,22 @@
+"""Imports between folders go one way."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.rooms import LEVEL, edges, imported, modules, room_of, upward
+
+
+def test_imports_go_down() -> None:
+    assert len(edges()) > 40
+    assert upward() == []
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room_of(name) for name in modules()} - {""} == set(LEVEL)
+
+
+def test_an_import_in_a_function_counts() -> None:
+    code = "def f():\n    from emo_export.cli import main\n"
+    code += "if TYPE_CHECKING:\n    import emo_export.model\n"
+    assert list(imported(ast.parse(code))) == [("emo_export.cli", "main")]
