@@ -15,8 +15,8 @@ import yaml
 
 from emo_export.cli.main import cli
 from tests.kit.junit_schema import check_junit
-from tests.kit.packages import NANO, package
-from tests.kit.paths import ROOT
+from tests.kit.packages import package
+from tests.kit.paths import NANO, ROOT
 
 WORKFLOW: dict[str, Any] = yaml.safe_load(
     (ROOT / "examples" / "ci" / "github-actions.yml").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Writing files: enough space beforehand, and a sentence that names the file when it fails."""
+"""Where files are written: the cache, enough space, and an error that names the file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
+
+
+def cache_folder(name: str, remedy: str) -> Path:
+    """`emo-export/NAME` in $XDG_CACHE_HOME or ~/.cache, which need not exist.
+
+    Raises EmoExportError with the remedy where this user has no home folder.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        base = given if given.is_absolute() else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise EmoExportError(f"no home folder is known; {remedy}") from error
+    return base / "emo-export" / name
 
 
 @contextmanager

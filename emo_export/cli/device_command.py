@@ -1,12 +1,20 @@
-"""The command group `device`, as `cli` registers it; its work is in cli_device_setup."""
+"""The command group `device`: what emulated devices run on, and what is kept on others."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from emo_export.cli.output import stdout
+from emo_export.errors import EmoExportError
+
+if TYPE_CHECKING:
+    from emo_export.runtimes.devices.emulated.fetch import Progress
 
 
 @click.group()
@@ -35,9 +43,47 @@ def setup(onnxruntime: str | None, rootfs: Path | None, as_json: bool) -> None:
     Example:
         emo-export device setup
     """
-    from emo_export.cli.device_setup import run_setup
+    from emo_export.runtimes.devices.emulated.place import bytes_of, place
+    from emo_export.runtimes.devices.emulated.setup import set_up
+    from emo_export.runtimes.devices.profiles import PROFILES
 
-    run_setup(onnxruntime, rootfs, as_json)
+    with _told() as progress:
+        made = set_up(onnxruntime, rootfs, progress)
+    folder = place()
+    versions = {name: str(version) for name, version in made.versions.items()}
+    if as_json:
+        names = ("qemu", "root", "python", "site", "libllama")
+        paths = {name: str(getattr(made, name)) for name in names}
+        content = {"folder": str(folder), "bytes": bytes_of(folder), **paths}
+        click.echo(json.dumps(content | {"versions": versions}, indent=2))
+        return
+    for name, version in versions.items():
+        click.echo(f"{name}: {version}")
+    click.echo(f"ready in {folder} ({bytes_of(folder) / 1e6:.0f} MB): {', '.join(PROFILES)}")
+
+
+@contextmanager
+def _told() -> Iterator[Progress]:
+    """A bar on stderr where that is a terminal, plain lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    from emo_export.runtimes.devices.emulated.fetch import Progress
+
+    console = Console(stderr=True)
+    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def on_stage(text: str) -> None:
+            bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield Progress(
+            on_stage,
+            lambda total: bar.update(task, total=total, visible=total > 0),
+            lambda nbytes: bar.advance(task, nbytes),
+        )
 
 
 @device.command("list")
@@ -49,9 +95,29 @@ def list_(as_json: bool) -> None:
     Example:
         emo-export device list
     """
-    from emo_export.cli.device_setup import run_list
+    from rich.table import Table
 
-    run_list(as_json, stdout())
+    from emo_export.bench.device_list import SETUP, listing
+    from emo_export.runtimes.devices.profiles import GIB, PROFILES
+
+    out = stdout()
+    found = listing()
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    table = Table("profile", "device", "qemu -cpu", "memory (GB)", "what it exercises")
+    for profile in PROFILES.values():
+        memory = ", ".join(str(size // GIB) for size in profile.memory)
+        table.add_row(profile.name, profile.title, profile.cpu, memory, profile.exercises)
+    out.print(table)
+    remedy = "" if found.ready else f"; {SETUP} fetches about 150 MB"
+    out.print(f"{'set up: ' if found.ready else ''}{found.reason}{remedy}", markup=False)
+    out.print(f"folder: {found.folder} ({found.nbytes / 1e6:.0f} MB)", markup=False)
+    for setup in found.setups:
+        kind = "pinned" if setup["pinned"] else "not as pinned"
+        out.print(f"\n{setup['site']} in {setup['root']} ({kind})", markup=False)
+        for name, version in setup["versions"].items():
+            out.print(f"  {name}: {version}", markup=False)
 
 
 @device.command()
@@ -67,9 +133,38 @@ def clean(device: str | None) -> None:
         emo-export device clean
         emo-export device clean ssh://me@raspberrypi.local
     """
-    from emo_export.cli.device_setup import run_clean, run_clean_on
-
     if device is None:
-        run_clean()
+        _clean_here()
+        return
+    from emo_export.runtimes.devices.options import ADB, SSH, kind_of
+
+    kind = kind_of(device)
+    if kind == SSH:
+        from emo_export.runtimes.devices.ssh.remote import clean_remote
+
+        removed, nbytes = clean_remote(device)
+    elif kind == ADB:
+        from emo_export.runtimes.devices.adb.android import clean_adb
+
+        removed, nbytes = clean_adb(device)
     else:
-        run_clean_on(device)
+        raise EmoExportError(
+            f"device clean {device}: nothing is kept for it alone; leave the name out to remove "
+            "what all emulated devices run on"
+        )
+    for path in removed:
+        click.echo(f"removed {path}")
+    click.echo(
+        f"{device}: {nbytes / 1e6:.1f} MB removed" if removed else f"{device}: nothing to remove"
+    )
+
+
+def _clean_here() -> None:
+    from emo_export.runtimes.devices.emulated.place import place, remove_all
+
+    folder = place()
+    nbytes = remove_all(folder, lambda text: click.echo(text, err=True))
+    if nbytes:
+        click.echo(f"removed {folder}: {nbytes / 1e6:.1f} MB")
+    else:
+        click.echo(f"{folder}: nothing is set up")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from emo_export.base.disk import writing
+from emo_export.base.disk import cache_folder, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
@@ -37,14 +37,8 @@ While it is made, one group of them lies on the disk twice."""
 
 
 def default_cache() -> Path:
-    """`emo-export/prepacked` in $XDG_CACHE_HOME or ~/.cache; EmoExportError without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():
-        return Path(base) / "emo-export" / "prepacked"
-    try:
-        return Path.home() / ".cache" / "emo-export" / "prepacked"
-    except RuntimeError as error:
-        raise EmoExportError("no home folder is known; name a folder with --cache-dir") from error
+    """Where copies are kept. Raises EmoExportError where this user has no home folder."""
+    return cache_folder("prepacked", "name a folder with --cache-dir")
 
 
 def prepacked_copy(

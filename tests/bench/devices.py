@@ -16,7 +16,8 @@ from emo_export.report.text import facts, markdown
 from emo_export.runtimes.devices.options import DeviceOptions
 from emo_export.runtimes.devices.profiles import PROFILES
 from emo_export.validating import validate_there
-from tests.kit.packages import DEVICE_TARGETS, NANO, package
+from tests.kit.packages import DEVICE_TARGETS, package
+from tests.kit.paths import NANO
 
 
 def main() -> None:

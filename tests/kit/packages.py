@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tests.kit.exporting import workspace
 
-NANO = Path(__file__).parent.parent / "examples" / "emo-nano"
 SMALL_TARGETS = ("gguf:f32", "onnx:f32")
 DEVICE_TARGETS = ("gguf:q4_0", "gguf:q8_0", "onnx:int4", "onnx:int8")
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from emo_export.base.disk import writing
+from emo_export.base.disk import cache_folder, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.emulated.emulation import Version
@@ -33,14 +33,8 @@ def place() -> Path:
     Raises EmoExportError where this user has no home folder, or the path can't be used.
     """
     given = os.environ.get(SETTING)
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        if not given:
-            raise EmoExportError(
-                f"no home folder is known here; set {SETTING} to a folder"
-            ) from error
-    folder = (Path(given) if given else cache / "emo-export" / "devices").absolute()
+    folder = Path(given) if given else cache_folder("devices", f"set {SETTING} to a folder")
+    folder = folder.absolute()
     unfit = next((mark for mark in UNFIT if mark in str(folder)), None)
     if unfit:
         raise EmoExportError(

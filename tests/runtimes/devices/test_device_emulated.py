@@ -24,7 +24,8 @@ from emo_export.runtimes.devices.emulated.setup import emulation
 from emo_export.runtimes.devices.profiles import PROFILES
 from tests.kit.command import Emo
 from tests.kit.emulated import DEVICES, emulated
-from tests.kit.packages import DEVICE_TARGETS, NANO, package
+from tests.kit.packages import DEVICE_TARGETS, package
+from tests.kit.paths import NANO
 
 pytestmark = pytest.mark.device
 

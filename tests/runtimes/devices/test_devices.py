@@ -15,7 +15,8 @@ import pytest
 from emo_export.runtimes.ort.path import BLOCKS, FLOAT, TOKENS
 from tests.kit.command import Emo
 from tests.kit.emulated import emulated
-from tests.kit.packages import DEVICE_TARGETS, NANO, package
+from tests.kit.packages import DEVICE_TARGETS, package
+from tests.kit.paths import NANO
 
 pytestmark = pytest.mark.device
 
