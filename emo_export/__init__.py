@@ -1,3 +1,119 @@
-"""emo-export: EMO mixture-of-experts checkpoints to GGUF and ONNX, with proof of parity."""
+"""emo-export: EMO mixture-of-experts checkpoints to GGUF and ONNX, with proof of parity.
 
+From a checkpoint to text:
+
+    import emo_export
+
+    emo_export.export("examples/emo-nano", "out", ["gguf:q4_0", "onnx:int4"])
+    assert all(result.passed for result in emo_export.validate("out"))
+    with emo_export.load("out", "gguf:q4_0") as model:
+        print("".join(model.text("def main(", max_tokens=32)))
+
+Importing this package loads nothing heavy; each function imports what it needs. Errors that a user
+can mend are `emo_export.errors.EmoExportError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emo_export.exporting import Exported
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.parity.result import Result
+    from emo_export.runtimes.loading import Model
+
+__all__ = ["__version__", "export", "load", "open_checkpoint", "validate"]
 __version__ = "0.1.0"
+
+
+def open_checkpoint(source: str | PathLike[str]) -> Checkpoint:
+    """Open a checkpoint without reading its weights: a local folder or a Hugging Face id.
+
+    Example: `open_checkpoint("examples/emo-nano").config.num_hidden_layers`. Raises EmoExportError
+    for what is missing, left over or of another shape than its config.json says.
+    """
+    from emo_export.model.checkpoint import Checkpoint
+    from emo_export.model.hub import locate
+
+    return Checkpoint.open(locate(str(source)))
+
+
+def export(
+    source: str | PathLike[str] | Checkpoint,
+    out: str | PathLike[str],
+    targets: Sequence[str],
+    *,
+    heldout: Sequence[str | PathLike[str]] = (),
+    calibration: Sequence[str | PathLike[str]] = (),
+    golden: bool = True,
+    validate: bool = True,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a checkpoint to every target, in one pass over its weights, and judge the result.
+
+    `targets` are as `gguf:q4_k_m` or `onnx:int4@if`; `heldout` and `calibration` are text files,
+    or folders of them. Without `golden` there is no reference to judge by, now or later. A target
+    outside its limits raises nothing: see `results` of what is returned. Example:
+    `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises EmoExportError, and leaves
+    nothing behind, when the export can't be made.
+    """
+    from pathlib import Path
+
+    from emo_export.cli.export import ExportOptions, export_package
+
+    options = ExportOptions(
+        heldout=tuple(map(Path, heldout)),
+        calibration=tuple(map(Path, calibration)),
+        golden=golden,
+        validate=validate,
+        overwrite=overwrite,
+    )
+    checkpoint = open_checkpoint(source) if isinstance(source, str | PathLike) else source
+    return export_package(checkpoint, Path(out), targets, options)
+
+
+def validate(
+    path: str | PathLike[str],
+    targets: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+) -> list[Result]:
+    """Compare what the engines compute with the reference that lies beside the models.
+
+    `path` is a folder that export made, or a model in one; `targets` chooses from a folder.
+    `device` is a name that `--device` takes: `pi4`, `ssh://pi@host`, `adb`, `here` (a process of
+    its own); None judges in this process. Every target gets its result, whatever became of the
+    others. Example: `[r.target for r in validate("out") if not r.passed]`. Raises EmoExportError
+    when nothing can be judged.
+    """
+    from pathlib import Path
+
+    from emo_export.runtimes.devices.options import DeviceOptions
+    from emo_export.validating import validate_here, validate_there
+
+    if device is None:
+        return validate_here(Path(path), targets, threads)
+    options = DeviceOptions((device,), threads=threads)
+    options.check()
+    return validate_there(Path(path), targets, options)
+
+
+def load(
+    path: str | PathLike[str], target: str | None = None, *, threads: int | None = None
+) -> Model:
+    """Open an exported model to run it, on token ids or on text.
+
+    `path` is a .gguf file, an ONNX folder or a folder that export made, of which `target` is taken
+    (by default the first whose engine is installed). Example:
+    `with load("out") as model: print("".join(model.text("The")))`. Raises EmoExportError when it
+    can't be read, MissingDependencyError without its engine.
+    """
+    from pathlib import Path
+
+    from emo_export.runtimes.loading import load as opened
+
+    return opened(Path(path), target, threads)

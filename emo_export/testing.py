@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emo_export import validate
 from emo_export.errors import ParityError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.package import chosen_targets
@@ -61,7 +62,8 @@ class Parity:
         }
         fresh = [spec for spec, key in keys.items() if key not in self._known]
         if fresh:
-            judged = _judged(path, fresh, threads, device)
+            only = fresh if (path / MANIFEST).is_file() else ()
+            judged = validate(path, only, device=device, threads=threads)
             self._known |= {keys[result.target]: result for result in judged}
         results = [self._known[key] for key in keys.values()]
         from emo_export.report.sentences import check
@@ -71,20 +73,6 @@ class Parity:
         except ParityError as error:
             raise AssertionError(str(error)) from None
         return results
-
-
-def _judged(
-    path: Path, specs: Sequence[str], threads: int | None, device: str | None
-) -> list[Result]:
-    from emo_export.runtimes.devices.options import DeviceOptions
-    from emo_export.validating import validate_here, validate_there
-
-    only = specs if (path / MANIFEST).is_file() else ()
-    if device is None:
-        return validate_here(path, only, threads)
-    options = DeviceOptions((device,), threads=threads)
-    options.check()
-    return validate_there(path, only, options)
 
 
 def _state(folder: Path, target: str) -> tuple[object, ...]:

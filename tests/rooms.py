@@ -31,7 +31,7 @@ ORDER = (
     {"report", "inspect", "bench"},
     {"card_running"},
     {"card"},
-    {"export"},
+    {"exporting"},
     {"validating"},
     {"testing"},
     {"pytest_plugin"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from emo_export.report.text import show
 from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
+    from emo_export.exporting import Exported, Steps
+    from emo_export.model.checkpoint import Checkpoint
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.reference.calibrate import Calibration
 
@@ -63,11 +65,46 @@ def run_export(
 ) -> None:
     """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
     need(CONVERT, "convert", "export")
-    from emo_export.export import export
+    _check(options)
+    checkpoint = open_checkpoint(source)
+    if not (checkpoint.path / "tokenizer.json").is_file():
+        say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
+    used: list[ImportanceMatrix] = []
+    with progress_steps() as steps:
+        made = export_package(checkpoint, output, specs, options, steps, used.append)
+    for matrix in used:
+        warn_unseen(matrix)
+    total = sum(entry.bytes for entry in made.manifest.files)
+    say(f"{output}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
+    if options.validate and options.golden:
+        if options.as_json:
+            click.echo(json.dumps(as_json(made.results), indent=2))
+        else:
+            show(made.results, out)
+        check(made.results)
+    elif options.as_json:
+        click.echo(json.dumps({"passed": None, "targets": []}))
 
-    if options.heldout and not options.golden:
-        raise EmoExportError("--heldout is of no use with --no-golden, which computes no reference")
-    product = Product.whole(open_checkpoint(source))
+
+def export_package(
+    checkpoint: Checkpoint,
+    output: Path,
+    specs: Sequence[str],
+    options: ExportOptions,
+    steps: Steps | None = None,
+    on_matrix: Callable[[ImportanceMatrix], None] = lambda matrix: None,
+) -> Exported:
+    """Export a checkpoint as the options say, and tell `steps` what goes on.
+
+    `on_matrix` gets the importance matrix that was used, once it is filled. Raises EmoExportError
+    when it can't be made; a target that is out of tolerance is told in the results.
+    """
+    need(CONVERT, "convert", "export")
+    from emo_export.exporting import QUIET, export
+
+    _check(options)
+    steps = steps or QUIET
+    product = Product.whole(checkpoint)
     importance = _importance(options, product)
     matrix = None if importance is None else matrix_of(importance)
     make = target_maker(specs, product, options.targets, matrix)
@@ -76,8 +113,6 @@ def run_export(
     validates = options.validate and options.golden
     if validates:
         _need_engines(specs)
-    if not (product.path / "tokenizer.json").is_file():
-        say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
     probes = None
     if options.golden:
         from emo_export.reference.probes import choose_probes
@@ -85,31 +120,25 @@ def run_export(
         heldout = heldout_files(options.heldout, product.path)
         context = options.targets.context
         probes = choose_probes(product, heldout, options.heldout_tokens, context)
-    with progress_steps() as steps:
-        judge = partial(validate_new, on_stage=steps.on_stage)
-        result = export(
-            product,
-            output,
-            make,
-            probes,
-            steps,
-            validate=judge if validates else None,
-            measure=measure_of(importance, product, options.targets.arch),
-            device=options.device,
-            overwrite=options.overwrite,
-        )
+    made = export(
+        product,
+        output,
+        make,
+        probes,
+        steps,
+        validate=partial(validate_new, on_stage=steps.on_stage) if validates else None,
+        measure=measure_of(importance, product, options.targets.arch),
+        device=options.device,
+        overwrite=options.overwrite,
+    )
     if matrix is not None:
-        warn_unseen(matrix)
-    total = sum(entry.bytes for entry in result.manifest.files)
-    say(f"{output}: {len(result.manifest.files)} files, {total / 1e6:.1f} MB")
-    if validates:
-        if options.as_json:
-            click.echo(json.dumps(as_json(result.results), indent=2))
-        else:
-            show(result.results, out)
-        check(result.results)
-    elif options.as_json:
-        click.echo(json.dumps({"passed": None, "targets": []}))
+        on_matrix(matrix)
+    return made
+
+
+def _check(options: ExportOptions) -> None:
+    if options.heldout and not options.golden:
+        raise EmoExportError("--heldout is of no use with --no-golden, which computes no reference")
 
 
 def _importance(options: ExportOptions, product: Product) -> Calibration | ImportanceMatrix | None:

@@ -11,7 +11,7 @@ import click
 from emo_export.errors import EmoExportError
 
 if TYPE_CHECKING:
-    from emo_export.export import Measure
+    from emo_export.exporting import Measure
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.reference.calibrate import Calibration
@@ -61,7 +61,7 @@ def measure_of(
         return None
     from emo_export.converters.gguf.graph import choose_arch
     from emo_export.converters.gguf.imatrix import write_imatrix
-    from emo_export.export import Measure
+    from emo_export.exporting import Measure
     from emo_export.model.importance import IMATRIX, ImportanceMatrix
 
     graph = choose_arch(product.config, arch)

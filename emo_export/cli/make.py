@@ -17,7 +17,7 @@ from emo_export.model.recipes import BLOCKS, Part
 
 if TYPE_CHECKING:
     from emo_export.converters.gguf.tokenizer import GgufTokenizer
-    from emo_export.export import Rows, Target
+    from emo_export.exporting import Rows, Target
     from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
@@ -193,7 +193,7 @@ def _gguf_target(
     importance: ImportanceMatrix | None,
 ) -> Target:
     from emo_export.converters.gguf.writer import GgufWriter
-    from emo_export.export import Target
+    from emo_export.exporting import Target
 
     place = f"model-{scheme.type_name.upper()}.gguf"
     writer = GgufWriter(
@@ -219,7 +219,7 @@ def _onnx_target(
     options: TargetOptions,
 ) -> Target:
     from emo_export.converters.onnx.writer import OnnxWriter
-    from emo_export.export import Target
+    from emo_export.exporting import Target
 
     place = f"onnx-{scheme.type_name.replace('@', '-')}"
     writer = OnnxWriter(

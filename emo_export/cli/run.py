@@ -13,8 +13,6 @@ from rich.console import Console
 
 from emo_export.cli.targets import OnnxSettings, open_with
 from emo_export.errors import EmoExportError
-from emo_export.files.package import chosen_targets
-from emo_export.runtimes.opening import missing_engine, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,12 @@ def run_text(
     settings: OnnxSettings,
 ) -> None:
     """Stream text to stdout as it comes."""
-    from emo_export.runtimes.generate import generate
+    from emo_export.runtimes.loading import Model, first_that_runs
 
-    artifact = _first_that_runs(path, target)
-    runtime = open_with(artifact, threads, settings)
-    try:
-        tokenizer = tokenizer_of(artifact, runtime)
-        for piece in generate(
-            runtime,
-            tokenizer,
-            tokenizer.encode(prompt),
+    path = first_that_runs(path, target)
+    with Model(path, open_with(path, threads, settings)) as model:
+        for piece in model.text(
+            prompt,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -55,8 +49,6 @@ def run_text(
             sys.stdout.flush()
         sys.stdout.write("\n")
         sys.stdout.flush()
-    finally:
-        runtime.close()
 
 
 def prompt_text(prompt: str) -> str:
@@ -71,14 +63,6 @@ def prompt_text(prompt: str) -> str:
     except UnicodeError as error:
         raise EmoExportError(f"the prompt is not UTF-8 ({error})") from error
     return prompt
-
-
-def _first_that_runs(path: Path, target: str | None) -> Path:
-    """The target asked for, else the first whose engine is installed, else the first."""
-    folder, targets = chosen_targets(path, [target] if target else [])
-    ready = [spec for spec in targets if not missing_engine(spec)]
-    spec = (ready or list(targets))[0]
-    return folder / str(targets[spec]["path"])
 
 
 def run_inspect(path: str, as_json: bool, out: Console) -> None:

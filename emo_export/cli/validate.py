@@ -124,7 +124,7 @@ def _fresh_golden(
 ) -> Golden:
     """The reference computed now, on the token ids of the stored golden where there is one."""
     need(CONVERT, "convert", "--reference")
-    from emo_export.export import make_golden
+    from emo_export.exporting import make_golden
     from emo_export.reference.probes import Probes, choose_probes
 
     product = Product.whole(open_checkpoint(source))

@@ -15,7 +15,7 @@ from emo_export.errors import EmoExportError
 from emo_export.runtimes.opening import SMALL_MODEL
 
 if TYPE_CHECKING:
-    from emo_export.export import Steps, Target
+    from emo_export.exporting import Steps, Target
     from emo_export.model.checkpoint import Checkpoint
 
 CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
@@ -51,7 +51,7 @@ def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:
 @contextmanager
 def progress_steps() -> Iterator[Steps]:
     """A progress bar on stderr where that is a terminal, plain lines elsewhere."""
-    from emo_export.export import Steps
+    from emo_export.exporting import Steps
 
     console = Console(stderr=True)
     columns = (

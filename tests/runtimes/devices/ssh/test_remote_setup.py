@@ -111,7 +111,7 @@ def test_setup_makes_an_environment_once(server: SshServer, golden: Path) -> Non
             place = device.place(folder, targets)
             done = device.run([place, "gguf:f32"])
             assert done.code == 0, done.stderr
-            assert json.loads(done.stdout)["report"]["passed"]
+            assert json.loads(done.stdout)["result"]["passed"]
             version = device.facts()["xllamacpp"]
         finally:
             device.close()

@@ -67,6 +67,9 @@ class Steps:
     on_stage: Callable[[str], None]
 
 
+QUIET = Steps(lambda targets, nbytes: None, lambda count: None, lambda text: None)
+
+
 @dataclass(frozen=True)
 class Exported:
     """What `export` made: the manifest and the parity of each target (empty: not validated)."""

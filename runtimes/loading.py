@@ -1,0 +1,84 @@
+"""An exported model that is open and ready to run: token ids to logits, a text to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from emo_export.files.package import chosen_targets
+from emo_export.interfaces import F32, Runtime
+from emo_export.runtimes.generate import generate
+from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
+
+
+class Model:
+    """A model in its engine, with its tokenizer. Close it, or use it in a `with`."""
+
+    def __init__(self, path: Path, runtime: Runtime) -> None:
+        """`path` is the .gguf file or ONNX folder that `runtime` has open."""
+        self.path, self.runtime = path, runtime
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Token ids (T,), from an empty context -> logits (T, V) float32.
+
+        Raises EmoExportError for more ids than the context has positions.
+        """
+        self.runtime.reset()
+        return self.runtime.forward(np.array(ids, np.int64))
+
+    def text(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The text that follows a prompt, in pieces as they come; `temperature` 0 is greedy.
+
+        It ends at the end-of-text token, after `max_tokens`, or where the context is full. Raises
+        EmoExportError for a model without tokenizer and for arguments out of range.
+        """
+        tokenizer = tokenizer_of(self.path, self.runtime)
+        return generate(
+            self.runtime,
+            tokenizer,
+            tokenizer.encode(prompt),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def close(self) -> None:
+        """Free the model."""
+        self.runtime.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load(path: Path, target: str | None = None, threads: int | None = None) -> Model:
+    """Open a model: see emo_export.load."""
+    place = first_that_runs(path, target)
+    return Model(place, open_runtime(place, threads))
+
+
+def first_that_runs(path: Path, target: str | None = None) -> Path:
+    """The target asked for, else the first whose engine is installed, else the first."""
+    folder, targets = chosen_targets(path, [target] if target else [])
+    ready = [spec for spec in targets if not missing_engine(spec)]
+    spec = (ready or list(targets))[0]
+    return folder / str(targets[spec]["path"])
