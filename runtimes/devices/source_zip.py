@@ -62,6 +62,8 @@ def _closure(modules: Iterable[str]) -> Iterator[tuple[str, Path]]:
         yield name, path
         if "." in name:
             waiting.append(name.rpartition(".")[0])
+        if name == PACKAGE:  # its functions are the whole tool's, and import the rest of it
+            continue
         tree = ast.parse(path.read_text("utf-8"))
         waiting += [found for found in _imports(tree) if _file_of(found) is not None]
 
