@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from emo_export.runtimes.devices.emulated.emulation import Version
+from emo_export.errors import EmoExportError
+from emo_export.runtimes.devices.emulated.emulation import Emulation, Version
 from emo_export.runtimes.devices.emulated.fetch import Progress
 from emo_export.runtimes.devices.emulated.place import (
     MARK,
@@ -21,7 +22,10 @@ from emo_export.runtimes.devices.emulated.place import (
     versions_of,
     write_versions,
 )
+from emo_export.runtimes.devices.profiles import PROFILES
+from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device
 from tests.kit.command import Emo
+from tests.kit.processes import wait_for
 
 QUIET = Progress(lambda text: None)
 pytestmark = pytest.mark.usefixtures("devices")
@@ -97,9 +101,7 @@ def test_an_interrupt_ends_what_is_fetching(
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "emo_export.cli.main", "device", "setup"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()))
         process.send_signal(number)
         assert process.wait(10) == 130
     with pytest.raises(ProcessLookupError):
@@ -114,3 +116,36 @@ def test_paths_that_programs_would_take_apart(
     monkeypatch.setenv("EMO_EXPORT_DEVICES", str(tmp_path / f"a{mark}b"))
     done = emo("device", "setup")
     assert done.code == 2 and f"a{mark}b: a {mark} in a path" in done.err
+
+
+# --- temporary folders that emulated devices can't use ---
+
+
+def emulated(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> WatchedDevice:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    nowhere = Path("/nowhere")
+    versions = {name: Version("1") for name in ("onnxruntime", "llama.cpp")}
+    made = Emulation(nowhere, nowhere, nowhere, nowhere, nowhere, versions)
+    return emulated_device(PROFILES["pi4"], made)
+
+
+def test_a_temporary_folder_that_pythonpath_cannot_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a:b").mkdir()
+    device = emulated(tmp_path / "a:b", monkeypatch)
+    with pytest.raises(EmoExportError, match="set TMPDIR to another folder"):
+        device.command_line([])
+    device.close()
+    assert not list((tmp_path / "a:b").iterdir())
+
+
+def test_a_temporary_folder_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = emulated(tmp_path, monkeypatch)
+    (folder,) = tmp_path.iterdir()
+    (folder / "runtime.zip").symlink_to("/dev/full/nowhere")
+    with pytest.raises(EmoExportError, match=r"runtime\.zip: cannot be written"):
+        device.command_line([])
+    device.close()

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from emo_export.runtimes.devices.memory import cgroup
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.memory.cgroup import memory_group
 from tests.kit.paths import ROOT
+from tests.kit.processes import gone, wait_for
 
 CHILD = ROOT / "tests" / "kit" / "memory_child.py"
 ANONYMOUS, FILE = 60_000_000, 40_000_000
@@ -135,18 +134,6 @@ def test_nothing_is_left_running(model: Path) -> None:
     assert gone(int(done.stdout))
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z":
-                time.sleep(0.02)
-                continue
-        return True
-    return False
-
-
 def test_interrupted(model: Path, tmp_path: Path) -> None:
     """Ctrl-C ends the child and removes the group."""
     script = (
@@ -159,9 +146,7 @@ def test_interrupted(model: Path, tmp_path: Path) -> None:
     inner = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     command = [sys.executable, "-c", script, str(model), sys.executable, "-c", inner]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
-    while not (mark.exists() and mark.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(lambda: mark.exists() and bool(mark.read_text()))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
     assert b"KeyboardInterrupt" in said

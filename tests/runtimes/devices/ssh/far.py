@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ def put_program(folder: Path, name: str, script: str) -> None:
 
 def targets_of(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     return Manifest.load(folder).targets
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.005)
 
 
 def running(server: SshServer, what: str) -> list[int]:

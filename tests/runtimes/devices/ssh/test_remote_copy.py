@@ -18,9 +18,10 @@ from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.far.files import part_of
 from emo_export.runtimes.devices.ssh.link import SshLink
 from emo_export.runtimes.devices.ssh.remote import SshDevice
+from tests.kit.processes import wait_for
 from tests.kit.ssh_server import SshServer
 from tests.runtimes.devices.ssh.conftest import BIG
-from tests.runtimes.devices.ssh.far import put_program, running, targets_of, wait_for
+from tests.runtimes.devices.ssh.far import put_program, running, targets_of
 
 pytestmark = pytest.mark.slow
 

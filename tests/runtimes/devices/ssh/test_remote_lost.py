@@ -16,8 +16,9 @@ from emo_export.runtimes.devices.ssh.address import parse_address
 from emo_export.runtimes.devices.ssh.link import SshLink
 from emo_export.runtimes.devices.ssh.probe import choose_python
 from emo_export.runtimes.devices.ssh.remote import SshDevice, clean_remote
+from tests.kit.processes import wait_for
 from tests.kit.ssh_server import SshServer
-from tests.runtimes.devices.ssh.far import SLEEP, put_program, sleeping, targets_of, wait_for
+from tests.runtimes.devices.ssh.far import SLEEP, put_program, sleeping, targets_of
 
 pytestmark = pytest.mark.slow
 
