@@ -1,0 +1,37 @@
+"""The documents say what holds: links, command lines, and what is generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs import cli, measurements
+from tests.docs.check import documents, problems, wrong_command
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_every_link_and_command_line_holds(path: Path) -> None:
+    assert list(problems(path)) == []
+
+
+@pytest.mark.parametrize("made", [cli, measurements])
+def test_what_is_generated_is_as_the_code_says(made: object) -> None:
+    page = made.PAGE.read_text("utf-8")  # type: ignore[attr-defined]
+    again = f"python -m {made.__name__}"  # type: ignore[attr-defined]
+    assert page == made.page(), f"stale: {again}"  # type: ignore[attr-defined]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(documents()[0].read_text("utf-8").splitlines()) <= 120
+
+
+def test_the_check_can_fail(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.md"
+    bad.write_text(
+        "# One\n[a](no.md) [b](#two) [c](#one)\n`python -m tests.nothing`\n"
+        "```sh\nemo-export export X -o y --to gguf:q4_0 --no-such\nemo-export frobnicate\n```\n"
+    )
+    assert len(list(problems(bad))) == 5
+    assert wrong_command("emo-export export X -o y --to gguf:q4_0") == ""
+    assert "surplus" in wrong_command("emo-export doctor more")
