@@ -20,7 +20,7 @@ from emo_export.runtimes.devices import judging
 from emo_export.testing import Parity, assert_parity
 from tests.kit.emulated import use_shared_setup
 from tests.kit.paths import ROOT
-from tests.runtimes.test_missing_engine import BLOCKER
+from tests.kit.without import BLOCKER
 
 PLUGIN = "emo_export.pytest_plugin"
 

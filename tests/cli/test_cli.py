@@ -65,12 +65,11 @@ def test_exact_rows_meet_the_acceptance(exported: Path) -> None:
     assert all(r["perplexity_ratio"] <= 1.06 for r in original)
 
 
-def test_validate_again_and_with_the_reference(exported: Path, emo: Emo) -> None:
-    stored = emo("validate", exported, "--json")
-    assert stored.code == 0
+def test_validate_with_the_reference(exported: Path, emo: Emo) -> None:
+    stored = json.loads((exported / "parity.json").read_text())
     fresh = emo("validate", exported, "--reference", NANO, "--json")
     assert fresh.code == 0
-    pairs = zip(json.loads(stored.out)["targets"], json.loads(fresh.out)["targets"], strict=True)
+    pairs = zip(stored["targets"], json.loads(fresh.out)["targets"], strict=True)
     for a, b in pairs:
         for x, y in zip(a["rows"], b["rows"], strict=True):
             assert x["measured"]["kl_mean"] == pytest.approx(y["measured"]["kl_mean"], rel=0.02)
@@ -85,21 +84,22 @@ def test_validate_prints_a_table(exported: Path, emo: Emo) -> None:
     assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
-def test_validate_one_target(exported: Path, tmp_path: Path, emo: Emo) -> None:
+def test_validate_one_target(package: Path, tmp_path: Path, emo: Emo) -> None:
     def targets(done: Done) -> list[str]:
         assert done.code == 0
         return [report["target"] for report in json.loads(done.out)["targets"]]
 
-    assert targets(emo("validate", exported, "--target", "onnx:int4", "--json")) == ["onnx:int4"]
-    assert targets(emo("validate", exported / "model-Q4_0.gguf", "--json")) == ["gguf:q4_0"]
-    assert emo("validate", exported, "--target", "gguf:f32").code == 2
+    assert targets(emo("validate", package, "--target", "onnx:f32", "--json")) == ["onnx:f32"]
+    assert targets(emo("validate", package / "model-F32.gguf", "--json")) == ["gguf:f32"]
+    assert emo("validate", package, "--target", "gguf:q4_0").code == 2
     # Away from its folder, a model has no golden.npz and no manifest beside it.
-    alone = Path(shutil.copy(exported / "model-Q4_0.gguf", tmp_path / "alone.gguf"))
-    folder = shutil.copytree(exported / "onnx-int4", tmp_path / "folder")
+    alone = Path(shutil.copy(package / "model-F32.gguf", tmp_path / "alone.gguf"))
+    folder = shutil.copytree(package / "onnx-f32", tmp_path / "folder")
     refused = emo("validate", alone)
     assert refused.code == 2 and "--reference" in refused.err
-    assert targets(emo("validate", alone, "--reference", NANO, "--json")) == ["gguf:q4_0"]
-    assert targets(emo("validate", folder, "--reference", NANO, "--json")) == ["onnx:int4"]
+    reference = ("--reference", GOLDEN / "base", "--json")
+    assert targets(emo("validate", alone, *reference)) == ["gguf:f32"]
+    assert targets(emo("validate", folder, *reference)) == ["onnx:f32"]
 
 
 def test_tampered_weights_fail_verify_and_validate(
@@ -240,8 +240,8 @@ def test_a_prompt_that_is_not_text_is_refused(prompt: str, exported: Path) -> No
 
 
 @pytest.mark.parametrize("command", [["run", "-p", "a", "-n", "400"], ["validate"], ["inspect"]])
-def test_a_pipe_that_closes_is_no_failed_parity(command: list[str], exported: Path) -> None:
-    line = [sys.executable, "-m", "emo_export.cli.main", command[0], str(exported), *command[1:]]
+def test_a_pipe_that_closes_is_no_failed_parity(command: list[str], package: Path) -> None:
+    line = [sys.executable, "-m", "emo_export.cli.main", command[0], str(package), *command[1:]]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

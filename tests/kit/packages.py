@@ -14,13 +14,16 @@ DEVICE_TARGETS = ("gguf:q4_0", "gguf:q8_0", "onnx:int4", "onnx:int8")
 
 
 @functools.cache
-def package(checkpoint: Path, targets: tuple[str, ...]) -> Path:
+def package(checkpoint: Path, targets: tuple[str, ...], *options: str) -> Path:
     """A folder that the command line exported, golden.npz included. Not to be changed."""
-    folder = workspace() / "-".join([checkpoint.name, *targets]).replace(":", "_")
+    folder = workspace() / "-".join([checkpoint.name, *targets, *options]).replace(":", "_")
     wanted = [text for target in targets for text in ("--to", target)]
     command = [sys.executable, "-m", "emo_export.cli.main", "export", str(checkpoint)]
     done = subprocess.run(
-        [*command, "-o", str(folder), *wanted], capture_output=True, text=True, check=False
+        [*command, "-o", str(folder), *wanted, *options],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(f"the package of {checkpoint} was not made:\n{done.stderr}")

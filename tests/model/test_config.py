@@ -238,19 +238,21 @@ resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 from emo_export.model.config import EmoConfig
 from emo_export.errors import EmoExportError
 from tests.kit.synth import make_config
-try:
-    EmoConfig.from_dict(make_config(**{sys.argv[1]: int(sys.argv[2])}))
-except EmoExportError as error:
-    sys.exit(0 if sys.argv[1] in str(error) else str(error))
-sys.exit("was read")
+for key in ("num_hidden_layers", "num_experts"):
+    for count in (10**10, 10**30):
+        try:
+            EmoConfig.from_dict(make_config(**{key: count}))
+        except EmoExportError as error:
+            if key not in str(error):
+                sys.exit(str(error))
+        else:
+            sys.exit(f"{key} {count} was read")
 """
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "num_experts"])
-@pytest.mark.parametrize("count", [10**10, 10**30])
-def test_an_absurd_count_is_refused_at_once(key: str, count: int) -> None:
+def test_an_absurd_count_is_refused_at_once() -> None:
     """In a process of its own with a limit: without the refusal this takes all memory."""
-    command = [sys.executable, "-c", HUGE, key, str(count)]
+    command = [sys.executable, "-c", HUGE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -56,8 +56,9 @@ def _locate(source: str, endpoint: str, home: Path) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("name", ["base", "sharded", "pruned"])
-@pytest.mark.parametrize("revision", ["", "@main", f"@{SHA}"])
+@pytest.mark.parametrize(
+    ("name", "revision"), [("base", ""), ("sharded", "@main"), ("pruned", f"@{SHA}")]
+)
 def test_only_the_needed_files_are_fetched(name: str, revision: str, tmp_path: Path) -> None:
     files = _files(GOLDEN / name)
     with Hub(REPO, UNNEEDED | files) as hub:

@@ -25,7 +25,7 @@ from emo_export.parity.result import Crash, Failure, Refusal, Result, Row, Token
 from emo_export.report.junit import junit_xml
 from tests.kit.command import Emo
 from tests.kit.junit_schema import check_junit
-from tests.runtimes.test_missing_engine import without
+from tests.kit.without import without
 
 LIMITS = {"kl_mean": 0.005, "top1": 0.85, "tie": 0.01}
 AT = ByPosition((), (), (), ())

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kit.packages import package
 from tests.kit.paths import NANO
-
-# Stands before site-packages and makes the named packages unfindable, as if never installed.
-BLOCKER = """
-import os, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in os.environ["BLOCKED"].split(","):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: (
-    None if name.split(".")[0] in os.environ["BLOCKED"].split(",") else find(name, package)
-)
-"""
+from tests.kit.without import without
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("two") / "out"
-    command = [sys.executable, "-m", "emo_export.cli.main", "export", str(NANO), "-o", str(out)]
-    command += ["--to", "gguf:q8_0", "--to", "onnx:int8", "--heldout-tokens", "600"]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
-
-
-def without(blocked: str, tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    env = os.environ | {"PYTHONPATH": str(tmp_path), "BLOCKED": blocked}
-    command = [sys.executable, "-m", "emo_export.cli.main", *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+def folder() -> Path:
+    return package(NANO, ("gguf:q8_0", "onnx:int8"), "--heldout-tokens", "600")
 
 
 @pytest.mark.parametrize(
