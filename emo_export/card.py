@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from emo_export import __version__
 from emo_export.card_running import running
+from emo_export.files.target_entry import TargetEntry
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
@@ -17,7 +17,7 @@ from emo_export.report.sentences import not_compared, tokenizer
 def model_card(
     product: Product,
     name: str,
-    targets: Mapping[str, Mapping[str, Any]],
+    targets: Mapping[str, TargetEntry],
     sizes: Mapping[str, int],
     results: Sequence[Result],
 ) -> str:
@@ -35,8 +35,8 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(targets: Mapping[str, Mapping[str, Any]]) -> str:
-    kinds = sorted({spec.split(":")[0] for spec in targets})
+def _head(targets: Mapping[str, TargetEntry]) -> str:
+    kinds = sorted({target.spec.family for target in targets.values()})
     tags = "\n".join(f"- {tag}" for tag in ("emo", "mixture-of-experts", *kinds))
     return f"---\npipeline_tag: text-generation\ntags:\n{tags}\n---"
 
@@ -80,18 +80,18 @@ def _shared(config: EmoConfig) -> str:
     return f" ({counts.pop()} of them shared: every token uses it)"
 
 
-def _files(targets: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
+def _files(targets: Mapping[str, TargetEntry], sizes: Mapping[str, int]) -> str:
     lines = ["## Files", "", "| target | path | size |", "|---|---|---|"]
     lines += [
-        f"| {spec} | `{target['path']}` | {sizes[spec] / 1e6:.1f} MB |"
+        f"| {spec} | `{target.path}` | {sizes[spec] / 1e6:.1f} MB |"
         for spec, target in targets.items()
     ]
     lines += ["", "manifest.json lists every file with its digest."]
     return "\n".join(lines)
 
 
-def _recipes(targets: Mapping[str, Mapping[str, Any]]) -> str:
-    parts = list(next(iter(targets.values()))["recipe"])
+def _recipes(targets: Mapping[str, TargetEntry]) -> str:
+    parts = list(next(iter(targets.values())).recipe or {})
     lines = [
         "## Types",
         "",
@@ -99,11 +99,11 @@ def _recipes(targets: Mapping[str, Mapping[str, Any]]) -> str:
         "|---" * (len(parts) + 1) + "|",
     ]
     for spec, target in targets.items():
-        lines.append(f"| {spec} | " + " | ".join(target["recipe"][p] for p in parts) + " |")
+        lines.append(f"| {spec} | " + " | ".join((target.recipe or {})[p] for p in parts) + " |")
     notes = [
         f"- {spec}: rows of `{tensor}` do not fit {wanted} and are {used}."
         for spec, target in targets.items()
-        for tensor, (wanted, used) in target["fallbacks"].items()
+        for tensor, (wanted, used) in target.fallbacks.items()
     ]
     if len(notes) > 8:
         notes = [*notes[:8], f"- and {len(notes) - 8} more tensors, listed in manifest.json."]
@@ -111,14 +111,14 @@ def _recipes(targets: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines + (["", *notes] if notes else []))
 
 
-def _importance(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _importance(targets: Mapping[str, TargetEntry]) -> Iterator[str]:
     """Where the importance of the columns came from; one sentence, for all GGUF targets alike."""
     for target in targets.values():
-        if "importance" in target:
-            made = target["importance"]
+        made = target.importance
+        if made is not None:
             yield (
-                f"- Quantised with the importance matrix `{made['file']}` of {made['tokens']} "
-                f"tokens of {made['source']}; llama-quantize can read it too."
+                f"- Quantised with the importance matrix `{made.file}` of {made.tokens} "
+                f"tokens of {made.source}; llama-quantize can read it too."
             )
             return
 

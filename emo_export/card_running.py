@@ -9,13 +9,16 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import Result
+from emo_export.spec import GGUF, ONNX
 
-Targets = Mapping[str, Mapping[str, Any]]
+Targets = Mapping[str, TargetEntry]
 
+EXTRAS = {GGUF: "llama", ONNX: "ort"}
+"""What of emo-export runs each family."""
 GRAPHS = {
     "deepseek": "whose graph computes EMO exactly",
     "glm4moe": "whose graph computes this model exactly, with biases that steer the selection",
@@ -63,7 +66,7 @@ def modelfile(path: str, context: int, has_chat_template: bool) -> str:
 def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
     """The card's sections on running the folder."""
     parts = [_ours(targets)]
-    ggufs = {spec: target for spec, target in targets.items() if spec.startswith("gguf")}
+    ggufs = {name: target for name, target in targets.items() if target.spec.family == GGUF}
     if ggufs:
         parts += [_choice(ggufs, results, sizes)] if results else []
         parts += [_llama_cpp(ggufs), _apps(ggufs)]
@@ -79,8 +82,8 @@ def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int
 
 def _onnx(folders: Targets) -> str:
     lines = [
-        f"- `{target['path']}`: ONNX Runtime {target['onnxruntime']} or newer "
-        f"({ONNX_GRAPHS[str(target['graph'])]})."
+        f"- `{target.path}`: ONNX Runtime {target.onnxruntime} or newer "
+        f"({ONNX_GRAPHS[target.spec.graph]})."
         for target in folders.values()
     ]
     needs = "\n".join(lines)
@@ -92,13 +95,13 @@ def _onnx(folders: Targets) -> str:
         "Rows of a batch may be padded on the left or on the right, with 0 in `attention_mask`; "
         "positions follow from it. Beyond the context a graph fails."
     )
-    genai = [str(target["path"]) for target in folders.values() if target.get("no_genai") == ""]
+    genai = [target.path for target in folders.values() if target.no_genai == ""]
     return f"{text}\n\n{_genai(genai[0])}" if genai else text
 
 
 def _default(folders: Targets) -> str:
     """What the graphs do when the input is left out."""
-    last = any(target.get("logits_to_keep") for target in folders.values())
+    last = any(target.logits_to_keep for target in folders.values())
     return "; left out, it is 1 here" if last else ", as when it is left out"
 
 
@@ -117,9 +120,9 @@ def _block(lines: Iterator[str] | Sequence[str]) -> str:
 
 def _ours(targets: Targets) -> str:
     lines = [
-        f"emo-export run {shlex.quote(str(target['path']))} -p 'The' -n 64"
-        f"   # needs emo-export[{'llama' if spec.startswith('gguf') else 'ort'}]"
-        for spec, target in targets.items()
+        f"emo-export run {shlex.quote(target.path)} -p 'The' -n 64"
+        f"   # needs emo-export[{EXTRAS[target.spec.family]}]"
+        for target in targets.values()
     ]
     return f"## Running\n\nFrom this folder:\n\n{_block(lines)}"
 
@@ -142,7 +145,7 @@ def _choice(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int])
     for spec, target in ggufs.items():
         measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
         lines.append(
-            f"| `{target['path']}` | {sizes[spec] / 1e6:.1f} MB | {measured.kl_mean:.4f} | "
+            f"| `{target.path}` | {sizes[spec] / 1e6:.1f} MB | {measured.kl_mean:.4f} | "
             f"{measured.top1:.1%} | {ratio:.4f} |"
         )
     return "\n".join(lines)
@@ -151,14 +154,14 @@ def _choice(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int])
 def _llama_cpp(ggufs: Targets) -> str:
     lines = []
     for target in ggufs.values():
-        path = shlex.quote(str(target["path"]))
+        path = shlex.quote(target.path)
         lines.append(f"llama-completion -m {path} -p 'The' -n 64 -no-cnv")
     first = next(iter(ggufs.values()))
     lines += [
-        f"llama-server -m {shlex.quote(str(first['path']))} --port 8080 &",
+        f"llama-server -m {shlex.quote(first.path)} --port 8080 &",
         """curl localhost:8080/completion -d '{"prompt": "The", "n_predict": 64}'""",
     ]
-    graph = str(first.get("arch", "deepseek"))
+    graph = first.arch or "deepseek"
     about = (
         f"These files have llama.cpp's architecture `{graph}`, {GRAPHS[graph]}: stock llama.cpp "
         "opens them."
@@ -168,9 +171,9 @@ def _llama_cpp(ggufs: Targets) -> str:
 
 def _apps(ggufs: Targets) -> str:
     ollama, studio = [], []
-    for spec, target in ggufs.items():
-        path = str(target["path"])
-        name = re.sub(r"[^a-z0-9._-]", "-", f"emo-{spec.split(':')[1]}")
+    for target in ggufs.values():
+        path = target.path
+        name = re.sub(r"[^a-z0-9._-]", "-", f"emo-{target.spec.type}")
         ollama.append(f"ollama create {name} -f {shlex.quote(modelfile_name(path))}")
         studio.append(f"lms import --copy {shlex.quote(path)}")
     ollama.append(f"ollama run {name} 'The'")

@@ -17,6 +17,7 @@ from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.package import size_of
+from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot
@@ -25,6 +26,7 @@ from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
 from emo_export.pipeline import Calibrating, Measured, Output, stream
+from emo_export.spec import GGUF
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
@@ -34,18 +36,20 @@ TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenize
 
 @dataclass(frozen=True)
 class Target:
-    """One output: its spec, its place in the folder, what writes it and with which formats.
+    """One output: what the manifest says of it, what writes it and with which formats.
 
-    `read_back` gives the weights that the finished file holds. `entry` is what else the manifest
-    says of it.
+    `read_back` gives the weights that the finished file holds.
     """
 
-    spec: str
-    path: str
+    entry: TargetEntry
     writer: Writer
     scheme: QuantScheme
     read_back: Callable[[], Rows]
-    entry: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`gguf:q4_0`."""
+        return str(self.entry.spec)
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +89,7 @@ class Exported:
 
 Rows = Callable[[Slot, int, int], F32]
 """(slot, first row, end row) -> rows (end - first, C) float32."""
-Validate = Callable[[Path, Mapping[str, Mapping[str, Any]], Golden], Sequence[Result]]
+Validate = Callable[[Path, Mapping[str, TargetEntry], Golden], Sequence[Result]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def export(
         golden = _write_targets(product, targets, probes, steps, device, measure)
         if measure is not None:
             measure.save(folder)
-        entries = {target.spec: _entry(target) for target in targets}
+        entries = {target.name: target.entry for target in targets}
         results: Sequence[Result] = ()
         if golden is not None:
             golden.save(folder / "golden.npz")
@@ -136,7 +140,7 @@ def export(
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
         source = _source(product.source)
-        sizes = {spec: size_of(folder / entry["path"]) for spec, entry in entries.items()}
+        sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
         title = out.name.encode("utf-8", "replace").decode("utf-8")
         card = model_card(product, title, entries, sizes, results)
         with writing(folder / "README.md"):
@@ -146,16 +150,16 @@ def export(
     return Exported(manifest, tuple(results))
 
 
-def _write_modelfiles(folder: Path, entries: Mapping[str, Mapping[str, Any]], source: Path) -> None:
+def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: Path) -> None:
     """A Modelfile for Ollama beside each GGUF file."""
     settings = source / "tokenizer_config.json"
     template = read_json(settings).get("chat_template") if settings.is_file() else None
     has_template = isinstance(template, str) and bool(template)
-    for spec, entry in entries.items():
-        if spec.startswith("gguf"):
-            path = folder / modelfile_name(entry["path"])
+    for entry in entries.values():
+        if entry.spec.family == GGUF and entry.context is not None:
+            path = folder / modelfile_name(entry.path)
             with writing(path):
-                path.write_text(modelfile(entry["path"], entry["context"], has_template), "utf-8")
+                path.write_text(modelfile(entry.path, entry.context, has_template), "utf-8")
 
 
 def write_parity(path: Path, results: Sequence[Result]) -> None:
@@ -235,23 +239,13 @@ def _write_targets(
             stream(product, outputs, (), steps.on_bytes)
             close()
         else:
-            artifacts = {t.spec: t.read_back for t in targets if not t.is_lossless}
+            artifacts = {t.name: t.read_back for t in targets if not t.is_lossless}
             golden = make_golden(product, artifacts, probes, steps, device, outputs, close)
     except BaseException:
         for writer in writers:
             writer.abort()
         raise
     return golden
-
-
-def _entry(target: Target) -> dict[str, Any]:
-    """What the manifest says of a target."""
-    return {
-        "path": target.path,
-        "recipe": {part.value: name for part, name in target.scheme.used_recipe.items()},
-        "fallbacks": {name: list(types) for name, types in target.scheme.fallbacks.items()},
-        **target.entry,
-    }
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Parity:
         path = Path(package)
         folder, found = chosen_targets(path, targets or ())
         keys = {
-            spec: (path.resolve(), spec, threads, device, _state(folder, str(entry["path"])))
+            spec: (path.resolve(), spec, threads, device, _state(folder, entry.path))
             for spec, entry in found.items()
         }
         fresh = [spec for spec, key in keys.items() if key not in self._known]

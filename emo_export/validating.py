@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Problem, verify
 from emo_export.files.package import chosen_targets
+from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import Runtime
 from emo_export.parity.golden import Golden
 from emo_export.parity.judge import tolerances, validate_target
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from emo_export.runtimes.devices.options import DeviceOptions
 
 GOLDEN = "golden.npz"
-Targets = Mapping[str, Mapping[str, Any]]
+Targets = Mapping[str, TargetEntry]
 Reference = Callable[[Path, Targets, Golden | None], Golden]
 """(folder, targets, stored golden or None) -> one that is computed now."""
 
@@ -51,7 +52,9 @@ def validate_here(
     """
     folder, targets = chosen_targets(path, only)
     stored = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
-    lacking = {spec: text for spec in targets if (text := missing_engine(spec))}
+    lacking = {
+        name: text for name, entry in targets.items() if (text := missing_engine(entry.spec.family))
+    }
     ready = {spec: entry for spec, entry in targets.items() if spec not in lacking}
     golden = stored
     if reference is not None and ready:
@@ -70,7 +73,7 @@ def validate_here(
         else:
             try:
                 on_stage(f"validating {spec}")
-                result = judge(spec, folder / str(entry["path"]), golden, threads)
+                result = judge(spec, folder / entry.path, golden, threads)
             except EmoExportError as error:
                 result = refused(spec, error)
         again = _command(path, spec, repeat)
@@ -113,7 +116,7 @@ def validate_new(
     machine, results = machine_facts(), []
     for spec, entry in targets.items():
         on_stage(f"validating {spec}")
-        result = judge(spec, folder / str(entry["path"]), golden)
+        result = judge(spec, folder / entry.path, golden)
         results.append(replace(result, machine=machine))
     return results
 
@@ -181,7 +184,7 @@ def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]
     problems = verify(folder)
     found = {}
     for spec, entry in targets.items():
-        judged = {PurePosixPath(str(entry["path"])), PurePosixPath(GOLDEN)}
+        judged = {PurePosixPath(entry.path), PurePosixPath(GOLDEN)}
         mine = [one for one in problems if judged & _with_folders(PurePosixPath(one.path))]
         if mine:
             found[spec] = tuple(mine)

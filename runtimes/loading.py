@@ -79,6 +79,6 @@ def load(path: Path, target: str | None = None, threads: int | None = None) -> M
 def first_that_runs(path: Path, target: str | None = None) -> Path:
     """The target asked for, else the first whose engine is installed, else the first."""
     folder, targets = chosen_targets(path, [target] if target else [])
-    ready = [spec for spec in targets if not missing_engine(spec)]
+    ready = [name for name, entry in targets.items() if not missing_engine(entry.spec.family)]
     spec = (ready or list(targets))[0]
-    return folder / str(targets[spec]["path"])
+    return folder / targets[spec].path

@@ -10,6 +10,7 @@ from emo_export.base.llama_library import own_library
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.package import size_of
 from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.spec import GGUF
 
 if TYPE_CHECKING:
     from emo_export.files.gguf_header import GgufFile
@@ -46,10 +47,10 @@ def open_runtime(
     return LlamaCpp(path, threads=threads, context=context, parity=parity)
 
 
-def missing_engine(spec: str) -> str:
-    """What the engine of a target lacks here, or an empty string."""
+def missing_engine(family: str) -> str:
+    """What the engine of a family lacks here, or an empty string."""
     try:
-        if spec.startswith("gguf"):
+        if family == GGUF:
             if own_library() is None:
                 need(["xllamacpp"], "llama", "llama.cpp")
         else:

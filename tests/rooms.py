@@ -21,6 +21,7 @@ PLACES["runtimes"] = "emo_export.runtimes"
 
 ORDER = (
     {"errors", "interfaces"},
+    {"spec"},
     {"base"},
     {"model"},
     {"files"},
@@ -32,6 +33,7 @@ ORDER = (
     {"card_running"},
     {"card"},
     {"exporting"},
+    {"families"},
     {"validating"},
     {"testing"},
     {"pytest_plugin"},

@@ -12,6 +12,7 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
 from emo_export.model.recipes import GGUF_RECIPES, Part
 from emo_export.model.scheme import QuantScheme, resolve
+from emo_export.spec import GGUF, Spec
 
 
 def gguf_scheme(
@@ -30,7 +31,7 @@ def gguf_scheme(
         raise EmoExportError(f"gguf:{type_name} is not a known type; choose one of {known}")
     graph = choose_arch(config, arch)
     recipe = {**GGUF_RECIPES[type_name], **(overrides or {})}
-    return fit_to_graph(resolve(type_name, recipe, GGML_FORMATS, config), config, graph)
+    return fit_to_graph(resolve(Spec(GGUF, type_name), recipe, GGML_FORMATS, config), config, graph)
 
 
 def check_importance(scheme: QuantScheme, measured: bool, head: bool = True) -> None:
@@ -44,18 +45,18 @@ def check_importance(scheme: QuantScheme, measured: bool, head: bool = True) -> 
             continue
         if slot.role == Role.EMBED:
             raise EmoExportError(
-                f"gguf:{scheme.type_name}: {slot.name} can't be {kind.name}, which needs an "
+                f"{scheme.spec}: {slot.name} can't be {kind.name}, which needs an "
                 "importance that nothing measures for the embedding; choose another type for it"
             )
         if not measured:
             raise EmoExportError(
-                f"gguf:{scheme.type_name}: {slot.name} as {kind.name} needs an importance matrix: "
+                f"{scheme.spec}: {slot.name} as {kind.name} needs an importance matrix: "
                 'add --calibration FILE (a .txt, a .jsonl with "text", or a folder of them), which '
                 "collects one, or --imatrix FILE.gguf of llama-imatrix"
             )
         if slot.role == Role.HEAD and not head:
             raise EmoExportError(
-                f"gguf:{scheme.type_name}: {slot.name} can't be {kind.name}: the importance matrix "
+                f"{scheme.spec}: {slot.name} can't be {kind.name}: the importance matrix "
                 "has no output.weight; let llama-imatrix measure it (--process-output), or use "
                 "--calibration FILE"
             )

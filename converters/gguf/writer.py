@@ -65,7 +65,7 @@ class GgufWriter:
 
         Raises EmoExportError for a model that the graph can't express, and for another's scheme.
         """
-        self.target = f"gguf:{scheme.type_name}"
+        self.target = str(scheme.spec)
         self.path = path
         self.arch = choose_arch(config, arch)
         if fit_to_graph(scheme, config, self.arch).formats != scheme.formats:
@@ -175,7 +175,7 @@ class GgufWriter:
     def _add_keys(self, writer: gguf.GGUFWriter) -> None:
         writer.add_name(_harmless(self._model_name))
         writer.add_basename("emo")
-        writer.add_file_type(FILE_TYPES[self._scheme.type_name])
+        writer.add_file_type(FILE_TYPES[self._scheme.spec.type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_keys(writer, self._config, self._layout.graph, self._context)
         if self._importance is not None:

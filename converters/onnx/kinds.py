@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from emo_export.converters.onnx.formats import IntBlocks
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
-from emo_export.model.recipes import ONNXRUNTIME_MIN, ONNXRUNTIME_MIN_PLAIN, split_graph
+from emo_export.model.recipes import ONNXRUNTIME_MIN, ONNXRUNTIME_MIN_PLAIN
 from emo_export.model.scheme import QuantScheme
 
 
@@ -47,7 +47,7 @@ KINDS: Mapping[str, Kind] = {
 
 def kind_of(scheme: QuantScheme, config: EmoConfig, *, plain_attention: bool = False) -> Kind:
     """The kind of a target's graph, and the ONNX Runtime that it needs for this model."""
-    kind = KINDS[split_graph(scheme.type_name)[1]]
+    kind = KINDS[scheme.spec.graph]
     if kind.name != "if":
         return kind
     kind = replace(kind, plain_attention=plain_attention)

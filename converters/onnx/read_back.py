@@ -21,7 +21,6 @@ from emo_export.files.onnx_header import read_onnx
 from emo_export.interfaces import F32, Packed
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of
-from emo_export.model.recipes import split_graph
 from emo_export.model.scheme import QuantScheme
 
 TYPES: Mapping[str, np.dtype[Any]] = {"FLOAT": np.dtype("<f4"), "UINT8": np.dtype(np.uint8)}
@@ -41,7 +40,7 @@ class OnnxWeights:
         self._stored = {tensor.name: tensor for tensor in read_onnx(model).initializers}
         if "cos" not in self._stored:
             raise EmoExportError(f"{model}: is not a graph that export makes: it has no 'cos'")
-        kind, positions = KINDS[split_graph(scheme.type_name)[1]], self._stored["cos"].shape[0]
+        kind, positions = KINDS[scheme.spec.graph], self._stored["cos"].shape[0]
         self._layout = Layout(kind, config, scheme, positions)
         for declared in self._layout.data.declarations:
             found = self._stored.get(declared.name)
@@ -49,7 +48,7 @@ class OnnxWeights:
             if found is None or shape != declared.shape or found.nbytes != declared.nbytes:
                 raise EmoExportError(
                     f"{model}: initializer {declared.name} is of shape {shape}, this model as "
-                    f"onnx:{scheme.type_name} has {declared.shape}"
+                    f"{scheme.spec} has {declared.shape}"
                 )
             if not found.location or found.type not in TYPES:
                 raise EmoExportError(f"{model}: initializer {declared.name} is not in a data file")

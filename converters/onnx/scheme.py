@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from emo_export.converters.onnx.formats import NBITS_FORMATS
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
-from emo_export.model.recipes import BLOCKS, DEFAULT_GRAPH, ONNX_RECIPES, Part, Recipe, split_graph
+from emo_export.model.recipes import BLOCKS, ONNX_RECIPES, Part, Recipe
 from emo_export.model.rope import rope_type
 from emo_export.model.scheme import QuantScheme, resolve
+from emo_export.spec import Spec
 
 SHORT = ("int8", "int4")
 """Types whose block is the target's; NBITS_FORMATS has them with one, as int4b32."""
@@ -17,30 +18,29 @@ OVERRIDING = ("f32", *SHORT, *(name for name in NBITS_FORMATS if name not in ("f
 
 
 def onnx_scheme(
-    type_name: str,
+    spec: Spec,
     config: EmoConfig,
     overrides: Mapping[Part, str] | None = None,
     block: int = BLOCKS[0],
 ) -> QuantScheme:
-    """The formats of `TYPE` or `TYPE@GRAPH` for this model, in blocks of so many columns.
+    """The formats of an ONNX target for this model, in blocks of so many columns.
 
     `overrides` gives some parts another type. Raises EmoExportError for an unknown type or graph,
     and for a type that the graph can't have.
     """
-    kind, graph = split_graph(type_name)
+    kind, graph = spec.type, spec.graph
     if graph not in ONNX_RECIPES:
         raise EmoExportError(
-            f"onnx:{type_name}: graph {graph!r} is not known; choose one of "
-            f"{', '.join(ONNX_RECIPES)}"
+            f"{spec}: graph {graph!r} is not known; choose one of {', '.join(ONNX_RECIPES)}"
         )
     if kind not in ONNX_RECIPES[graph]:
-        raise EmoExportError(_unknown(kind, graph))
+        raise EmoExportError(_unknown(spec))
     rope_type(config)
     if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
         raise EmoExportError("onnx: a layer whose tokens use no routed expert is not supported")
     if kind == "f32" and any(name != "f32" for name in (overrides or {}).values()):
         raise EmoExportError(
-            f"onnx:{type_name}: a quantised part makes it another type, which is judged by other "
+            f"{spec}: a quantised part makes it another type, which is judged by other "
             "limits: begin with int8 or int4 and give the rest f32, as in --tensor-type head=f32"
         )
     wanted = {**ONNX_RECIPES[graph][kind], **(overrides or {})}
@@ -48,9 +48,9 @@ def onnx_scheme(
     # One operator holds gate, up and down of all routed experts; QMoE has one block size for them.
     together = frozenset({Part.EXPERT, Part.EXPERT_DOWN})
     if graph != "if" and not all(layer.is_dense for layer in config.layers):
-        _check_together(type_name, recipe)
+        _check_together(spec, recipe)
     uniform = together if graph == "qmoe" else frozenset()
-    return resolve(type_name, recipe, NBITS_FORMATS, config, uniform)
+    return resolve(spec, recipe, NBITS_FORMATS, config, uniform)
 
 
 def _stored(name: str, graph: str, block: int) -> str:
@@ -66,21 +66,21 @@ def _stored(name: str, graph: str, block: int) -> str:
     return found
 
 
-def _check_together(type_name: str, recipe: Recipe) -> None:
+def _check_together(spec: Spec, recipe: Recipe) -> None:
     up, down = recipe[Part.EXPERT], recipe[Part.EXPERT_DOWN]
     if up != down:
         raise EmoExportError(
-            f"onnx:{type_name}: one operator holds all of the routed experts, so expert ({up}) and "
+            f"{spec}: one operator holds all of the routed experts, so expert ({up}) and "
             f"expert_down ({down}) must have the same type; only the graph @if can tell them apart"
         )
 
 
-def _unknown(kind: str, graph: str) -> str:
+def _unknown(spec: Spec) -> str:
+    kind, graph = spec.type, spec.graph
     known = ", ".join(ONNX_RECIPES[graph])
     others = [name for name, recipes in ONNX_RECIPES.items() if kind in recipes]
     if not others:
-        place = "" if graph == DEFAULT_GRAPH else f"@{graph}"
-        return f"onnx:{kind}{place} is not a known type; choose one of {known}"
+        return f"{spec} is not a known type; choose one of {known}"
     return (
         f"onnx:{kind}@{graph}: the {graph} graph has {known} only; {kind} is possible as "
         f"{', '.join(f'onnx:{kind}@{name}' for name in others)}"

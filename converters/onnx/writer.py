@@ -30,7 +30,6 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
 from emo_export.model.names import VECTORS, Role, Slot
 from emo_export.model.product import Product
-from emo_export.model.recipes import split_graph
 from emo_export.model.rope import cos_sin
 from emo_export.model.scheme import QuantScheme
 from emo_export.model.stop_tokens import stop_tokens
@@ -53,7 +52,7 @@ class OnnxWriter:
         last_only: bool = False,
         plain_attention: bool = False,
     ) -> None:
-        self.target = f"onnx:{scheme.type_name}"
+        self.target = str(scheme.spec)
         self.folder = folder
         checkpoint, config = product.path, product.config
         self._product, self._config, self._scheme = product, config, scheme
@@ -149,7 +148,7 @@ class OnnxWriter:
         needs = {
             "model_type": "emo",
             "graph": self.kind.name,
-            "type": split_graph(self._scheme.type_name)[0],
+            "type": self._scheme.spec.type,
             "recipe": {part.value: name for part, name in self._scheme.used_recipe.items()},
             # The standard operators know no levels.
             "accuracy_level": self._level if self.kind.microsoft else None,

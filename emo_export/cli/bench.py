@@ -103,9 +103,9 @@ def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:
 def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
     folder, targets = chosen_targets(given, only)
     for spec, entry in targets.items():
-        if lacks := missing_engine(spec):
+        if lacks := missing_engine(entry.spec.family):
             raise MissingDependencyError(f"{spec}: {lacks}; or choose others with --target")
-        yield spec, folder / str(entry["path"])
+        yield spec, folder / entry.path
 
 
 def _subject(spec: str, path: Path, label: str) -> Subject:

@@ -20,7 +20,6 @@ from emo_export.cli.importance import (
     start_calibration,
     warn_unseen,
 )
-from emo_export.cli.make import TargetOptions, target_maker
 from emo_export.cli.work import (
     CONVERT,
     heldout_files,
@@ -30,10 +29,13 @@ from emo_export.cli.work import (
     say,
 )
 from emo_export.errors import EmoExportError
+from emo_export.families import FAMILIES, target_maker
+from emo_export.families.options import TargetOptions
 from emo_export.model.product import Product
 from emo_export.parity.result import as_json
 from emo_export.report.sentences import check
 from emo_export.report.text import show
+from emo_export.spec import Spec
 from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
@@ -107,12 +109,14 @@ def export_package(
     product = Product.whole(checkpoint)
     importance = _importance(options, product)
     matrix = None if importance is None else matrix_of(importance)
-    make = target_maker(specs, product, options.targets, matrix)
+    asked = [Spec.parse(spec) for spec in specs]
+    make = target_maker(asked, product, options.targets, matrix)
     if options.golden or options.calibration:
         prepare_torch(options.device, product.nbytes)
     validates = options.validate and options.golden
     if validates:
-        _need_engines(specs)
+        for family in dict.fromkeys(spec.family for spec in asked):
+            FAMILIES[family].need_engine("validating")
     probes = None
     if options.golden:
         from emo_export.reference.probes import choose_probes
@@ -151,10 +155,3 @@ def _importance(options: ExportOptions, product: Product) -> Calibration | Impor
         return None
     files, tokens = options.calibration, options.calibration_tokens
     return start_calibration(files, tokens, product, context, options.device)
-
-
-def _need_engines(specs: Sequence[str]) -> None:
-    if any(spec.startswith("gguf") for spec in specs):
-        need(["xllamacpp"], "llama", "validating GGUF (or pass --no-validate)")
-    if any(spec.startswith("onnx") for spec in specs):
-        need(["onnxruntime"], "ort", "validating ONNX (or pass --no-validate)")

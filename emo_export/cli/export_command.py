@@ -136,7 +136,7 @@ def export(
             --calibration examples/emo-nano/calibration
     """
     from emo_export.cli.export import ExportOptions, run_export
-    from emo_export.cli.make import TargetOptions
+    from emo_export.families.options import TargetOptions
 
     options = ExportOptions(
         heldout=heldout,

@@ -85,14 +85,13 @@ def _expressible(place: Path) -> dict[str, str] | None:
         return None
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("onnx") is None:
         return None
-    from emo_export.converters.gguf.scheme import gguf_scheme
-    from emo_export.converters.onnx.scheme import onnx_scheme
+    from emo_export.families import FAMILIES
     from emo_export.model.config import EmoConfig
 
     verdicts: dict[str, str] = {}
-    for kind, scheme in (("gguf", gguf_scheme), ("onnx", onnx_scheme)):
+    for kind, family in FAMILIES.items():
         try:
-            scheme("f32", EmoConfig.from_json(place / "config.json"))
+            family.check(EmoConfig.from_json(place / "config.json"))
             verdicts[kind] = "yes"
         except EmoExportError as error:
             verdicts[kind] = str(error)

@@ -1,42 +1,15 @@
-"""What the command line joins: exported files to engines.
-
-Only the command line may know converters and runtimes both; heavy imports stay inside functions.
-"""
+"""How `run` opens a target: the options of ONNX Runtime."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Runtime
-from emo_export.model.recipes import DEFAULT_GRAPH, ONNX_RECIPES
 from emo_export.runtimes.opening import open_runtime
-
-if TYPE_CHECKING:
-    pass
-
-
-def parse_spec(spec: str) -> tuple[str, str]:
-    """`gguf:q4_0` -> ("gguf", "q4_0"); `onnx:int4@if` -> ("onnx", "int4@if").
-
-    The default graph has no name in a target. Raises EmoExportError for what is not a target.
-    """
-    if "," in spec:
-        raise EmoExportError(f"--to {spec}: one target each; repeat --to for the next")
-    kind, _, rest = spec.lower().partition(":")
-    type_name, at, graph = rest.partition("@")
-    if kind not in ("gguf", "onnx") or not type_name:
-        raise EmoExportError(
-            f"--to {spec}: expected gguf:TYPE or onnx:TYPE[@GRAPH], as in gguf:q4_0"
-        )
-    if at and (kind != "onnx" or graph not in ONNX_RECIPES):
-        known = ", ".join(f"@{name}" for name in ONNX_RECIPES)
-        raise EmoExportError(f"--to {spec}: graph {graph!r} is not known; onnx has {known}")
-    return kind, type_name if graph in ("", DEFAULT_GRAPH) else f"{type_name}@{graph}"
 
 
 @dataclass(frozen=True)

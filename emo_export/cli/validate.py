@@ -15,7 +15,6 @@ from rich.console import Console
 
 from emo_export.base.disk import check_writable
 from emo_export.base.install import need
-from emo_export.cli.make import weights_of
 from emo_export.cli.work import (
     CONVERT,
     heldout_files,
@@ -25,6 +24,7 @@ from emo_export.cli.work import (
     say,
 )
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.families import FAMILIES
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
 from emo_export.files.package import chosen_targets
@@ -134,7 +134,9 @@ def _fresh_golden(
     else:
         probes = Probes.of(stored)
     artifacts = {
-        spec: partial(weights_of, spec, folder / str(entry["path"]), product, entry)
+        spec: partial(
+            FAMILIES[entry.spec.family].weights_of, entry, folder / entry.path, product.config
+        )
         for spec, entry in targets.items()
     }
     with progress_steps() as steps:

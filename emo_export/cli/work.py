@@ -65,9 +65,10 @@ def progress_steps() -> Iterator[Steps]:
 
         def on_start(targets: Sequence[Target], source_bytes: int) -> None:
             for target in targets:
-                say(f"{target.spec}: {target.nbytes / 1e6:.1f} MB of weights -> {target.path}")
+                weights = f"{target.nbytes / 1e6:.1f} MB of weights"
+                say(f"{target.name}: {weights} -> {target.entry.path}")
                 _warn_fallbacks(target)
-            for reason in {target.entry.get("no_genai") for target in targets} - {None, ""}:
+            for reason in {target.entry.no_genai for target in targets} - {None, ""}:
                 say(f"warning: no genai_config.json is written: {reason}")
             if not console.is_terminal:
                 say(f"reading {source_bytes / 1e6:.1f} MB once")
@@ -87,7 +88,7 @@ def _warn_fallbacks(target: Target) -> None:
         kinds.setdefault(change, []).append(tensor)
     for (wanted, used), tensors in kinds.items():
         say(
-            f"warning: {target.spec}: rows of {len(tensors)} tensors (first: {tensors[0]}) "
+            f"warning: {target.name}: rows of {len(tensors)} tensors (first: {tensors[0]}) "
             f"do not fit {wanted} and are written as {used}"
         )
 

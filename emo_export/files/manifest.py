@@ -14,6 +14,8 @@ from typing import Any
 
 from emo_export.base.disk import writing
 from emo_export.errors import EmoExportError
+from emo_export.files.target_entry import TargetEntry
+from emo_export.spec import Spec
 
 NAME = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
@@ -46,11 +48,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was made from what. `targets` maps a spec to its file or folder and its recipe."""
+    """What was made from what. `targets` is by name, as `gguf:q4_0`."""
 
     source: Mapping[str, Any]
     tools: Mapping[str, str]
-    targets: Mapping[str, Mapping[str, Any]]
+    targets: Mapping[str, TargetEntry]
     files: tuple[FileEntry, ...]
 
     @classmethod
@@ -70,31 +72,23 @@ class Manifest:
                     "upgrade emo-export"
                 )
             files = tuple(FileEntry(**entry) for entry in raw["files"])
-            manifest = cls(raw["source"], raw["tools"], raw["targets"], files)
-            if not manifest.targets:
+            entries = [
+                TargetEntry.from_dict(Spec.parse(name), entry)
+                for name, entry in raw["targets"].items()
+            ]
+            targets = {str(entry.spec): entry for entry in entries}
+            manifest = cls(raw["source"], raw["tools"], targets, files)
+            if not targets:
                 raise ValueError("it names no target")
-            for spec, target in manifest.targets.items():
-                _inside(folder, target["path"], f"target {spec}")
-                _check_entry(folder, spec, target)
+            for name, target in targets.items():
+                _inside(folder, target.path, f"target {name}")
+                if target.importance is not None:
+                    _inside(folder, target.importance.file, f"the importance matrix of {name}")
             for entry in files:
                 _inside(folder, entry.path, "a file")
         except _DAMAGE as error:
             raise EmoExportError(f"{path}: is not a manifest of emo-export ({error})") from error
         return manifest
-
-
-def _check_entry(folder: Path, spec: str, target: Mapping[str, Any]) -> None:
-    """Raise ValueError when what a target says of itself is not of our form."""
-    recipe, arch = target.get("recipe", {}), target.get("arch", "")
-    if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
-        raise ValueError(f"recipe of {spec} is {recipe!r}")
-    if not isinstance(arch, str):
-        raise ValueError(f"arch of {spec} is {arch!r}")
-    if "importance" in target:
-        file = target["importance"]["file"]
-        if not isinstance(file, str):
-            raise ValueError(f"importance of {spec} is in {file!r}")
-        _inside(folder, file, f"the importance matrix of {spec}")
 
 
 def _inside(folder: Path, relative: str, what: str) -> None:
@@ -106,7 +100,7 @@ def write_manifest(
     folder: Path,
     source: Mapping[str, Any],
     tools: Mapping[str, str],
-    targets: Mapping[str, Mapping[str, Any]],
+    targets: Mapping[str, TargetEntry],
 ) -> Manifest:
     """Digest every file of the folder and write manifest.json beside them."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
@@ -114,7 +108,13 @@ def write_manifest(
         FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, digest(p)) for p in paths
     )
     manifest = Manifest(source, tools, targets, files)
-    content = {"version": VERSION, **asdict(manifest)}
+    content = {
+        "version": VERSION,
+        "source": source,
+        "tools": tools,
+        "targets": {name: entry.as_dict() for name, entry in targets.items()},
+        "files": [asdict(file) for file in files],
+    }
     with writing(folder / NAME):
         (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return manifest

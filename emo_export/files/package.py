@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
-from emo_export.model.recipes import DEFAULT_GRAPH
+from emo_export.files.target_entry import TargetEntry
+from emo_export.spec import GGUF, GRAPHS, ONNX, Spec
 
 ARCHITECTURES = ("deepseek", "glm4moe")
 """llama.cpp's graphs that EMO is written for, in the order of preference."""
@@ -45,10 +45,8 @@ FILE_TYPES = {
 """`general.file_type` of each GGUF target, best quality first (llama.h, enum llama_ftype)."""
 
 
-def chosen_targets(
-    path: Path, only: Sequence[str] = ()
-) -> tuple[Path, Mapping[str, Mapping[str, Any]]]:
-    """The folder and the targets (spec -> entry with `path`) that a path means.
+def chosen_targets(path: Path, only: Sequence[str] = ()) -> tuple[Path, Mapping[str, TargetEntry]]:
+    """The folder and the targets (by name) that a path means.
 
     An exported folder means all its targets, or those of `only`; a .gguf file or ONNX folder means
     itself, with its entry in the manifest beside it where there is one. Raises EmoExportError when
@@ -58,7 +56,7 @@ def chosen_targets(
         raise EmoExportError(f"{path}: there is no such file or folder")
     if path.is_dir() and (path / MANIFEST).is_file():
         targets = Manifest.load(path).targets
-        only = [spec.removesuffix(f"@{DEFAULT_GRAPH}") for spec in only]
+        only = [spec.removesuffix(f"@{GRAPHS[ONNX][0]}") for spec in only]
         for spec in only:
             if spec not in targets:
                 raise EmoExportError(f"{path}: has no target {spec}; it has {', '.join(targets)}")
@@ -72,28 +70,29 @@ def chosen_targets(
     folder = path.absolute().parent
     if (folder / MANIFEST).is_file():
         for spec, entry in Manifest.load(folder).targets.items():
-            if (folder / str(entry["path"])).resolve() == path.resolve():
+            if (folder / entry.path).resolve() == path.resolve():
                 return folder, {spec: entry}
-    return folder, {spec_of(path): {"path": path.name, **_alone(path)}}
+    alone = TargetEntry(spec_of(path), path.name, _alone(path))
+    return folder, {str(alone.spec): alone}
 
 
-def _alone(path: Path) -> dict[str, Any]:
+def _alone(path: Path) -> dict[str, str] | None:
     """What an ONNX folder away from its manifest says of itself: the types of its parts."""
     if not path.is_dir():
-        return {}
+        return None
     needs = path / "emo_export.json"
     recipe = read_json(needs).get("recipe")
     if recipe is None:  # of an early export
-        return {}
+        return None
     if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
         raise EmoExportError(
             f"{needs}: recipe is {recipe!r}, expected a type for each part; was it changed? "
             "export the folder again"
         )
-    return {"recipe": recipe}
+    return recipe
 
 
-def spec_of(path: Path) -> str:
+def spec_of(path: Path) -> Spec:
     """The target of a single .gguf file or ONNX folder that export made.
 
     Raises EmoExportError when the path is no such thing or of a type unknown here.
@@ -103,8 +102,7 @@ def spec_of(path: Path) -> str:
         if not needs.is_file():
             raise EmoExportError(f"{path}: has no emo_export.json; was it made by export?")
         data = read_json(needs)
-        graph = data.get("graph", DEFAULT_GRAPH)
-        return f"onnx:{data.get('type')}" + (f"@{graph}" if graph != DEFAULT_GRAPH else "")
+        return Spec(ONNX, str(data.get("type")), str(data.get("graph", "")))
     from emo_export.files.gguf_header import read_gguf
 
     keys = read_gguf(path).keys
@@ -118,7 +116,7 @@ def spec_of(path: Path) -> str:
     kind = keys.get("general.file_type")
     for name, number in FILE_TYPES.items():
         if number == kind:
-            return f"gguf:{name}"
+            return Spec(GGUF, name)
     raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
 
 

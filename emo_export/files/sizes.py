@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from emo_export.base.json_file import read_json
@@ -13,14 +14,13 @@ from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
 from emo_export.model.recipes import (
     BLOCKS,
-    DEFAULT_GRAPH,
     GGUF_RECIPES,
     NEXT_BETTER,
     ONNX_RECIPES,
     Part,
     Recipe,
-    split_graph,
 )
+from emo_export.spec import GGUF, Spec
 
 _BLOCKS = {name.lower(): (block, nbytes) for name, block, nbytes in TENSOR_TYPES.values()}
 _GGUF_PARTS = (
@@ -44,22 +44,20 @@ _ONNX_PARTS = (
 _INT_BLOCKS = re.compile(r"int([48])b(\d+)")
 
 
-def other_sizes(spec: str, path: Path) -> dict[str, int]:
+def other_sizes(spec: Spec, path: Path) -> dict[Spec, int]:
     """Target -> bytes of its tensors, for every recipe of the same engine and graph.
 
     `spec` is the target that lies at `path`. An ONNX folder without its recipe has no others.
     Those of ONNX leave out that a row may not fit a block.
     """
-    kind, _, type_name = spec.partition(":")
-    if kind == "gguf":
+    if spec.family == GGUF:
         tensors = read_gguf(path).tensors
         return {
-            f"gguf:{name}": sum(_gguf_bytes(tensor, recipe) for tensor in tensors)
+            Spec(GGUF, name): sum(_gguf_bytes(tensor, recipe) for tensor in tensors)
             for name, recipe in GGUF_RECIPES.items()
         }
-    graph = split_graph(type_name)[1]
-    place = "" if graph == DEFAULT_GRAPH else f"@{graph}"
-    return {f"onnx:{name}{place}": nbytes for name, nbytes in _onnx_sizes(path, graph)}
+    sizes = _onnx_sizes(path, spec.graph)
+    return {replace(spec, type=name): nbytes for name, nbytes in sizes}
 
 
 def _part(name: str, parts: tuple[tuple[str, Part], ...]) -> Part | None:

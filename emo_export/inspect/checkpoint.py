@@ -201,14 +201,13 @@ def _package(path: Path) -> Inspection:
     found = Inspection("package", f"folder that emo-export made: {path}", facts)
     parity = _parity(path, found.warnings)
     for spec, target in manifest.targets.items():
-        place = path / target["path"]
-        fallbacks = target.get("fallbacks")
-        pairs = fallbacks.values() if isinstance(fallbacks, Mapping) else ()
+        place = path / target.path
+        pairs = target.fallbacks.values()
         targets[spec] = {
-            "path": target["path"],
+            "path": target.path,
             "bytes": _size(place),
-            "recipe": target.get("recipe"),
-            "fallbacks": dict(Counter(" -> ".join(map(str, pair)) for pair in pairs)),
+            "recipe": target.recipe,
+            "fallbacks": dict(Counter(" -> ".join(pair) for pair in pairs)),
             "parity": parity.get(spec, "not measured"),
         }
         targets[spec] |= _contents(spec, place, found)

@@ -85,14 +85,13 @@ BLOCKS = (128, 64, 32, 16)
 `python -m tests.bench.onnx_recipes` prints what each costs and buys. At 8 bits the length makes no
 difference to the quality. 16 is for rows that fit no other.
 """
-DEFAULT_GRAPH = "qmoe"
 ONNX_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "qmoe": _BLOCKS,
     "if": _BLOCKS,
     # No standard operator multiplies by 4-bit weights that are gathered at run time.
     "standard": {"f32": _recipe("f32", "f32"), "int8": _recipe("int8row", "int8row")},
 }
-"""The recipes of each ONNX graph; a target is TYPE of the default graph or TYPE@GRAPH."""
+"""The recipes of each ONNX graph."""
 
 ONNXRUNTIME_MIN: Mapping[str, str] = {
     "qmoe": "1.31",  # QMoE has router_weights and a CPU kernel for accuracy_level from then on
@@ -103,12 +102,6 @@ ONNXRUNTIME_MIN: Mapping[str, str] = {
 ONNXRUNTIME_MIN_PLAIN = "1.21"
 """That of `if` with neither GroupQueryAttention, whose positions and bias came with 1.22, nor 8-bit
 matrices, whose kernel did (tests/converters/onnx/test_older_ort.py); Debian 13 has 1.21."""
-
-
-def split_graph(type_name: str) -> tuple[str, str]:
-    """`int4@if` -> ("int4", "if"); a type alone is of the default graph."""
-    kind, _, graph = type_name.partition("@")
-    return kind, graph or DEFAULT_GRAPH
 
 
 # When a row is not a multiple of a type's block: the next better types, in order. Blocks of 256

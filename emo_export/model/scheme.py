@@ -11,6 +11,7 @@ from emo_export.interfaces import Format
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 from emo_export.model.recipes import NEXT_BETTER, Part
+from emo_export.spec import Spec
 
 _PARTS: Mapping[Role, Part] = {
     Role.EMBED: Part.EMBED,
@@ -45,7 +46,7 @@ class QuantScheme:
     `fallbacks` maps a tensor name to (type of the recipe, type used instead).
     """
 
-    type_name: str
+    spec: Spec
     used_recipe: Mapping[Part, str]  # of the parts that the model has
     formats: Mapping[Slot, Format]
     fallbacks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class QuantScheme:
 
 
 def resolve(
-    type_name: str,
+    spec: Spec,
     recipe: Mapping[Part, str],
     known: Mapping[str, Format],
     config: EmoConfig,
@@ -83,7 +84,7 @@ def resolve(
         formats[slot] = known[chosen]
     present = {part_of(slot, config) for slot in slots(config)}
     used = {part: name for part, name in recipe.items() if part in present}
-    return QuantScheme(type_name, used, formats, fallbacks)
+    return QuantScheme(spec, used, formats, fallbacks)
 
 
 def _refuse(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 
 from emo_export.errors import EmoExportError
@@ -31,6 +32,7 @@ from emo_export.parity.result import (
     Row,
     TokenizerFailure,
 )
+from emo_export.spec import Spec
 
 OpenRuntime = Callable[[], Runtime]
 OpenTokenizer = Callable[[Runtime], Tokenizer]
@@ -47,7 +49,7 @@ def tolerances(target: str, profile: str = "") -> Mapping[str, Mapping[str, floa
         resources.files("emo_export.parity").joinpath("tolerances.json").read_text("utf-8")
     )
     special = table["devices"].get(profile, {}) if profile else {}
-    for name in (target, target.partition("@")[0]):
+    for name in (target, str(replace(Spec.parse(target), graph=""))):
         if name in table:
             return {**table[name], **special.get(name, {})}
     raise EmoExportError(f"{target}: tolerances.json has no limits for this target")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import Crash, Result
 from emo_export.runtimes.devices.request import VERSION, Request
+from emo_export.spec import Spec
 
 LAST_WORDS = 3  # lines of a dead process's stderr that are shown
 SHELL_SIGNAL = 128  # a shell says 128 + N of a program that signal N ended
@@ -35,7 +37,7 @@ class Device(Protocol):
     kind: str
     profile: str
 
-    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
+    def place(self, folder: Path, targets: Mapping[str, TargetEntry]) -> str:
         """Bring these targets of a package there; the path that it has there."""
 
     def run(self, arguments: Sequence[str]) -> Finished:
@@ -64,7 +66,7 @@ def judge_target(device: Device, place: str, request: Request) -> Result:
     arguments = request._replace(profile=device.profile).arguments(place)
     finished = device.run(arguments)
     known = device.facts()
-    engine = known.get("engine of " + spec.partition(":")[0], "")
+    engine = known.get("engine of " + Spec.parse(spec).family, "")
     answer = answer_of(device.name, finished, f"the run of {spec}", engine)
     if isinstance(answer, Crash):
         result = Result(target=spec, crash=answer)

@@ -7,22 +7,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Problem
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import FAILED, HERE, Refusal, Result, refused
 from emo_export.runtimes.devices.device import judge_target
 from emo_export.runtimes.devices.memory.of_device import MemoryVerdict, try_targets
 from emo_export.runtimes.devices.options import ADB, SSH, DeviceOptions, kind_of
 from emo_export.runtimes.devices.profiles import profile_named
 from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device, this_machine
+from emo_export.spec import ONNX
 
 if TYPE_CHECKING:
     from emo_export.runtimes.devices.device import Device
 
 NO_VERDICT = MemoryVerdict({})
-Targets = Mapping[str, Mapping[str, Any]]
+Targets = Mapping[str, TargetEntry]
 Say = Callable[[str], None]
 
 
@@ -114,7 +116,7 @@ def _judge_device(
     if isinstance(device, WatchedDevice) and (options.ram or options.context):
         on_stage(f"{device.name}: measuring memory of {', '.join(targets)}")
         memory = try_targets(device, folder, targets, options)
-    first = next((spec for spec in targets if spec.startswith("onnx")), "")
+    first = next((name for name, entry in targets.items() if entry.spec.family == ONNX), "")
     for spec in targets:
         verdict = memory.get(spec, NO_VERDICT)
         if verdict.error or verdict.crash or verdict.too_little:
@@ -167,7 +169,7 @@ def _measure_speed(
             continue
         on_stage(f"{device.name}: measuring the speed of {spec}")
         try:
-            path = f"{place}/{targets[spec]['path']}"
+            path = f"{place}/{targets[spec].path}"
             found[spec] = replace(result, speed=device.speed(spec, path, settings))
         except EmoExportError as error:  # it was asked for, so this is no pass
             found[spec] = replace(result, refusal=Refusal(str(error), error.exit_code))

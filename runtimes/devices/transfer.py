@@ -13,11 +13,12 @@ import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import digest
+from emo_export.files.target_entry import TargetEntry
 
 GOLDEN = "golden.npz"
 SPARE = 32 << 20  # bytes that a disk must have free beside what is sent
@@ -61,7 +62,7 @@ class Store(Protocol):
 def send_package(
     store: Store,
     folder: Path,
-    targets: Mapping[str, Mapping[str, Any]],
+    targets: Mapping[str, TargetEntry],
     say: Say,
     beside: int = 0,
 ) -> str:
@@ -105,11 +106,11 @@ def _send(
     )
 
 
-def _files_of(folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _files_of(folder: Path, targets: Mapping[str, TargetEntry]) -> list[str]:
     """The files, relative to the folder, that judging these targets needs."""
     paths = {folder / MANIFEST, folder / GOLDEN}
     for entry in targets.values():
-        path = folder / str(entry["path"])
+        path = folder / entry.path
         paths |= {p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {path}
     for path in sorted(paths):
         if not path.is_file():

@@ -15,6 +15,7 @@ from emo_export.base.disk import writing
 from emo_export.base.llama_library import LIBRARY
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import model_files
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import HERE
 from emo_export.runtimes.devices.device import Finished
 from emo_export.runtimes.devices.emulated.emulation import Emulation
@@ -51,11 +52,9 @@ class WatchedDevice:
         self._models: Mapping[str, Sequence[Path]] = {}
         self._found: MemoryFound | None = None
 
-    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
+    def place(self, folder: Path, targets: Mapping[str, TargetEntry]) -> str:
         """Nothing is copied: the process reads the package where it is."""
-        self._models = {
-            spec: model_files(folder / str(entry["path"])) for spec, entry in targets.items()
-        }
+        self._models = {spec: model_files(folder / entry.path) for spec, entry in targets.items()}
         return str(folder.resolve())
 
     def run(self, arguments: Sequence[str]) -> Finished:

@@ -88,7 +88,7 @@ def main(tokens: int, as_json: bool) -> None:
         for name, (spec, *options) in ROWS.items():
             export(folder / name, "--to", spec, *options)
             place, targets = chosen_targets(folder / name)
-            paths[name] = place / str(targets[spec]["path"])
+            paths[name] = place / targets[spec].path
         _say(f"{len(paths)} exports; now the float original")
         reference = original(tokens)
         speeds = _speeds(paths)

@@ -79,7 +79,8 @@ def test_the_folder_keeps_the_matrix_and_verify_covers_it(
 
 
 def test_manifest_and_keys_name_the_matrix(calibrated: Path) -> None:
-    targets = Manifest.load(calibrated).targets
+    loaded = Manifest.load(calibrated).targets
+    targets = {name: entry.as_dict() for name, entry in loaded.items()}
     about = {"file": "imatrix.gguf", "source": "c.jsonl, words.txt", "tokens": TOKENS}
     for spec in ("gguf:q4_k_m", "gguf:iq2_xxs"):
         assert targets[spec]["importance"] == about
@@ -144,7 +145,7 @@ def test_its_matrix_given_to_another_export_makes_the_same_bytes(
     assert done.code == 0 and done.out == ""
     same(calibrated, again)
     assert (again / "imatrix.gguf").read_bytes() == matrix.read_bytes()
-    about, first = (Manifest.load(f).targets["gguf:iq2_xxs"] for f in (again, calibrated))
+    about, first = (Manifest.load(f).targets["gguf:iq2_xxs"].as_dict() for f in (again, calibrated))
     assert about["importance"].pop("tokens") == 1024  # in whole chunks of 512
     assert first["importance"].pop("tokens") == TOKENS
     assert about == first
@@ -268,7 +269,8 @@ def test_a_text_whose_name_is_not_unicode(wide: Path, tmp_path: Path, emo: Emo) 
     arguments = ("--to", "gguf:q4_0", "--calibration", text, "--no-golden")
     done = emo("export", wide, "-o", out, *arguments)
     assert done.code == 0 and "Traceback" not in done.err
-    assert Manifest.load(out).targets["gguf:q4_0"]["importance"]["source"] == "caf?.txt"
+    made = Manifest.load(out).targets["gguf:q4_0"].importance
+    assert made is not None and made.source == "caf?.txt"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_forced_arch_validates_and_is_remembered(tmp_path: Path, emo: Emo) -> 
     assert done.code == 0 and json.loads(done.out)["passed"] is True
     header = GGUFReader(out / "model-Q8_0.gguf").fields["general.architecture"]
     assert header.contents() == "glm4moe"
-    assert Manifest.load(out).targets["gguf:q8_0"]["arch"] == "glm4moe"
+    assert Manifest.load(out).targets["gguf:q8_0"].arch == "glm4moe"
     again = emo("validate", out, "--reference", GOLDEN / "base", "--json")
     assert again.code == 0 and json.loads(again.out)["passed"] is True
     rows = [r for t in json.loads(again.out)["targets"] for r in t["rows"]]
@@ -202,7 +202,7 @@ def test_tensor_types_are_in_the_file_and_validate(wide: Path, tmp_path: Path, e
     assert {name: types[name] for name in types} == {
         name: expected.get(part, "F32") for name, part in parts.items()
     }
-    recipe = Manifest.load(out).targets["gguf:q4_0"]["recipe"]
+    recipe = Manifest.load(out).targets["gguf:q4_0"].recipe or {}
     assert {role: recipe[role] for role in given} == {r: k.lower() for r, k in given.items()}
     again = emo("validate", out, "--reference", wide, "--json")
     assert again.code == 0

@@ -18,6 +18,7 @@ from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
 from emo_export.parity.golden import Golden
+from emo_export.spec import ONNX, Spec
 from tests.converters.gguf.test_gguf_tokenizer import added, changed, read
 from tests.converters.onnx.test_nbits_formats import KINDS, by_onnxruntime, kind_of, nearest
 from tests.converters.test_placed_file import WRITE
@@ -38,7 +39,7 @@ def test_1_exact_ties_take_the_sign_that_onnxruntime_takes(bits, block):
 def test_2_the_refusal_names_the_tensor_that_does_not_fit():
     config = EmoConfig.from_dict(make_config(hidden_size=64, intermediate_size=20))
     with pytest.raises(EmoExportError, match=r"experts\.0\.down_proj\.weight: rows of 20 fit no"):
-        onnx_scheme("int4", config)
+        onnx_scheme(Spec(ONNX, "int4"), config)
 
 
 @pytest.mark.parametrize("row", [64, 4096])

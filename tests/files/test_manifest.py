@@ -21,6 +21,8 @@ from emo_export.files.manifest import (
     verify,
     write_manifest,
 )
+from emo_export.files.target_entry import TargetEntry
+from emo_export.spec import GGUF, Spec
 
 
 def filled(folder: Path) -> Path:
@@ -28,7 +30,7 @@ def filled(folder: Path) -> Path:
     (folder / "a.gguf").write_bytes(b"weights")
     (folder / "sub").mkdir(exist_ok=True)
     (folder / "sub" / "b.bin").write_bytes(b"more")
-    target = {"path": "a.gguf", "recipe": {}, "fallbacks": {}}
+    target = TargetEntry(Spec(GGUF, "f32"), "a.gguf", {})
     write_manifest(folder, {"name": "x"}, {"emo-export": "0"}, {"gguf:f32": target})
     return folder
 
@@ -44,7 +46,7 @@ def test_every_file_is_digested(tmp_path: Path) -> None:
         "sha256": hashlib.sha256(b"weights").hexdigest(),
     }
     assert verify(folder) == []
-    assert Manifest.load(folder).targets["gguf:f32"]["path"] == "a.gguf"
+    assert Manifest.load(folder).targets["gguf:f32"].path == "a.gguf"
 
 
 def test_verify_names_what_differs(tmp_path: Path) -> None:

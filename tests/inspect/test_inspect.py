@@ -12,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import write_manifest
+from emo_export.files.target_entry import TargetEntry
 from emo_export.inspect.checkpoint import inspect_path, size_text
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.spec import Spec
 from tests.kit.bad_gguf import rewrite
 from tests.kit.inspecting import lengthen, shown
 from tests.kit.paths import GOLDEN, NANO
@@ -38,7 +40,8 @@ def package(small_exports: Files, tmp_path: Path) -> Path:
             "fallbacks": {"a": ["int4b32", "int4b16"], "b": ["int4b32", "int4b16"]},
         },
     }
-    write_manifest(folder, {"name": "synth"}, {"emo-export": "0"}, targets)
+    entries = {name: TargetEntry.from_dict(Spec.parse(name), t) for name, t in targets.items()}
+    write_manifest(folder, {"name": "synth"}, {"emo-export": "0"}, entries)
     return folder
 
 

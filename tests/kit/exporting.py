@@ -31,6 +31,7 @@ from emo_export.model.scheme import QuantScheme
 from emo_export.pipeline import Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import Rows, logits
+from emo_export.spec import ONNX, Spec
 from tests.kit.oracle import oracle_logits
 from tests.kit.synth import CONFIGS, make_checkpoint
 
@@ -69,7 +70,8 @@ def export_to(
         for t in gguf
     ]
     for t in onnx:
-        scheme, place = onnx_scheme(t, config), made[f"onnx:{t}"]
+        name = f"onnx:{t}"
+        scheme, place = onnx_scheme(Spec.parse(name), config), made[name]
         settings: dict[str, int] = {"context": context, "accuracy_level": accuracy_level}
         settings["last_only"] = last_only
         writers.append(OnnxWriter(place, product, scheme, **settings))
@@ -86,7 +88,7 @@ def export_plain(folder: Path, checkpoint_path: Path, kind: str) -> QuantScheme:
     product = open_product(checkpoint_path)
     config = product.config
     changed = {} if kind == "f32" else dict.fromkeys(set(Part) - {Part.ROUTER, Part.VECTOR}, kind)
-    scheme = onnx_scheme(f"{kind}@if", config, changed)
+    scheme = onnx_scheme(Spec(ONNX, kind, "if"), config, changed)
     settings = {"context": config.context_length(), "accuracy_level": 4}
     writer = OnnxWriter(folder, product, scheme, plain_attention=True, **settings)
     writer.open()
@@ -154,8 +156,10 @@ def case(name: str) -> Case:
 
 def scheme_of(product: Product, target: str) -> QuantScheme:
     """The scheme of `gguf:TYPE` or `onnx:TYPE`."""
-    kind, _, type_name = target.partition(":")
-    return {"gguf": gguf_scheme, "onnx": onnx_scheme}[kind](type_name, product.config)
+    spec = Spec.parse(target)
+    if spec.family == ONNX:
+        return onnx_scheme(spec, product.config)
+    return gguf_scheme(spec.type, product.config)
 
 
 @functools.cache

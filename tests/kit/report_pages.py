@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from emo_export.files.manifest import FileEntry, Manifest
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.by_position import ByPosition, DomainFigures
 from emo_export.parity.golden import Golden
 from emo_export.parity.result import Result
+from emo_export.spec import GGUF, Spec
 from tests.parity.test_by_position import report, with_domains
 
 WHEN = datetime(2026, 5, 7, 12, 0, tzinfo=UTC)
@@ -25,7 +27,7 @@ DOMAINS = ("c", "dictionary", "man", "perldoc", "python", "scripture")
 MANIFEST = Manifest(
     {"name": "emo", "config_sha256": "0" * 64, "files": {}, "pruning": None},
     {"emo-export": "0.1.0", "torch": "2"},
-    {"gguf:q4_0": {"path": "model-Q4_0.gguf", "recipe": {"embed": "q8_0"}}},
+    {"gguf:q4_0": TargetEntry(Spec(GGUF, "q4_0"), "model-Q4_0.gguf", {"embed": "q8_0"})},
     (FileEntry("model-Q4_0.gguf", 14_203_936, "0" * 64),),
 )
 

@@ -11,6 +11,7 @@ from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
 from emo_export.model.overrides import check_overrides, parse_overrides
 from emo_export.model.recipes import Part
+from emo_export.spec import ONNX, Spec
 from tests.kit.synth import CONFIGS, make_config
 
 TYPES = {"gguf": tuple(GGML_FORMATS), "onnx": OVERRIDING}
@@ -63,7 +64,7 @@ def test_a_type_for_what_the_model_has_not_is_refused(name: str, part: Part) -> 
 def test_a_type_for_experts_where_every_layer_is_dense() -> None:
     dense = {"num_experts_per_layer": [0, 0], "dense_intermediate_size": 96}
     config = EmoConfig.from_dict(make_config(**dense))
-    scheme = onnx_scheme("int4", config, {Part.EXPERT: "int8"})
+    scheme = onnx_scheme(Spec(ONNX, "int4"), config, {Part.EXPERT: "int8"})
     with pytest.raises(EmoExportError, match=r"--tensor-type expert: .* no such part"):
         check_overrides([Part.EXPERT], scheme, "ONNX")
 

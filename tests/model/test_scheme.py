@@ -13,6 +13,7 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, shape_of, slots
 from emo_export.model.recipes import Part
 from emo_export.model.scheme import QuantScheme, part_of
+from emo_export.spec import GGUF, ONNX, Spec
 from tests.kit.synth import CONFIGS, make_config
 
 EXPERT_ROLES = (Role.GATE, Role.UP, Role.DOWN)
@@ -34,10 +35,10 @@ def config_of(**overrides: Any) -> EmoConfig:
 
 
 def scheme(target: str, config: EmoConfig) -> QuantScheme:
-    kind, _, type_name = target.partition(":")
-    if kind == "gguf":
-        return gguf_scheme(type_name, config)
-    return onnx_scheme(type_name, config, block=32)
+    spec = Spec.parse(target)
+    if spec.family == GGUF:
+        return gguf_scheme(spec.type, config)
+    return onnx_scheme(spec, config, block=32)
 
 
 @pytest.mark.parametrize("target", EXPECTED)
@@ -45,7 +46,7 @@ def test_every_slot_has_the_format_of_the_recipe(target: str) -> None:
     config = config_of(**CONFIGS["dense_first"])
     found = scheme(target, config)
     expert, rest = EXPECTED[target]
-    assert found.type_name == target.split(":")[1] and not found.fallbacks
+    assert str(found.spec) == target and not found.fallbacks
     for slot in slots(config):
         name = found.format_of(slot).name
         if slot.role == Role.ROUTER or "norm" in slot.role.value:
@@ -104,7 +105,7 @@ def test_a_row_that_does_not_fit_falls_back_by_name() -> None:
 
 def test_qmoe_has_one_block_for_all_routed_experts() -> None:
     config = config_of(hidden_size=64, intermediate_size=48)
-    found = onnx_scheme("int4", config, block=32)
+    found = onnx_scheme(Spec(ONNX, "int4"), config, block=32)
     for slot in slots(config):
         name = found.format_of(slot).name
         if slot.role in EXPERT_ROLES and slot.expert < 7:

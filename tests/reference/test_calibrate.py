@@ -26,6 +26,7 @@ from emo_export.reference.calibrate import Calibration
 from emo_export.reference.forward import KeyValues
 from emo_export.reference.passes import Pass, Rows
 from emo_export.reference.states import States
+from emo_export.spec import ONNX, Spec
 from tests.kit.exporting import Array, Idle, case, dequantised_source, idle, open_product
 from tests.kit.oracle import F64, Weights, _sequence
 from tests.kit.synth import make_checkpoint
@@ -171,7 +172,7 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
     """The oracle runs on a checkpoint of what the earlier matrices became, or on the original."""
     folder = case(name).folder
     product = open_product(folder)
-    scheme = onnx_scheme("int4", product.config)
+    scheme = onnx_scheme(Spec(ONNX, "int4"), product.config)
     calibration = Calibration(product.config, SEQUENCES, "a text", own=own)
     told = Told(calibration)
     outputs = [Output(Packing(scheme), told, calibration, Asking)]

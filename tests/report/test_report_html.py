@@ -15,11 +15,13 @@ import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import Problem
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import Crash, NotCompared, Refusal, Result
 from emo_export.report.html import page as report_html
 from emo_export.report.html import words as report_words
 from emo_export.report.html.page import check_writable, html, write_html
 from emo_export.report.html.view import MOST_SAMPLES, thinned
+from emo_export.spec import GGUF, Spec
 from tests.kit.report_pages import (
     MANIFEST,
     WHEN,
@@ -140,7 +142,9 @@ def test_everything_is_escaped() -> None:
     )
     golden = replace(with_domains(), domains=(evil, "b"))
     manifest = replace(
-        MANIFEST, tools={evil: evil}, targets={evil: {"path": evil, "recipe": {evil: evil}}}
+        MANIFEST,
+        tools={evil: evil},
+        targets={evil: TargetEntry(Spec(GGUF, evil), evil, {evil: evil})},
     )
     for memory in (hostile.memory, {"samples": samples, evil: [evil]}):
         found = page([replace(hostile, memory=memory)], golden=golden, manifest=manifest)

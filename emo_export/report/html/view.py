@@ -108,14 +108,14 @@ def memory_chart(n: Numbered) -> charts.Areas | None:
 
 def size_of_target(manifest: Manifest, target: str) -> int:
     """Bytes of a target's file or folder."""
-    place = str(manifest.targets[target]["path"])
+    place = manifest.targets[target].path
     inside = [f for f in manifest.files if f.path == place or f.path.startswith(f"{place}/")]
     return sum(file.bytes for file in inside)
 
 
 def parts(manifest: Manifest) -> list[str]:
     """The parts of the model that the recipes name."""
-    named = [part for entry in manifest.targets.values() for part in entry.get("recipe", {})]
+    named = [part for entry in manifest.targets.values() for part in entry.recipe or {}]
     return list(dict.fromkeys(named))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError
+from emo_export.files.target_entry import TargetEntry
 from emo_export.runtimes.devices.adb.adb import Adb
 from emo_export.runtimes.devices.adb.root import PhoneRoot
 from emo_export.runtimes.devices.adb.store import CACHE, AdbStore
@@ -74,7 +75,7 @@ class AdbDevice:
         known = {name: text for (name, _), text in zip(ABOUT, told, strict=False) if text}
         return {**known, "adb": self._adb.version()}
 
-    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
+    def place(self, folder: Path, targets: Mapping[str, TargetEntry]) -> str:
         """Bring these targets of a package, Python and our runtime there -> the package's path.
 
         Only files whose SHA-256 there is another are sent.

@@ -33,7 +33,7 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     """
     package, targets = chosen_targets(folder, [request.spec])
     golden = request.share.of(Golden.load(package / "golden.npz"))
-    path = package / str(targets[request.spec]["path"])
+    path = package / targets[request.spec].path
     kernels = nbits_paths() if path.is_dir() and request.kernels else {}
     result = validate_target(
         request.spec,

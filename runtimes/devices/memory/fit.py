@@ -17,13 +17,10 @@ from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need
 from emo_export.files.sizes import other_sizes
 from emo_export.runtimes.devices.memory.cap import MemoryFound
+from emo_export.spec import GGUF, Spec
 
-UNCALIBRATED = (
-    "gguf:f32",
-    "gguf:f16",
-    "gguf:bf16",
-    "gguf:q8_0",
-)  # to which importance adds nothing
+UNCALIBRATED = ("f32", "f16", "bf16", "q8_0")
+"""GGUF types to which importance adds nothing."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +176,11 @@ def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need
         return "that was before a model was opened, so that no other format would fit either"
     beside, known = _beside_weights(fit, fits, needs)
     run = {other.target for other in fits}
-    engine = fit.target.partition(":")[0]
+    family = Spec.parse(fit.target).family
     for spec, need in needs.items():
-        if spec not in run and spec.startswith(engine) and beside + need.weights <= fit.ram:
-            there[spec] = beside + need.weights
+        total = beside + need.weights
+        if spec not in run and Spec.parse(spec).family == family and total <= fit.ram:
+            there[spec] = total
     about = "about" if known else "at least"
     if smaller := {spec: total for spec, total in there.items() if total < fit.total}:
         spec = max(smaller, key=lambda name: smaller[name])
@@ -191,15 +189,15 @@ def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need
         return f"{spec} of this package would need {about} {shown(smaller[spec])}"
     weights = needs[fit.target].weights
     others = {
-        spec: beside + nbytes
-        for spec, nbytes in other_sizes(fit.target, path).items()
-        if nbytes < weights and beside + nbytes <= fit.ram and spec not in needs
+        other: beside + nbytes
+        for other, nbytes in other_sizes(Spec.parse(fit.target), path).items()
+        if nbytes < weights and beside + nbytes <= fit.ram and str(other) not in needs
     }
     if not others:
-        return f"no smaller format of {engine} fits"
-    spec = max(others, key=lambda name: others[name])
-    calibration = "" if spec in UNCALIBRATED or engine == "onnx" else " --calibration TEXT"
-    return f"{spec} would need {about} {shown(others[spec])}: export --to {spec}{calibration}"
+        return f"no smaller format of {family} fits"
+    best = max(others, key=lambda other: others[other])
+    calibration = " --calibration TEXT" if family == GGUF and best.type not in UNCALIBRATED else ""
+    return f"{best} would need {about} {shown(others[best])}: export --to {best}{calibration}"
 
 
 def _beside_weights(fit: Fit, fits: Sequence[Fit], needs: Mapping[str, Need]) -> tuple[int, bool]:
@@ -208,8 +206,8 @@ def _beside_weights(fit: Fit, fits: Sequence[Fit], needs: Mapping[str, Need]) ->
     Where this target was not run to its end, those of another one of the engine; else what is
     known of it, its cache and what was there before it was opened.
     """
-    engine = fit.target.partition(":")[0]
+    family = Spec.parse(fit.target).family
     for other in (fit, *fits):
-        if other.measured and other.target.startswith(engine):
+        if other.measured and Spec.parse(other.target).family == family:
             return other.total - needs[other.target].weights, True
     return fit.cache + (fit.base or 0), False

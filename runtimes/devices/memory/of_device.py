@@ -9,6 +9,7 @@ from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need, need_of
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.memory.fit import Fit, fit_failures
 from emo_export.runtimes.devices.memory.trial import TOKENS, CrashError, try_memory
@@ -36,7 +37,7 @@ class MemoryVerdict:
 def try_targets(
     device: WatchedDevice,
     folder: Path,
-    targets: Mapping[str, Mapping[str, Any]],
+    targets: Mapping[str, TargetEntry],
     options: DeviceOptions,
 ) -> dict[str, MemoryVerdict]:
     """Run each target in the memory that was asked for, with its KV cache.
@@ -45,7 +46,7 @@ def try_targets(
     told is which sizes hold it. A target that can't be tried keeps no other from it.
     """
     limit = options.ram or max(PROFILES[device.name].memory)
-    paths = {spec: folder / str(entry["path"]) for spec, entry in targets.items()}
+    paths = {spec: folder / entry.path for spec, entry in targets.items()}
     needs: dict[str, Need] = {}
     fits, verdicts = [], {}
     for spec, path in paths.items():

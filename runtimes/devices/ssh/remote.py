@@ -14,6 +14,7 @@ from typing import Any
 
 from emo_export.base.engine_packages import requirements_for
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.device import Finished, answer_of
 from emo_export.runtimes.devices.source_zip import runtime_zip
@@ -47,14 +48,14 @@ class SshDevice:
         self._facts: dict[str, str] = {}
         self.profile = ""  # known when connected
 
-    def place(self, folder: Path, targets: Mapping[str, Mapping[str, Any]]) -> str:
+    def place(self, folder: Path, targets: Mapping[str, TargetEntry]) -> str:
         """Copy what judging these targets needs; answers the folder's path there.
 
         Raises EmoExportError or MissingDependencyError when the machine there won't do, has no
         room, or lacks an engine: all before anything is copied.
         """
         link = self._connected()
-        kinds = sorted({spec.partition(":")[0] for spec in targets})
+        kinds = sorted({entry.spec.family for entry in targets.values()})
         self._find_engines(link, kinds)
         return send_package(SshStore(link), folder, targets, self._say)
 

@@ -164,16 +164,16 @@ def test_fallbacks_are_named_everywhere(type_name: str, tmp_path: Path, emo: Emo
     expert = "q4_k" if type_name == "q4_k_m" else "iq2_xs"
     small = expected_type(expert, 32)
     down, gate = (Slot(role, 1, 2).name for role in (Role.DOWN, Role.GATE))
-    entry = Manifest.load(out).targets[f"gguf:{type_name}"]
+    entry = Manifest.load(out).targets[f"gguf:{type_name}"].as_dict()
     assert entry["recipe"]["expert"] == expert
-    assert entry["fallbacks"][gate] == [expert, "f16"]
+    assert entry["fallbacks"][gate] == (expert, "f16")
     if type_name == "iq2_xs":
-        assert entry["fallbacks"][down] == [expert, small]
+        assert entry["fallbacks"][down] == (expert, small)
     told = [line for line in done.err.splitlines() if "do not fit" in line]
     pairs = {tuple(change) for change in entry["fallbacks"].values()}
     assert len(told) == len(pairs)
     for wanted, used in pairs:
-        count = sum(change == [wanted, used] for change in entry["fallbacks"].values())
+        count = sum(change == (wanted, used) for change in entry["fallbacks"].values())
         (line,) = [t for t in told if f"do not fit {wanted} and are written as {used}" in t]
         assert f"{count} tensors" in line
     card = (out / "README.md").read_text("utf-8")

@@ -24,6 +24,7 @@ from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, Slot, slots
 from emo_export.model.recipes import Part
+from emo_export.spec import ONNX, Spec
 from tests.kit.synth import CONFIGS, make_config
 
 GLM4MOE = {
@@ -104,7 +105,7 @@ def test_no_command_is_named_where_none_works() -> None:
     with pytest.raises(EmoExportError, match=r"num_shared_experts above 1; ONNX can't either"):
         choose_arch(config)
     with pytest.raises(EmoExportError, match="no routed expert"):
-        onnx_scheme("int4", config)
+        onnx_scheme(Spec(ONNX, "int4"), config)
 
 
 def test_fewer_experts_per_token_need_an_empty_place() -> None:

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from emo_export.cli.targets import parse_spec
 from emo_export.converters.onnx.data import ExternalData
 from emo_export.converters.onnx.exact import SESSION_OPTIONS, exact_graph
 from emo_export.converters.onnx.graph import Graph
@@ -29,6 +28,7 @@ from emo_export.model.recipes import ONNX_RECIPES
 from emo_export.parity.judge import tolerances
 from emo_export.reference.passes import logits
 from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.spec import GGUF, ONNX, Spec
 from tests.converters.onnx.test_to_onnx import EXACT, NO_FIT, SHIPPED, Session
 from tests.kit.exporting import (
     TIGHT,
@@ -114,7 +114,7 @@ def test_the_trained_model(target: str) -> None:
         assert_same(want, found, EXACT)
     model = OnnxModel(exported(NANO, target), threads=1)
     for found in (prefill(model, ids), steps(model, ids)):
-        kind = parse_spec(target)[1].partition("@")[0]
+        kind = Spec.parse(target).type
         assert 1e-9 < kl(want, found).mean() <= SHIPPED[kind]
         assert (found.argmax(-1) == want.argmax(-1)).mean() >= 0.95
 
@@ -137,7 +137,7 @@ def test_a_graph_has_the_operators_of_its_kind(graph: str) -> None:
 @pytest.mark.parametrize("graph", KINDS)
 def test_a_folder_says_what_it_is(graph: str) -> None:
     folder = exported(case("mha").folder, f"onnx:int8@{graph}")
-    assert spec_of(folder) == ("onnx:int8" if graph == "qmoe" else f"onnx:int8@{graph}")
+    assert str(spec_of(folder)) == ("onnx:int8" if graph == "qmoe" else f"onnx:int8@{graph}")
     needs = json.loads((folder / "emo_export.json").read_text("utf-8"))
     assert needs["graph"] == graph and needs["type"] == "int8"
     assert needs["onnxruntime_min"] == KINDS[graph].onnxruntime_min
@@ -287,32 +287,33 @@ def test_an_expert_that_no_token_chose_is_not_computed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "target"),
     [
-        ("onnx:int4@qmoe", ("onnx", "int4")),
-        ("ONNX:Int4@IF", ("onnx", "int4@if")),
-        ("onnx:f32", ("onnx", "f32")),
-        ("gguf:q4_0", ("gguf", "q4_0")),
+        ("onnx:int4@qmoe", Spec(ONNX, "int4")),
+        ("ONNX:Int4@IF", Spec(ONNX, "int4", "if")),
+        ("onnx:f32", Spec(ONNX, "f32", "qmoe")),
+        ("gguf:q4_0", Spec(GGUF, "q4_0")),
     ],
 )
-def test_a_spec_names_its_graph(spec: str, target: tuple[str, str]) -> None:
-    assert parse_spec(spec) == target
+def test_a_spec_names_its_graph(spec: str, target: Spec) -> None:
+    assert Spec.parse(spec) == target
+    assert Spec.parse(str(target)) == target and "@qmoe" not in str(target)
 
 
 @pytest.mark.parametrize("spec", ["onnx:int4@magic", "onnx:int4@", "gguf:q4_0@if"])
 def test_an_unknown_graph_is_refused_naming_those_there_are(spec: str) -> None:
     graphs = ", ".join(f"@{graph}" for graph in KINDS)
     with pytest.raises(EmoExportError, match=rf"is not known; onnx has {graphs}$"):
-        parse_spec(spec)
+        Spec.parse(spec)
 
 
 def test_a_type_that_a_graph_lacks_is_refused_naming_the_graphs_that_have_it() -> None:
     config = EmoConfig.from_json(NANO / "config.json")
     with pytest.raises(EmoExportError, match="onnx:int3@if is not a known type; choose one of f32"):
-        onnx_scheme("int3@if", config)
+        onnx_scheme(Spec(ONNX, "int3", "if"), config)
     say = "the standard graph has f32, int8 only; int4 is possible as onnx:int4@qmoe, onnx:int4@if"
     with pytest.raises(EmoExportError, match=f"^onnx:int4@standard: {say}$"):
-        onnx_scheme("int4@standard", config)
+        onnx_scheme(Spec(ONNX, "int4", "standard"), config)
     with pytest.raises(EmoExportError, match="graph 'magic' is not known; choose one of qmoe, if"):
-        onnx_scheme("int4@magic", config)
+        onnx_scheme(Spec(ONNX, "int4", "magic"), config)
 
 
 def test_limits_are_those_of_the_type() -> None:

@@ -21,6 +21,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
 from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.spec import ONNX, Spec
 from tests.kit.exporting import (
     TIGHT,
     Array,
@@ -256,7 +257,7 @@ def test_the_whole_context_can_be_used(hidden: int, tmp_path: Path) -> None:
 def writer_of(folder: Path, type_name: str) -> OnnxWriter:
     checkpoint = Checkpoint.open(case("mha").folder)
     settings: dict[str, Any] = {"context": 24, "accuracy_level": 4}
-    scheme = onnx_scheme(type_name, checkpoint.config)
+    scheme = onnx_scheme(Spec(ONNX, type_name), checkpoint.config)
     return OnnxWriter(folder, Product.whole(checkpoint), scheme, **settings)
 
 
@@ -268,7 +269,7 @@ def test_a_broken_tokenizer_config_is_refused_before_any_weight(tmp_path: Path) 
         OnnxWriter(
             tmp_path / "out",
             product,
-            onnx_scheme("f32", product.config),
+            onnx_scheme(Spec(ONNX, "f32"), product.config),
             context=8,
             accuracy_level=4,
         )

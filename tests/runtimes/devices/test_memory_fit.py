@@ -18,6 +18,7 @@ from emo_export.runtimes.devices.memory.cap import MemoryFound
 from emo_export.runtimes.devices.memory.fit import Fit, fit_failures, least_fit, measured_fit
 from emo_export.runtimes.devices.memory.trial import try_memory
 from emo_export.runtimes.llama.model import REPACKED, LlamaCpp
+from emo_export.spec import Spec
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO, ROOT
 
@@ -30,16 +31,26 @@ def tensor_bytes(path: Path) -> int:
     return sum(tensor.nbytes for tensor in read_gguf(path).tensors)
 
 
+def sizes_of(target: str, path: Path) -> dict[str, int]:
+    return {str(spec): nbytes for spec, nbytes in other_sizes(Spec.parse(target), path).items()}
+
+
 @pytest.mark.parametrize("start", ["gguf:q8_0", "gguf:q3_k_m"])
 def test_sizes_of_other_gguf_types(start: str) -> None:
-    sizes = other_sizes(start, exported(NANO, start))
+    sizes = {
+        str(other): nbytes
+        for other, nbytes in other_sizes(Spec.parse(start), exported(NANO, start)).items()
+    }
     for spec in ("gguf:f32", "gguf:q8_0", "gguf:q4_0", "gguf:q3_k_m"):
         assert sizes[spec] == tensor_bytes(exported(NANO, spec)), spec
 
 
 def test_sizes_where_a_row_fits_no_block(small_exports: dict[str, Path]) -> None:
     """Rows of other widths than 256 take the next better type."""
-    sizes = other_sizes("gguf:f32", small_exports["gguf:f32"])
+    sizes = {
+        str(other): nbytes
+        for other, nbytes in other_sizes(Spec.parse("gguf:f32"), small_exports["gguf:f32"]).items()
+    }
     assert sizes["gguf:q4_0"] == tensor_bytes(small_exports["gguf:q4_0"])
 
 
@@ -48,7 +59,10 @@ def test_sizes_of_other_onnx_types(graph: str) -> None:
     types = ["f32", "int8", *([] if graph == "@standard" else ["int4"])]
     paths = {f"onnx:{name}{graph}": exported(NANO, f"onnx:{name}{graph}") for name in types}
     for start in list(paths)[1:]:
-        sizes = other_sizes(start, paths[start])
+        sizes = {
+            str(other): nbytes
+            for other, nbytes in other_sizes(Spec.parse(start), paths[start]).items()
+        }
         assert set(sizes) == set(paths)
         for spec, path in paths.items():
             assert sizes[spec] == pytest.approx(tensor_bytes(path), rel=0.005), (start, spec)
@@ -163,7 +177,10 @@ def test_a_format_to_export_is_named() -> None:
     paths = {"gguf:q8_0": exported(NANO, "gguf:q8_0")}
     needs = needs_of(paths)
     (said,) = fit_failures([fit_of("gguf:q8_0", needs, 61 * MB, 50 * MB)], paths, needs).values()
-    sizes = other_sizes("gguf:q8_0", paths["gguf:q8_0"])
+    sizes = {
+        str(other): nbytes
+        for other, nbytes in other_sizes(Spec.parse("gguf:q8_0"), paths["gguf:q8_0"]).items()
+    }
     best = max((spec for spec in sizes if sizes[spec] <= 11 * MB), key=lambda spec: sizes[spec])
     assert f"{best} would need about" in said
     assert said.endswith(f"export --to {best} --calibration TEXT")

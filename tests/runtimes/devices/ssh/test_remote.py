@@ -91,7 +91,7 @@ def test_only_the_targets_that_were_asked_for_are_sent(
     assert there == {"manifest.json", "golden.npz", "onnx-f32"}
     (place / "of-an-older-export.gguf").touch()
     device.place(folder, targets)
-    assert str(targets["gguf:f32"]["path"]) in {path.name for path in place.iterdir()}
+    assert targets["gguf:f32"].path in {path.name for path in place.iterdir()}
     assert not (place / "of-an-older-export.gguf").exists()
 
 

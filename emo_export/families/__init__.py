@@ -1,0 +1,87 @@
+"""The families of targets: what an export asks of each, and the registry of both.
+
+What a device needs of them too (opening, sizes, memory) is in `runtimes/opening.py` and `files/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from emo_export.errors import EmoExportError
+from emo_export.families.gguf import Gguf
+from emo_export.families.onnx import Onnx
+from emo_export.spec import GGUF, ONNX, Spec
+
+if TYPE_CHECKING:
+    from emo_export.exporting import Rows, Target
+    from emo_export.families.options import TargetOptions
+    from emo_export.files.target_entry import TargetEntry
+    from emo_export.model.config import EmoConfig
+    from emo_export.model.importance import ImportanceMatrix
+    from emo_export.model.product import Product
+    from emo_export.model.recipes import Part
+
+Make = Callable[[Path], "Target"]
+"""An export's folder -> the target in it."""
+
+
+class Family(Protocol):
+    """What `export` and `validate` ask of a family. Its modules are imported when it is used."""
+
+    def check(self, config: EmoConfig) -> None:
+        """Raise EmoExportError where no target of the family can express a model."""
+
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
+        """Refuse options that none of `specs`, the family's targets, takes.
+
+        `measured`: there is an importance matrix.
+        """
+
+    def overriding(self) -> Collection[str]:
+        """The types that --tensor-type may give a part."""
+
+    def makers(
+        self,
+        specs: Sequence[Spec],
+        product: Product,
+        options: TargetOptions,
+        importance: ImportanceMatrix | None,
+        overrides: Mapping[Part, str],
+    ) -> dict[Spec, Make]:
+        """Check every target now; return what makes each once there is a folder."""
+
+    def weights_of(self, entry: TargetEntry, path: Path, config: EmoConfig) -> Rows:
+        """The weights that the exported target at `path` holds.
+
+        Raises EmoExportError for a file of another model or of types that are not known.
+        """
+
+    def need_engine(self, what: str) -> None:
+        """Raise MissingDependencyError, which names `what`, where its engine is not installed."""
+
+
+FAMILIES: Mapping[str, Family] = {GGUF: Gguf(), ONNX: Onnx()}
+
+
+def target_maker(
+    asked: Sequence[Spec],
+    product: Product,
+    options: TargetOptions,
+    importance: ImportanceMatrix | None = None,
+) -> Callable[[Path], list[Target]]:
+    """Check every target now; return what makes their writers once there is a folder."""
+    from emo_export.model.overrides import parse_overrides
+
+    if len(set(asked)) != len(asked):
+        raise EmoExportError(f"--to names a target twice: {', '.join(map(str, asked))}")
+    by_family = {name: [s for s in asked if s.family == name] for name in FAMILIES}
+    for name, family in FAMILIES.items():
+        family.check_options(by_family[name], options, importance is not None)
+    types = {name: FAMILIES[name].overriding() for name, ours in by_family.items() if ours}
+    overrides = parse_overrides(options.tensor_types, types)
+    makers: dict[Spec, Make] = {}
+    for name, changed in overrides.items():
+        makers |= FAMILIES[name].makers(by_family[name], product, options, importance, changed)
+    return lambda folder: [makers[spec](folder) for spec in asked]

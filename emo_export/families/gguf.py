@@ -1,0 +1,124 @@
+"""GGUF files for llama.cpp, as a family of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export.base.install import need
+from emo_export.families.recipe import known_recipe, refuse_unused
+from emo_export.spec import Spec
+
+if TYPE_CHECKING:
+    from emo_export.exporting import Rows, Target
+    from emo_export.families.options import TargetOptions
+    from emo_export.files.target_entry import TargetEntry
+    from emo_export.model.config import EmoConfig
+    from emo_export.model.importance import ImportanceMatrix
+    from emo_export.model.product import Product
+    from emo_export.model.recipes import Part
+
+
+class Gguf:
+    """The family; see `emo_export.families.Family`."""
+
+    def check(self, config: EmoConfig) -> None:
+        """Raise EmoExportError where none of llama.cpp's graphs can express a model."""
+        from emo_export.converters.gguf.scheme import gguf_scheme
+
+        gguf_scheme("f32", config)
+
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
+        """Refuse --arch and an importance matrix where there is no GGUF target."""
+        if not specs:
+            given = {"--arch": options.arch, "--calibration or --imatrix": measured}
+            refuse_unused("gguf", given)
+
+    def overriding(self) -> Collection[str]:
+        """Every ggml type that is written."""
+        from emo_export.converters.gguf.formats import GGML_FORMATS
+
+        return tuple(GGML_FORMATS)
+
+    def makers(
+        self,
+        specs: Sequence[Spec],
+        product: Product,
+        options: TargetOptions,
+        importance: ImportanceMatrix | None,
+        overrides: Mapping[Part, str],
+    ) -> dict[Spec, Callable[[Path], Target]]:
+        """Check every target now; return what makes each once there is a folder."""
+        from emo_export.converters.gguf.graph import choose_arch
+        from emo_export.converters.gguf.scheme import check_importance, gguf_scheme
+        from emo_export.converters.gguf.tokenizer import read_tokenizer
+        from emo_export.converters.gguf.writer import GgufWriter
+        from emo_export.exporting import Target
+        from emo_export.files.target_entry import ImportanceSource, TargetEntry
+        from emo_export.model.importance import IMATRIX
+        from emo_export.model.names import Role, Slot
+        from emo_export.model.overrides import check_overrides
+
+        config = product.config
+        arch = choose_arch(config, options.arch)
+        schemes = {spec: gguf_scheme(spec.type, config, overrides, arch) for spec in specs}
+        # A calibration is still empty here, and will measure the head.
+        head = importance is None or not importance.sums or Slot(Role.HEAD) in importance.sums
+        for scheme in schemes.values():
+            check_overrides(overrides, scheme, "GGUF")
+            check_importance(scheme, importance is not None, head)
+        context = config.context_length(options.context)
+        tokenizer = read_tokenizer(product.path, config)
+        made = None
+        if importance is not None:
+            made = ImportanceSource(IMATRIX, importance.source, importance.tokens)
+
+        def make(spec: Spec, folder: Path) -> Target:
+            scheme, place = schemes[spec], f"model-{spec.type.upper()}.gguf"
+            writer = GgufWriter(
+                folder / place,
+                config,
+                scheme,
+                arch=arch,
+                tokenizer=tokenizer,
+                model_name=product.path.resolve().name,
+                context=context,
+                importance=importance,
+            )
+            entry = TargetEntry(
+                spec,
+                place,
+                {part.value: name for part, name in scheme.used_recipe.items()},
+                scheme.fallbacks,
+                arch=arch,
+                context=context,
+                importance=made,
+            )
+            return Target(entry, writer, scheme, partial(_weights, folder / place, config))
+
+        return {spec: partial(make, spec) for spec in specs}
+
+    def weights_of(self, entry: TargetEntry, path: Path, config: EmoConfig) -> Rows:
+        """The weights of a file; one by itself, of which no recipe is told, is what it is."""
+        if entry.recipe is None:
+            return _weights(path, config)
+        from emo_export.converters.gguf.formats import GGML_FORMATS
+        from emo_export.converters.gguf.read_back import GgufWeights, check_arch
+        from emo_export.converters.gguf.scheme import gguf_scheme
+
+        check_arch(path, str(entry.arch))
+        recipe = known_recipe(entry, GGML_FORMATS)
+        scheme = gguf_scheme(entry.spec.type, config, recipe, entry.arch)
+        return GgufWeights(path, config, scheme).rows
+
+    def need_engine(self, what: str) -> None:
+        """Raise MissingDependencyError where llama.cpp is not installed."""
+        need(["xllamacpp"], "llama", f"{what} GGUF (or pass --no-validate)")
+
+
+def _weights(path: Path, config: EmoConfig) -> Rows:
+    from emo_export.converters.gguf.read_back import GgufWeights
+
+    return GgufWeights(path, config).rows

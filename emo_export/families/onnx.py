@@ -1,0 +1,124 @@
+"""ONNX folders for ONNX Runtime, as a family of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export.base.install import need
+from emo_export.errors import EmoExportError
+from emo_export.families.recipe import known_recipe, refuse_unused
+from emo_export.model.recipes import BLOCKS
+from emo_export.spec import ONNX, Spec
+
+if TYPE_CHECKING:
+    from emo_export.exporting import Rows, Target
+    from emo_export.families.options import TargetOptions
+    from emo_export.files.target_entry import TargetEntry
+    from emo_export.model.config import EmoConfig
+    from emo_export.model.importance import ImportanceMatrix
+    from emo_export.model.product import Product
+    from emo_export.model.recipes import Part
+    from emo_export.model.scheme import QuantScheme
+
+
+class Onnx:
+    """The family; see `emo_export.families.Family`."""
+
+    def check(self, config: EmoConfig) -> None:
+        """Raise EmoExportError where our graphs can't express a model."""
+        from emo_export.converters.onnx.scheme import onnx_scheme
+
+        onnx_scheme(Spec(ONNX, "f32"), config)
+
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
+        """Refuse --block-size and --plain-attention where no target has blocks or branches."""
+        if not specs:
+            refuse_unused("onnx", {"--block-size": options.block_size})
+        if options.block_size and not any(
+            spec.type != "f32" and spec.graph != "standard" for spec in specs
+        ):
+            raise EmoExportError(
+                "--block-size is for int4 and int8 in the graphs @qmoe and @if, and no target is "
+                "one"
+            )
+        if options.plain_attention and not any(spec.graph == "if" for spec in specs):
+            raise EmoExportError("--plain-attention is for the graph @if, and no target has it")
+
+    def overriding(self) -> Collection[str]:
+        """The types of both lengths of name: int4, and int4b32 with its block."""
+        from emo_export.converters.onnx.scheme import OVERRIDING
+
+        return OVERRIDING
+
+    def makers(
+        self,
+        specs: Sequence[Spec],
+        product: Product,
+        options: TargetOptions,
+        importance: ImportanceMatrix | None,
+        overrides: Mapping[Part, str],
+    ) -> dict[Spec, Callable[[Path], Target]]:
+        """Check every target now; return what makes each once there is a folder."""
+        from emo_export.converters.onnx.scheme import onnx_scheme
+        from emo_export.converters.onnx.writer import OnnxWriter
+        from emo_export.exporting import Target
+        from emo_export.files.target_entry import TargetEntry
+        from emo_export.model.overrides import check_overrides
+
+        config, block = product.config, options.block_size or BLOCKS[0]
+        schemes = {spec: onnx_scheme(spec, config, overrides, block) for spec in specs}
+        for scheme in schemes.values():
+            check_overrides(overrides, scheme, "ONNX")
+        context = config.context_length(options.context)
+
+        def make(spec: Spec, folder: Path) -> Target:
+            scheme, place = schemes[spec], f"onnx-{spec.place}"
+            writer = OnnxWriter(
+                folder / place,
+                product,
+                scheme,
+                context=context,
+                accuracy_level=options.accuracy_level,
+                last_only=options.last_logits,
+                plain_attention=options.plain_attention,
+            )
+            entry = TargetEntry(
+                spec,
+                place,
+                {part.value: name for part, name in scheme.used_recipe.items()},
+                scheme.fallbacks,
+                graph=spec.graph,
+                onnxruntime=writer.kind.onnxruntime_min,
+                logits_to_keep=1 if options.last_logits else 0,
+                no_genai=writer.no_genai,
+            )
+            return Target(entry, writer, scheme, partial(_weights, folder / place, config, scheme))
+
+        return {spec: partial(make, spec) for spec in specs}
+
+    def weights_of(self, entry: TargetEntry, path: Path, config: EmoConfig) -> Rows:
+        """The weights of a folder, whose recipe says how its initializers are packed."""
+        from emo_export.converters.onnx.formats import NBITS_FORMATS
+        from emo_export.converters.onnx.scheme import onnx_scheme
+
+        if entry.recipe is None and entry.spec.type != "f32":
+            raise EmoExportError(
+                f"{entry.spec}: its emo_export.json has no recipe, the type of each part, so what "
+                "it should compute can't be told; it was made by an early emo-export: export it "
+                "again"
+            )
+        recipe = known_recipe(entry, NBITS_FORMATS)
+        return _weights(path, config, onnx_scheme(entry.spec, config, recipe))
+
+    def need_engine(self, what: str) -> None:
+        """Raise MissingDependencyError where ONNX Runtime is not installed."""
+        need(["onnxruntime"], "ort", f"{what} ONNX (or pass --no-validate)")
+
+
+def _weights(folder: Path, config: EmoConfig, scheme: QuantScheme) -> Rows:
+    from emo_export.converters.onnx.read_back import OnnxWeights
+
+    return OnnxWeights(folder, config, scheme).rows
