@@ -12,6 +12,7 @@ import click
 from emo_export.cli.main import cli
 from tests.kit.paths import ROOT
 
+WIDTH = {"max_content_width": 90, "terminal_width": 90}
 PAGE = ROOT / "docs" / "cli.md"
 HEAD = (
     "# Commands\n\nWhat `emo-export COMMAND --help` prints. "
@@ -31,7 +32,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 def page() -> str:
     """The whole document."""
-    context = click.Context(cli, info_name="emo-export", max_content_width=90, terminal_width=90)
+    context = click.Context(cli, info_name="emo-export", **{**cli.context_settings, **WIDTH})
     parts = [f"## {name}\n\n```text\n{text}\n```\n" for name, text in commands(cli, context)]
     return "\n".join([HEAD, *parts])
 
