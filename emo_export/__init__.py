@@ -62,7 +62,7 @@ def export(
     """
     from pathlib import Path
 
-    from emo_export.cli.export import ExportOptions, export_package
+    from emo_export.job import ExportOptions, export_package
 
     options = ExportOptions(
         heldout=tuple(map(Path, heldout)),

@@ -13,6 +13,10 @@ from emo_export.errors import MissingDependencyError
 DISTRIBUTION = "emo-export"
 
 
+CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
+"""What converting and the reference need to be installed."""
+
+
 def need(modules: Sequence[str], extra: str, what: str) -> None:
     """Raise MissingDependencyError, with the command that installs it, unless all can be found."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""The `export` command: its options and help; the work is in cli_export.py."""
+"""The `export` command: its options and help; the work is in cli/export.py."""
 
 from __future__ import annotations
 
@@ -135,8 +135,9 @@ def export(
         emo-export export examples/emo-nano -o out --to gguf:q4_k_m \\
             --calibration examples/emo-nano/calibration
     """
-    from emo_export.cli.export import ExportOptions, run_export
+    from emo_export.cli.export import run_export
     from emo_export.families.options import TargetOptions
+    from emo_export.job import ExportOptions
 
     options = ExportOptions(
         heldout=heldout,
@@ -157,6 +158,5 @@ def export(
         overwrite=overwrite,
         golden=not no_golden,
         validate=not no_validate,
-        as_json=as_json,
     )
-    run_export(checkpoint, output, specs, options, stdout())
+    run_export(checkpoint, output, specs, options, stdout(), as_json)

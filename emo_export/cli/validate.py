@@ -14,21 +14,16 @@ import click
 from rich.console import Console
 
 from emo_export.base.disk import check_writable
-from emo_export.base.install import need
+from emo_export.base.install import CONVERT, need
 from emo_export.cli.work import (
-    CONVERT,
-    heldout_files,
     open_checkpoint,
-    prepare_torch,
     progress_steps,
     say,
 )
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.families import FAMILIES
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
 from emo_export.files.package import chosen_targets
-from emo_export.model.product import Product
 from emo_export.parity.result import Result, as_json
 from emo_export.report.html import page as report_html
 from emo_export.report.junit import write_junit
@@ -38,6 +33,7 @@ from emo_export.runtimes.devices.options import DeviceOptions
 from emo_export.validating import GOLDEN, Targets, validate_here, validate_there
 
 if TYPE_CHECKING:
+    from emo_export.exporting import Steps
     from emo_export.parity.golden import Golden
 
 
@@ -98,8 +94,21 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
     source, device, threads = options.reference, options.torch_device, options.threads
     repeat = [] if source is None else ["--reference", source, "--torch-device", device]
     repeat += [] if threads is None else ["--threads", str(threads)]
-    reference = None if source is None else partial(_fresh_golden, source, device)
-    return validate_here(path, options.only, threads, reference, repeat, say)
+    if source is None:
+        return validate_here(path, options.only, threads, None, repeat, say)
+    with progress_steps() as steps:
+        reference = partial(_reference, source, device, steps)
+        return validate_here(path, options.only, threads, reference, repeat, say)
+
+
+def _reference(
+    source: str, device: str, steps: Steps, folder: Path, targets: Targets, stored: Golden | None
+) -> Golden:
+    """The reference of a checkpoint, computed when something is ready to be judged by it."""
+    need(CONVERT, "convert", "--reference")
+    from emo_export.job import fresh_golden
+
+    return fresh_golden(open_checkpoint(source), device, steps, folder, targets, stored)
 
 
 def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Result]) -> None:
@@ -117,27 +126,3 @@ def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Resul
         report_html.write_html(
             options.html, results, package=path, golden=golden, manifest=manifest
         )
-
-
-def _fresh_golden(
-    source: str, device: str, folder: Path, targets: Targets, stored: Golden | None
-) -> Golden:
-    """The reference computed now, on the token ids of the stored golden where there is one."""
-    need(CONVERT, "convert", "--reference")
-    from emo_export.exporting import make_golden
-    from emo_export.reference.probes import Probes, choose_probes
-
-    product = Product.whole(open_checkpoint(source))
-    prepare_torch(device, product.nbytes)
-    if stored is None:
-        probes = choose_probes(product, heldout_files((), product.path), 4096)
-    else:
-        probes = Probes.of(stored)
-    artifacts = {
-        spec: partial(
-            FAMILIES[entry.spec.family].weights_of, entry, folder / entry.path, product.config
-        )
-        for spec, entry in targets.items()
-    }
-    with progress_steps() as steps:
-        return make_golden(product, artifacts, probes, steps, device)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from emo_export.errors import EmoExportError
-from emo_export.runtimes.opening import SMALL_MODEL
-
 if TYPE_CHECKING:
     from emo_export.exporting import Steps, Target
     from emo_export.model.checkpoint import Checkpoint
-
-CONVERT = ("torch", "gguf", "onnx", "ml_dtypes", "tokenizers")
 
 
 def say(text: str) -> None:
@@ -38,14 +32,6 @@ def open_checkpoint(source: str) -> Checkpoint:
             f"{checkpoint.config.context_length()} positions unless --context says otherwise"
         )
     return checkpoint
-
-
-def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:
-    """The files named, the files of the folders named, or those of a checkpoint's heldout/."""
-    from emo_export.model.texts import text_files
-
-    inside = source / "heldout"
-    return text_files(given or ([inside] if inside.is_dir() else []))
 
 
 @contextmanager
@@ -91,16 +77,3 @@ def _warn_fallbacks(target: Target) -> None:
             f"warning: {target.name}: rows of {len(tensors)} tensors (first: {tensors[0]}) "
             f"do not fit {wanted} and are written as {used}"
         )
-
-
-def prepare_torch(device: str, nbytes: int) -> None:
-    """Check the device; keep a small model on one thread, where several mostly wait."""
-    import torch
-
-    if nbytes < SMALL_MODEL:
-        torch.set_num_threads(1)
-
-    if device not in ("cpu", "cuda"):
-        raise EmoExportError(f"--torch-device {device}: expected cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EmoExportError("--torch-device cuda: torch sees no CUDA device here; use cpu")

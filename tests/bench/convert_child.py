@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emo_export.cli.export import ExportOptions, run_export
+from emo_export.cli.export import run_export
+from emo_export.job import ExportOptions
 from tests.bench.memory import status_bytes
 from tests.kit.paths import GOLDEN
 

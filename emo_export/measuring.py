@@ -1,12 +1,10 @@
-"""Where the command line gets an importance matrix: calibration text, a file, an export folder."""
+"""Where an export gets its importance from: calibration text, or a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 from emo_export.errors import EmoExportError
 
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.reference.calibrate import Calibration
-
-MOST_NAMED = 8
 
 
 def start_calibration(
@@ -79,17 +75,3 @@ def matrix_of(found: Calibration | ImportanceMatrix) -> ImportanceMatrix:
     from emo_export.model.importance import ImportanceMatrix
 
     return found if isinstance(found, ImportanceMatrix) else found.matrix
-
-
-def warn_unseen(matrix: ImportanceMatrix) -> None:
-    """Name the experts that the calibration text never reached."""
-    unseen = list(dict.fromkeys((slot.layer, slot.expert) for slot in matrix.unseen()))
-    if not unseen:
-        return
-    named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen[:MOST_NAMED])
-    more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
-    click.echo(
-        f"warning: {len(unseen)} expert{'s' * (len(unseen) > 1)} saw no token of {matrix.source}: "
-        f"quantised with even weights ({named}{more}); more text, or of more kinds, helps",
-        err=True,
-    )
