@@ -40,7 +40,7 @@ def package(tmp_path: Path, emo: Emo) -> Path:
 def test_graphs_together(package: Path, emo: Emo) -> None:
     targets = Manifest.load(package).targets
     assert {name: entry.path for name, entry in targets.items()} == TARGETS
-    assert {spec: entry["onnxruntime"] for spec, entry in targets.items()} == NEEDS
+    assert {spec: entry.onnxruntime for spec, entry in targets.items()} == NEEDS
     assert emo("verify", package).code == 0
     card = (package / "README.md").read_text()
     for spec, place in TARGETS.items():

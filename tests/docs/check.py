@@ -25,6 +25,7 @@ from tests.kit.paths import NANO, ROOT
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 MODULE = re.compile(r"python3? -m ([\w.]+)")
+SETTINGS = cli.context_settings  # click keeps the help option of the first context
 OURS = ("emo_export", "tests")
 
 
@@ -55,7 +56,7 @@ def wrong_command(line: str) -> str:
         return ""
     words = words[places[0] + 1 :]
     command: click.Command = cli
-    context = click.Context(cli, info_name="emo-export", resilient_parsing=True)
+    context = click.Context(cli, info_name="emo-export", resilient_parsing=True, **SETTINGS)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.get_command(context, words[0])
         if found is None:

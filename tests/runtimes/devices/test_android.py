@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 
 from emo_export.errors import EmoExportError
+from emo_export.files.target_entry import TargetEntry
 from emo_export.runtimes.devices.adb.android import PYTHON, AdbDevice, clean_adb
 from emo_export.runtimes.devices.adb.root import PhoneRoot
+from emo_export.spec import Spec
 from tests.kit.phones import Phone, plug_in, runtime_with
 from tests.kit.processes import gone, wait_for
 
 TARGETS: Mapping[str, Mapping[str, Any]] = {
-    "gguf:q4_0": {"path": "model-Q4_0.gguf"},
-    "onnx:int4": {"path": "onnx-int4"},
+    "gguf:q4_0": TargetEntry(Spec("gguf", "q4_0"), "model-Q4_0.gguf"),
+    "onnx:int4": TargetEntry(Spec("onnx", "int4"), "onnx-int4"),
 }
 ECHO = "import json, sys; print('noise', file=sys.stderr); print(json.dumps(sys.argv[1:]))"
 

@@ -6,9 +6,9 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from emo_export.files.manifest import Manifest
+from emo_export.files.target_entry import TargetEntry
 from tests.kit.ssh_server import SshServer
 
 SECONDS = f"61.{os.getpid()}"  # which tells our own from others
@@ -22,7 +22,7 @@ def put_program(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def targets_of(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+def targets_of(folder: Path) -> Mapping[str, TargetEntry]:
     return Manifest.load(folder).targets
 
 

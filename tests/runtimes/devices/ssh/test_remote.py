@@ -47,7 +47,7 @@ def test_speed_is_measured_there(
     targets = targets_of(folder)
     short = {"prefill": 8, "decode": 4, "depth": 2, "rounds": 1, "threads": 1}
     place = device.place(folder, targets)
-    paths = {spec: f"{place}/{entry['path']}" for spec, entry in targets.items()}
+    paths = {spec: f"{place}/{entry.path}" for spec, entry in targets.items()}
     found = {spec: device.speed(spec, path, short) for spec, path in paths.items()}
     for spec, engine in (("gguf:f32", "llama.cpp"), ("onnx:f32", "ONNX Runtime")):
         assert found[spec]["decode_tokens_per_second"] > 0
