@@ -54,20 +54,37 @@ def wrong_command(line: str) -> str:
     places = [i for i, word in enumerate(words) if Path(word).name == "emo-export"]
     if not places:
         return ""
-    words = words[places[0] + 1 :]
-    command: click.Command = cli
-    context = click.Context(cli, info_name="emo-export", resilient_parsing=True, **SETTINGS)
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(context, words[0])
-        if found is None:
-            return f"no command {words[0]}"
-        command, words = found, words[1:]
-        context = click.Context(command, context, resilient_parsing=True)
-    try:  # click's own parser: unknown options and surplus arguments
-        _, left, _ = command.make_parser(context).parse_args(list(words))
-    except click.ClickException as error:
+    try:
+        return _refused(words[places[0] + 1 :])
+    except click.UsageError as error:
         return error.format_message()
-    return f"surplus words {left}" if left else ""
+
+
+def _refused(words: list[str]) -> str:
+    """What click's own parser says of the words, raised or returned; files need not exist."""
+    command: click.Command = cli
+    # Not resilient: click's parser would swallow what is wrong.
+    context = click.Context(cli, info_name="emo-export", **SETTINGS)
+    while isinstance(command, click.Group):
+        _, words, _ = command.make_parser(context).parse_args(list(words))
+        if not words:
+            return ""
+        name, found, words = command.resolve_command(context, words)
+        command = found or command
+        context = click.Context(command, context, name)
+    values, left, _ = command.make_parser(context).parse_args(list(words))
+    if left:
+        return f"surplus words {left}"
+    if {"-h", "--help"} & set(words):
+        return ""
+    for parameter in command.params:
+        value = values.get(parameter.name or "")
+        if not isinstance(value, str | list | tuple):
+            if parameter.required:
+                raise click.MissingParameter(ctx=context, param=parameter)
+        elif not isinstance(parameter.type, click.Path):
+            parameter.type_cast_value(context, value)
+    return ""
 
 
 def problems(path: Path, root: Path = ROOT) -> Iterator[str]:

@@ -35,3 +35,25 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     assert len(list(problems(bad))) == 5
     assert wrong_command("emo-export export X -o y --to gguf:q4_0") == ""
     assert "surplus" in wrong_command("emo-export doctor more")
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("emo-export doctor --no-such", "--no-such"),
+        ("emo-export validate --no-such mine", "--no-such"),
+        ("emo-export --no-such doctor", "--no-such"),
+        ("emo-export run mine -p", "-p"),
+        ("emo-export run -p hi", "PATH"),
+        ("emo-export export X -o y", "--to"),
+        ("emo-export export X -o y --to gguf:q4_0 --block-size 7", "7"),
+        ("emo-export device cleen", "cleen"),
+    ],
+)
+def test_a_wrong_command_line_is_told_with_what_is_wrong(line: str, word: str) -> None:
+    assert word in wrong_command(line)
+
+
+@pytest.mark.parametrize("line", ["emo-export", "emo-export --version", "emo-export run --help"])
+def test_a_line_that_only_asks_is_right(line: str) -> None:
+    assert wrong_command(line) == ""
