@@ -52,7 +52,7 @@ def answers(work: Path, *calls: Mapping[str, Any]) -> Mapping[str, Array]:
     """What tests/kit/optimum_calls.py answers to these calls."""
     work.mkdir(parents=True, exist_ok=True)
     (work / "calls.json").write_text(json.dumps(calls, default=str), "utf-8")
-    run_in(OPTIMUM, ROOT / "tests" / "optimum_calls.py", work)
+    run_in(OPTIMUM, ROOT / "tests" / "kit" / "optimum_calls.py", work)
     return np.load(work / "answers.npz")
 
 
