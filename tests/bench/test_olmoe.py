@@ -45,8 +45,8 @@ print(json.dumps({
 
 SHORT_OF_MEMORY = """
 import sys
-from emo_export.cli.main import main as cli
 from emo_export.cli import bench as cli_bench
+from emo_export.cli import main as cli
 cli_bench.available_memory = lambda: 100_000
 sys.stderr = sys.stdout
 try:
