@@ -12,6 +12,7 @@ from emo_export.base.json_file import read_json
 from emo_export.files.gguf_header import GgufTensor, read_gguf
 from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
+from emo_export.files.tensor_parts import gguf_part, onnx_part
 from emo_export.model.recipes import (
     BLOCKS,
     GGUF_RECIPES,
@@ -23,24 +24,6 @@ from emo_export.model.recipes import (
 from emo_export.spec import GGUF, Spec
 
 _BLOCKS = {name.lower(): (block, nbytes) for name, block, nbytes in TENSOR_TYPES.values()}
-_GGUF_PARTS = (
-    (r"token_embd\.", Part.EMBED),
-    (r"output\.", Part.HEAD),
-    (r"blk\.\d+\.attn_(q|k|v|output)\.weight", Part.ATTENTION),
-    (r"blk\.\d+\.ffn_(gate|up)_exps\.", Part.EXPERT),
-    (r"blk\.\d+\.ffn_down_exps\.", Part.EXPERT_DOWN),
-    (r"blk\.\d+\.ffn_(gate|up|down)_shexp\.", Part.SHARED_EXPERT),
-    (r"blk\.\d+\.ffn_(gate|up|down)\.weight", Part.DENSE),
-)
-_ONNX_PARTS = (
-    (r"embed\.", Part.EMBED),
-    (r"head\.", Part.HEAD),
-    (r"layers\.\d+\.(qkv|attn_out)\.", Part.ATTENTION),
-    (r"layers\.\d+\.experts\.(fc1|\d+\.gate_up)\.", Part.EXPERT),
-    (r"layers\.\d+\.experts\.(fc2|\d+\.down)\.", Part.EXPERT_DOWN),
-    (r"layers\.\d+\.forced\.", Part.SHARED_EXPERT),
-    (r"layers\.\d+\.dense\.", Part.DENSE),
-)
 _INT_BLOCKS = re.compile(r"int([48])b(\d+)")
 
 
@@ -60,14 +43,9 @@ def other_sizes(spec: Spec, path: Path) -> dict[Spec, int]:
     return {replace(spec, type=name): nbytes for name, nbytes in sizes}
 
 
-def _part(name: str, parts: tuple[tuple[str, Part], ...]) -> Part | None:
-    """None for what has the same bytes in every format."""
-    return next((part for pattern, part in parts if re.match(pattern, name)), None)
-
-
 def _gguf_bytes(tensor: GgufTensor, recipe: Recipe) -> int:
-    part = _part(tensor.name, _GGUF_PARTS)
-    if part is None or len(tensor.shape) < 2:
+    part = gguf_part(tensor.name)
+    if part in (None, Part.ROUTER, Part.VECTOR):
         return tensor.nbytes
     count = 1
     for size in tensor.shape:
@@ -87,7 +65,7 @@ def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
     for name, recipe in ONNX_RECIPES[graph].items() if stored else ():
         total = 0.0
         for tensor in initializers:
-            part = _part(tensor.name, _ONNX_PARTS)
+            part = onnx_part(tensor.name)
             if part is None or part not in stored:
                 total += tensor.nbytes
             elif not tensor.name.endswith(".scales"):  # those come with their weights

@@ -18,6 +18,7 @@ from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufArray
 from emo_export.files.onnx_header import OnnxFile, OnnxTensor, read_onnx
 from emo_export.files.onnx_needs import REQUIREMENTS, read_requirements
+from emo_export.files.tensor_parts import onnx_part
 from emo_export.model.recipes import Part
 
 MODEL = "model.onnx"
@@ -27,18 +28,6 @@ ONNX_SHAPE = (
 ).split()
 
 Parts = Sequence[tuple[str, str]]
-# Which part of the model a tensor is, by its name in files of ours: the first pattern that fits.
-ONNX_PARTS: Parts = (
-    (r"(_norm\.weight|\.bias)$", Part.VECTOR),
-    (r"^(cos|sin)$", "rope_tables"),
-    (r"^embed\.", Part.EMBED),
-    (r"^head\.", Part.HEAD),
-    (r"\.(qkv|attn_out)\.", Part.ATTENTION),
-    (r"\.router\.", Part.ROUTER),
-    (r"\.experts\.", Part.EXPERT),
-    (r"\.forced\.", Part.SHARED_EXPERT),
-    (r"\.dense\.", Part.DENSE),
-)
 
 
 def plain(value: Any) -> Any:
@@ -157,7 +146,15 @@ def _distinct(tensors: Iterable[OnnxTensor]) -> Iterator[tuple[str, int]]:
         place = (tensor.location, tensor.offset)
         if not tensor.location or place not in seen:
             seen.add(place)
-            yield part_by_name(tensor.name, ONNX_PARTS), tensor.nbytes
+            yield _part(tensor.name), tensor.nbytes
+
+
+def _part(name: str) -> str:
+    """The part that is shown: all of an expert's matrices as one."""
+    if name in ("cos", "sin"):
+        return "rope_tables"
+    part = onnx_part(name)
+    return "other" if part is None else str(Part.EXPERT if part == Part.EXPERT_DOWN else part)
 
 
 def sums(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
