@@ -163,13 +163,13 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     if final.exists() and not _is_ours(final):
         raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        temporary.mkdir()
-    except OSError as error:
-        raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
-    try:
+    try:  # from the first: a signal may come as soon as the folder is there
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(final)
+            temporary.mkdir()
+        except OSError as error:
+            raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
         yield temporary
         _publish(temporary, final, overwrite)
     finally:
