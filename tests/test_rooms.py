@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from tests.rooms import LEVEL, edges, imported, modules, room_of, upward
+from tests.rooms import LEVEL, edges, goes_down, imported, modules, room_of, upward
 
 
 def test_imports_go_down() -> None:
@@ -20,3 +20,11 @@ def test_an_import_in_a_function_counts() -> None:
     code = "def f():\n    from emo_export.cli import main\n"
     code += "if TYPE_CHECKING:\n    import emo_export.model\n"
     assert list(imported(ast.parse(code))) == [("emo_export.cli", "main")]
+
+
+def test_subjects_of_one_room_stay_apart() -> None:
+    package = "emo_export.converters"
+    assert not goes_down(f"{package}.onnx.writer", f"{package}.gguf.writer")
+    assert not goes_down(f"{package}.split", f"{package}.gguf.writer")
+    assert goes_down(f"{package}.gguf.writer", f"{package}.split")
+    assert goes_down(f"{package}.gguf.writer", f"{package}.gguf.layout")

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer.json as GGUF tokenizer keys.
 
 Only what llama.cpp reproduces id for id is accepted: byte-level BPE with a known split
-(`gguf_split.py`, with what llama.cpp still does otherwise). In a text where two added tokens
+(`converters/split.py`, with what llama.cpp still does otherwise). In a text where two added tokens
 overlap, as in `|||A|||BCD|||`, llama.cpp takes the longer one and the tokenizers library the
 first; AI2's tokenizers have such tokens (`|||IP_ADDRESS|||`), so they are accepted.
 Source: llama.cpp `llama-vocab.cpp` (special tokens, merges), gguf-py `constants.py`.
@@ -19,7 +19,7 @@ from gguf import TokenType
 from tokenizers import Tokenizer, pre_tokenizers
 
 from emo_export.base.json_file import read_json
-from emo_export.converters.gguf.split import split_of
+from emo_export.converters.split import NOT_UTF8, split_of
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
 from emo_export.model.stop_tokens import stop_tokens
@@ -38,8 +38,6 @@ CLAIMED = frozenset(
     <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
     """.split()
 )
-# Byte-level BPE's characters for the bytes C0, C1 and F5 to FF, which UTF-8 never uses.
-NOT_UTF8 = frozenset(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from emo_export.base.json_file import read_json
-from emo_export.converters.gguf.split import spellings, split_of
-from emo_export.converters.gguf.tokenizer import NOT_UTF8
+from emo_export.converters.split import NOT_UTF8, spellings, split_of
 from emo_export.errors import EmoExportError
 
 SPLITS = ("cl100k", "gpt-2", "qwen2", "qwen3.5")

@@ -35,7 +35,7 @@ def split(regex: str) -> Step:
     return {"type": "Sequence", "pretokenizers": [isolated(regex), PLAIN_BYTES]}
 
 
-# The regexes are written out as the files have them, apart from how gguf_split.py builds them.
+# The regexes are written out as the files have them, apart from how split.py builds them.
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -19,6 +19,8 @@ from typing import Any
 
 from emo_export.errors import EmoExportError
 
+# Byte-level BPE's characters for the bytes C0, C1 and F5 to FF, which UTF-8 never uses.
+NOT_UTF8 = frozenset(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
 _BYTES = "ByteLevel"
 _GPT2_BYTES = "ByteLevel with gpt-2's regex"
 _DIGITS = "Digits one by one"
