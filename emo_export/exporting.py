@@ -15,6 +15,7 @@ from emo_export.base.disk import check_space, writing
 from emo_export.base.json_file import read_json
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
+from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.package import size_of
 from emo_export.files.target_entry import TargetEntry
@@ -182,22 +183,33 @@ def make_golden(
     device: str,
     outputs: Sequence[Output] = (),
     on_streamed: Callable[[], None] = lambda: None,
+    unreadable: dict[str, EmoExportError] | None = None,
 ) -> Golden:
     """The reference on the float weights, while outputs are written, and on what artifacts hold.
 
     `on_streamed` is called between the two, to finish the files that are then read back. A weight
-    of an artifact is read only where a token needs it.
+    of an artifact is read only where a token needs it. `unreadable` gets why an artifact can't be
+    read, which then has no variant; without it that is raised, as EmoExportError.
     """
     from emo_export.reference.passes import greedy
     from emo_export.reference.probes import VariantSink
 
     config = product.config
-    sinks = {name: VariantSink(config, probes) for name in (ORIGINAL, *artifacts)}
-    stream(product, outputs, [sinks[ORIGINAL].listening(device)], steps.on_bytes)
+    original = VariantSink(config, probes)
+    stream(product, outputs, [original.listening(device)], steps.on_bytes)
     on_streamed()
+    variants = {ORIGINAL: original.variant()}
     for spec, read_back in artifacts.items():
         steps.on_stage(f"reference on the weights that {spec} holds")
-        sinks[spec].listening(device).run(read_back())
+        sink = VariantSink(config, probes)
+        try:
+            sink.listening(device).run(read_back())
+        except EmoExportError as error:
+            if unreadable is None:
+                raise
+            unreadable[spec] = error
+        else:
+            variants[spec] = sink.variant()
     steps.on_stage("greedy text of the reference")
     prompt, steps_after = probes.greedy_prompt, probes.greedy_steps
     return Golden(
@@ -209,9 +221,9 @@ def make_golden(
         stop_ids=probes.stop_ids,
         greedy_prompt=prompt,
         greedy=greedy(config, product.rows, prompt, steps_after, device),
-        variants={spec: sink.variant() for spec, sink in sinks.items()},
+        variants=variants,
         domains=probes.domains,
-        usage=sinks[ORIGINAL].usage,
+        usage=original.usage,
     )
 
 

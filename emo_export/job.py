@@ -123,11 +123,11 @@ def fresh_golden(
     folder: Path,
     targets: Mapping[str, TargetEntry],
     stored: Golden | None,
-) -> Golden:
+) -> tuple[Golden, dict[str, EmoExportError]]:
     """The reference computed now, on the token ids of the stored golden where there is one.
 
-    The weights of each target are read back from its file. Raises EmoExportError for a file of
-    another model.
+    The weights of each target are read back from its file; with it the targets of which that
+    can't be done (damaged, or of another model), and why.
     """
     from emo_export.reference.probes import Probes, choose_probes
 
@@ -143,7 +143,9 @@ def fresh_golden(
         )
         for spec, entry in targets.items()
     }
-    return make_golden(product, artifacts, probes, steps, device)
+    unreadable: dict[str, EmoExportError] = {}
+    golden = make_golden(product, artifacts, probes, steps, device, unreadable=unreadable)
+    return golden, unreadable
 
 
 def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 GOLDEN = "golden.npz"
 Targets = Mapping[str, TargetEntry]
-Reference = Callable[[Path, Targets, Golden | None], Golden]
-"""(folder, targets, stored golden or None) -> one that is computed now."""
+Unreadable = Mapping[str, EmoExportError]
+Reference = Callable[[Path, Targets, Golden | None], tuple[Golden, Unreadable]]
+"""(folder, targets, stored golden or None) -> one computed now, and the targets it can't be for."""
 
 
 def validate_here(
@@ -57,14 +58,17 @@ def validate_here(
     }
     ready = {spec: entry for spec, entry in targets.items() if spec not in lacking}
     golden = stored
+    unreadable: Unreadable = {}
     if reference is not None and ready:
-        golden = reference(folder, ready, stored)
+        golden, unreadable = reference(folder, ready, stored)
     damage = damaged(folder, ready)
     machine = machine_facts()
     results = []
     for spec, entry in targets.items():
         if spec in lacking:
             result = refused(spec, MissingDependencyError(lacking[spec]))
+        elif spec in unreadable:
+            result = refused(spec, unreadable[spec])
         elif golden is None:
             raise EmoExportError(
                 f"{path}: there is no {GOLDEN} in {folder}; name the original with "

@@ -39,6 +39,12 @@ class GgufWeights:
         self._layout = Layout(config, arch, types)
         self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         self._permuted = arch == "deepseek"
+        extra = self._tensors.keys() - {name for name, _, _ in self._layout.declared}
+        if extra:
+            raise EmoExportError(
+                f"{path}: has tensors that this model has not, such as {min(extra)}; it is of "
+                "another model"
+            )
         for name, shape, kind in self._layout.declared:
             if name not in self._tensors:
                 raise EmoExportError(f"{path}: has no tensor {name}; it is of another model")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emo_export.converters.onnx.data import LOCATION
 from emo_export.converters.onnx.experts.routing import router_rows
 from emo_export.converters.onnx.kinds import KINDS
 from emo_export.converters.onnx.layout import Layout
@@ -50,8 +51,12 @@ class OnnxWeights:
                     f"{model}: initializer {declared.name} is of shape {shape}, this model as "
                     f"{scheme.spec} has {declared.shape}"
                 )
-            if not found.location or found.type not in TYPES:
-                raise EmoExportError(f"{model}: initializer {declared.name} is not in a data file")
+            # Never a path out of the folder, whatever the graph says.
+            if found.location != LOCATION or found.type not in TYPES:
+                raise EmoExportError(
+                    f"{model}: initializer {declared.name} of type {found.type} lies in "
+                    f"{found.location!r}; a graph that export makes has them in {LOCATION}"
+                )
 
     def rows(self, slot: Slot, start: int, stop: int) -> F32:
         """Rows start..stop of a slot (stop - start, C), dequantised.

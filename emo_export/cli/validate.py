@@ -30,7 +30,7 @@ from emo_export.report.junit import write_junit
 from emo_export.report.sentences import check
 from emo_export.report.text import show
 from emo_export.runtimes.devices.options import DeviceOptions
-from emo_export.validating import GOLDEN, Targets, validate_here, validate_there
+from emo_export.validating import GOLDEN, Targets, Unreadable, validate_here, validate_there
 
 if TYPE_CHECKING:
     from emo_export.exporting import Steps
@@ -103,7 +103,7 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
 
 def _reference(
     source: str, device: str, steps: Steps, folder: Path, targets: Targets, stored: Golden | None
-) -> Golden:
+) -> tuple[Golden, Unreadable]:
     """The reference of a checkpoint, computed when something is ready to be judged by it."""
     need(CONVERT, "convert", "--reference")
     from emo_export.job import fresh_golden

@@ -304,3 +304,17 @@ def test_a_name_that_is_not_unicode_is_no_surprise_at_the_end(tmp_path: Path, em
     out = tmp_path / "caf\udce9"
     done = emo("export", case("mha").folder, "-o", out, "--to", "gguf:q4_0", "--no-golden")
     assert done.code == 0 and "# caf?" in (out / "README.md").read_text()
+
+
+def test_a_file_that_cannot_be_read_back_keeps_no_other_from_being_judged(
+    calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
+) -> None:
+    copy = shutil.copytree(calibrated, tmp_path / "copy")
+    with (copy / "onnx-int4" / "model.onnx.data").open("r+b") as file:
+        file.truncate(5000)
+    done = emo("validate", copy, "--reference", wide, "--json")
+    targets = {target["target"]: target for target in json.loads(done.out)["targets"]}
+    assert list(targets) == ["gguf:q4_k_m", "gguf:iq2_xxs", "onnx:int4"]
+    assert [target["passed"] for target in targets.values()] == [True, True, False]
+    assert "ends inside" in targets["onnx:int4"]["refusal"]["text"]
+    assert done.code == 1 and "onnx:int4" in done.err  # damaged, says manifest.json

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import gguf
 import numpy as np
+import onnx
 import pytest
 
 from emo_export.converters.gguf.read_back import GgufWeights
@@ -78,8 +81,6 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_data_file_that_ends_early_is_refused(tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(exported(case("mha").folder, "onnx:f32"), tmp_path / "x"))
     product = open_product(case("mha").folder)
     data = folder / "model.onnx.data"
@@ -87,3 +88,34 @@ def test_a_data_file_that_ends_early_is_refused(tmp_path: Path) -> None:
     weights = OnnxWeights(folder, product.config, scheme_of(product, "onnx:f32"))
     with pytest.raises(EmoExportError, match=r"model\.onnx\.data: ends inside"):
         weights.rows(Slot(Role.FINAL_NORM), 0, 1)
+
+
+@pytest.mark.parametrize("place", ["../model.onnx.data", "other.data"])
+def test_data_in_another_file_is_never_read(place: str, tmp_path: Path) -> None:
+    mine = case("mha").folder
+    folder = Path(shutil.copytree(exported(mine, "onnx:f32"), tmp_path / "x"))
+    shutil.copy(folder / "model.onnx.data", folder / place)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = place if entry.key == "location" else entry.value
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    product = open_product(mine)
+    with pytest.raises(EmoExportError, match=f"lies in '{place}'; a graph that export makes"):
+        OnnxWeights(folder, product.config, scheme_of(product, "onnx:f32"))
+
+
+def test_a_tensor_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    """Such as the norms of another model's q, which an engine might apply."""
+    mine = case("mha").folder
+    source, path = gguf.GGUFReader(exported(mine, "gguf:f32")), tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "deepseek")
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.add_tensor("blk.0.attn_q_norm.weight", np.ones(16, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(EmoExportError, match=r"has not, such as blk\.0\.attn_q_norm\.weight"):
+        GgufWeights(path, open_product(mine).config)
