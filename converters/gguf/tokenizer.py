@@ -18,7 +18,7 @@ import gguf
 from gguf import TokenType
 from tokenizers import Tokenizer, pre_tokenizers
 
-from emo_export.base.json_file import read_json
+from emo_export.base.json_file import read_json, read_text
 from emo_export.converters.split import NOT_UTF8, split_of
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
@@ -213,7 +213,7 @@ def _check_order(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
 def _check_added(path: Path, content: Mapping[str, Any]) -> None:
     """The tokenizers library renumbers added tokens that leave a gap; GGUF could not follow."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(read_text(path))
     except Exception as error:  # the library raises plain Exception
         raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
     for added in content.get("added_tokens", ()):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +56,8 @@ def write_tokenizer(folder: Path, checkpoint: Path) -> None:
     if source.is_file():
         changed = respelt(read_json(source))
         if changed is None:
-            shutil.copyfile(source, folder / TOKENIZER)
+            # Other readers of it take no byte order mark.
+            (folder / TOKENIZER).write_bytes(source.read_bytes().removeprefix(codecs.BOM_UTF8))
         else:
             write_json(folder / TOKENIZER, changed)
     if source.is_file() or given.is_file():  # onnxruntime-genai opens no tokenizer without it

@@ -70,6 +70,7 @@ def run_inspect(path: str, as_json: bool, out: Console) -> None:
     from emo_export.inspect.checkpoint import inspect_path
     from emo_export.inspect.view import render
     from emo_export.model.hub import locate
+    from emo_export.report.checkpoint import note
 
     place = locate(path)
     found = inspect_path(place, _expressible(place))
@@ -77,6 +78,8 @@ def run_inspect(path: str, as_json: bool, out: Console) -> None:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
         out.print(render(found))
+        for unusual in found.notes:
+            out.print(f"note: {note(unusual)}", markup=False, highlight=False)
 
 
 def _expressible(place: Path) -> dict[str, str] | None:

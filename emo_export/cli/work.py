@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from emo_export.report.checkpoint import note
+
 if TYPE_CHECKING:
     from emo_export.exporting import Steps, Target
     from emo_export.model.checkpoint import Checkpoint
@@ -31,6 +33,8 @@ def open_checkpoint(source: str) -> Checkpoint:
             f"{source}: max_position_embeddings is -1 (unknown); assuming "
             f"{checkpoint.config.context_length()} positions unless --context says otherwise"
         )
+    for found in checkpoint.notes:
+        say(f"note: {source}: {note(found)}")
     return checkpoint
 
 

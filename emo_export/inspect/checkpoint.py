@@ -24,6 +24,7 @@ from emo_export.inspect.onnx import MODEL, has_tokenizer, onnx_facts
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import DEFAULT_CONTEXT, EmoConfig, LayerShape
 from emo_export.model.names import shape_of, slots
+from emo_export.model.notes import Note
 from emo_export.model.scheme import part_of
 
 ACCEPTED = (
@@ -39,6 +40,7 @@ Row = tuple[str, str, str]
 class Inspection:
     """What was found: `kind` is checkpoint, gguf, onnx or package; `facts` can go into JSON.
 
+    `notes` tell what is unusual in a checkpoint and yet certain.
     `judgement` (one line) and `findings` are there for GGUF files, alone or in a package; the
     findings that are more than notes are among the warnings, too.
     """
@@ -49,6 +51,7 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
     judgement: str = ""
     findings: list[Finding] = field(default_factory=list)
+    notes: tuple[Note, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -104,11 +107,13 @@ def _checkpoint(path: Path, expressible: Mapping[str, str]) -> Inspection:
             "max_position_embeddings is -1 (unknown): export takes "
             f"{DEFAULT_CONTEXT} unless --context says otherwise"
         )
+    notes: tuple[Note, ...] = ()
     try:
         checkpoint = Checkpoint.open(path)
     except EmoExportError as error:
         warn(str(error))
     else:
+        notes = checkpoint.notes
         facts["storage"] = {
             "types": dict(Counter(tensor.dtype for tensor in checkpoint.values())),
             "bytes": checkpoint.nbytes,
@@ -124,7 +129,7 @@ def _checkpoint(path: Path, expressible: Mapping[str, str]) -> Inspection:
         warn("no eos_token_id in config.json or generation_config.json: text would not end")
     if expressible:
         facts["targets"] = dict(expressible)
-    return found
+    return replace(found, notes=notes)
 
 
 def _has_eos(path: Path, config: EmoConfig, warnings: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint as a mapping of lazy tensors: headers are checked, no data is read."""
+"""A Hugging Face checkpoint as a mapping of lazy tensors: headers are checked, data is not read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,30 @@ from typing import Any
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
-from emo_export.model.names import Slot, shape_of, slots
+from emo_export.model.matching import match
+from emo_export.model.names import Slot
+from emo_export.model.notes import Note
 from emo_export.model.safetensors_file import LazyTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLES = "pytorch_model*.bin"
+
+CONVERSION = (
+    'python -c "import glob, torch; from safetensors.torch import save_file; '
+    "save_file({k: v.contiguous().clone() for f in sorted(glob.glob('" + PICKLES + "')) "
+    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    f"'{SINGLE}')\""
+)
+"""Makes a safetensors file of PyTorch's pickles; clones, since tied tensors share memory there."""
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
     """An EMO checkpoint: its config and every tensor that the config calls for, and no other.
 
-    It is the source of an export, experts numbered as stored; `raw` is its config.json.
+    It is the source of an export, experts numbered as stored; `raw` is its config.json. Keys are
+    the published names, under whatever names and in whatever stacks the files hold the tensors;
+    `notes` tell what was unusual.
     """
 
     def __init__(
@@ -29,8 +42,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         raw: Mapping[str, Any],
         config: EmoConfig,
         tensors: Mapping[str, LazyTensor],
+        notes: tuple[Note, ...] = (),
     ) -> None:
-        self.path, self.raw, self.config = path, raw, config
+        self.path, self.raw, self.config, self.notes = path, raw, config, notes
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -66,8 +80,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def open(cls, path: Path) -> Checkpoint:
         """Open a local folder and account for every tensor.
 
-        Raises EmoExportError naming the file and the tensor for anything missing, extra, truncated
-        or of the wrong shape or type.
+        Raises EmoExportError naming the file and the tensor for anything missing, extra, truncated,
+        of the wrong shape or type, or stored beside the config and unlike it.
         """
         if not path.is_dir():
             raise EmoExportError(f"{path}: is not a folder with a checkpoint")
@@ -76,9 +90,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
             raise EmoExportError(f"{path}: has no config.json; is it a Hugging Face checkpoint?")
         raw = read_json(config_path)
         config = EmoConfig.from_dict(raw, str(config_path))
-        tensors = _open_tensors(path)
-        _account(config, tensors, path)
-        checkpoint = cls(path, raw, config, tensors)
+        source = path / INDEX if (path / INDEX).is_file() else path / SINGLE
+        tensors, notes = match(config, _open_tensors(path), source)
+        checkpoint = cls(path, raw, config, tensors, notes)
         _ = checkpoint.pruning  # a damaged file is refused now, not after hours of work
         return checkpoint
 
@@ -87,6 +101,12 @@ def _open_tensors(path: Path) -> dict[str, LazyTensor]:
     index = path / INDEX
     if not index.is_file():
         if not (path / SINGLE).is_file():
+            if any(path.glob(PICKLES)):
+                raise EmoExportError(
+                    f"{path}: has its weights as {PICKLES} alone, and a pickle is not read, since "
+                    f"it can run code; make {SINGLE} of it in that folder, with memory for all of "
+                    f"it: {CONVERSION}"
+                )
             raise EmoExportError(
                 f"{path}: has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read"
             )
@@ -122,25 +142,3 @@ def _open_shard(index: Path, shard: str, weight_map: Mapping[str, str]) -> dict[
         if weight_map.get(name) != shard:
             raise EmoExportError(f"{file}: holds tensor {name}, which {INDEX} does not place there")
     return held
-
-
-def _account(config: EmoConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
-    """Match every tensor of the files with a slot of the model, and the other way round."""
-    expected = {slot.name: shape_of(slot, config) for slot in slots(config)}
-    source = path / INDEX if (path / INDEX).is_file() else path / SINGLE
-    missing = [name for name in expected if name not in tensors]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise EmoExportError(
-            f"{source}: tensor {missing[0]} is missing{more}; config.json calls for it"
-        )
-    for name, tensor in tensors.items():
-        if name not in expected:
-            raise EmoExportError(
-                f"{tensor.file}: tensor {name} is extra: config.json has no place for it"
-            )
-        if tensor.shape != expected[name]:
-            raise EmoExportError(
-                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, "
-                f"config.json calls for {list(expected[name])}"
-            )

@@ -206,6 +206,42 @@ def shape_of(slot: Slot, config: EmoConfig) -> tuple[int, ...]:
     return shapes[slot.role]
 
 
+STACKS: dict[str, tuple[Role, ...]] = {
+    "model.layers.{layer}.mlp.experts.gate_up_proj": (Role.GATE, Role.UP),
+    "model.layers.{layer}.mlp.experts.down_proj": (Role.DOWN,),
+}
+"""The experts of a layer in one tensor (E, rows, columns), the roles' rows one after the other.
+
+Source: transformers 5, `OlmoeExperts` (gate, up = linear(x, gate_up_proj[e]).chunk(2)).
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A tensor that holds the matrices of a layer's experts: of each expert, these roles."""
+
+    name: str
+    layer: int
+    shape: tuple[int, int, int]
+    roles: tuple[Role, ...]
+
+    def parts(self) -> Iterator[tuple[Slot, int, int, int]]:
+        """Each slot in it, with its expert, first row and end row."""
+        rows = self.shape[1] // len(self.roles)
+        for expert in range(self.shape[0]):
+            for index, role in enumerate(self.roles):
+                yield Slot(role, self.layer, expert), expert, index * rows, (index + 1) * rows
+
+
+def stacks(config: EmoConfig) -> Iterator[Stack]:
+    """The stacks that a checkpoint may have in place of its experts' own tensors."""
+    for layer, shape in enumerate(config.layers):
+        for template, roles in STACKS.items() if not shape.is_dense else ():
+            rows, cols = shape_of(Slot(roles[0], layer, 0), config)
+            size = (shape.num_experts, len(roles) * rows, cols)
+            yield Stack(template.format(layer=layer), layer, size, roles)
+
+
 def row_spans(slot: Slot, config: EmoConfig) -> Iterator[tuple[int, int]]:
     """The pieces (first row, end row) in which a slot travels; only embed and head have several."""
     shape = shape_of(slot, config)

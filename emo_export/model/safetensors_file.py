@@ -19,7 +19,7 @@ import numpy as np
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -43,6 +43,15 @@ class LazyTensor:
         """Bytes on disk of one row."""
         return self.shape[-1] * ITEM_BYTES[self.dtype]
 
+    def part(self, index: int, start: int, stop: int) -> LazyTensor:
+        """Rows start..stop of matrix `index` of a stack (N, R, C), as a matrix of its own."""
+        count, rows, cols = self.shape
+        if not (0 <= index < count and 0 <= start < stop <= rows):
+            raise ValueError(f"{self.name}: no rows {start}..{stop} of matrix {index}")
+        offset = self.offset + (index * rows + start) * self.row_bytes
+        name = f"{self.name}[{index}, {start}:{stop}]"
+        return LazyTensor(name, (stop - start, cols), self.dtype, self.file, offset)
+
     def rows(self, start: int, stop: int) -> F32:
         """Rows start..stop as float32, (stop - start, C); a vector counts as one row.
 
@@ -54,7 +63,7 @@ class LazyTensor:
         cols = self.shape[-1]
         item = ITEM_BYTES[self.dtype]
         count = (stop - start) * cols
-        kind: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+        kind: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
         try:
             with self.file.open("rb") as handle:
                 handle.seek(self.offset + start * cols * item)
@@ -69,8 +78,9 @@ class LazyTensor:
             raise EmoExportError(f"{self.file}: ends inside tensor {self.name}; fetch it again")
         values = _to_float32(raw, self.dtype).reshape(stop - start, cols)
         if not np.isfinite(values).all():
+            beyond = ", or one beyond float32" if self.dtype == "F64" else ""
             raise EmoExportError(
-                f"{self.file}: tensor {self.name} holds a NaN or infinite value; "
+                f"{self.file}: tensor {self.name} holds a NaN or infinite value{beyond}; "
                 "the checkpoint is damaged or its training diverged"
             )
         return values
@@ -81,7 +91,8 @@ def _to_float32(raw: Any, dtype: str) -> F32:
         wide = raw.astype(np.uint32)
         wide <<= 16
         raw = wide.view(np.float32)
-    values: F32 = raw.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float64 alone can hold becomes infinite
+        values: F32 = raw.astype(np.float32, copy=False)
     return values
 
 

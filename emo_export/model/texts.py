@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from emo_export.base.json_file import read_text
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Ids
 
@@ -31,7 +32,7 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(read_text(path))
     except Exception as error:  # the library raises plain Exception
         raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
     largest = max(tokenizer.get_vocab(True).values(), default=-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.base.install import install_command
-from emo_export.base.json_file import read_json
+from emo_export.base.json_file import read_json, read_text
 from emo_export.errors import EmoExportError, MissingDependencyError
 
 
@@ -20,7 +20,7 @@ class HfTokenizer:
         path = folder / "tokenizer.json"
         read_json(path)  # a sentence for a missing or broken file
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(read_text(path))
         # The library raises plain Exception.
         except Exception as error:
             raise EmoExportError(f"{path} is not a tokenizer: {error}") from error

@@ -57,7 +57,6 @@ TENSORS: dict[str, tuple[str, Any]] = {
     "one row more": (NORM, torch.zeros(65)),
     "no rows": (DOWN, torch.zeros(0, 32)),
     "integers": (DOWN, torch.zeros(64, 32, dtype=torch.int64)),
-    "doubles": (DOWN, torch.zeros(64, 32, dtype=torch.float64)),
     "float8": (DOWN, torch.zeros(64, 32).to(torch.float8_e4m3fn)),
 }
 
@@ -268,6 +267,8 @@ def test_a_folder_without_a_checkpoint_is_named(synth: Path, tmp_path: Path) -> 
     _refusal(tmp_path / "nowhere", "nowhere")
     _refusal(synth / SINGLE, SINGLE)
     (synth / SINGLE).rename(synth / "pytorch_model.bin")
-    _refusal(synth, str(synth), "safetensors")
+    _refusal(synth, str(synth), "pytorch_model*.bin", 'python -c "import glob')
+    (synth / "pytorch_model.bin").unlink()
+    _refusal(synth, str(synth), "only safetensors")
     (synth / "config.json").unlink()
     _refusal(synth, str(synth), "config.json")
