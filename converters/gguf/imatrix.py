@@ -6,19 +6,19 @@ Source: llama.cpp `tools/imatrix/imatrix.cpp` (writes them), `common/imatrix-loa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import gguf
 import numpy as np
 
 from emo_export.base.disk import writing
-from emo_export.converters.gguf.graph import graph_of
-from emo_export.converters.gguf.layout import DENSE_ROLES, EXPERT_NAMES, NAMES
+from emo_export.converters.gguf.layout import Layout
+from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufFile, GgufTensor, read_gguf
+from emo_export.files.gguf_names import EXPERTS, GGUF_NAMES
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import CHUNK, LARGEST, ImportanceMatrix
@@ -26,7 +26,8 @@ from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
-STACKED = {*EXPERT_NAMES, *DENSE_ROLES.values()}
+UNNEEDED = {Role.EMBED, Role.HEAD, Role.ROUTER, *EXPERTS}
+"""Roles that llama-imatrix may measure without need: router, tied head, empty experts."""
 MOST_TOKENS = 1 << 40
 """A calibration text of more tokens is a damaged key."""
 REMEDY = "collect one with --calibration FILE"
@@ -75,7 +76,7 @@ def read_imatrix(path: Path, config: EmoConfig, arch: str) -> ImportanceMatrix:
     source = ", ".join(Path(str(name)).name for name in named) or path.name
     matrix = ImportanceMatrix(source, _tokens(path, file))
     for slot in slots(config):  # an expert that no token can take has no place in the file
-        if slot.role in EXPERT_NAMES:
+        if slot.role in EXPERTS:
             matrix.sums[slot] = np.zeros(shape_of(slot, config)[1], np.float32)
             matrix.counts[slot] = 0
     for name, parts in known.items():
@@ -131,14 +132,13 @@ def _check_names(path: Path, tensors: dict[str, GgufTensor], known: dict[str, li
     for name in sorted(measured):
         if name + COUNTS not in tensors:
             raise EmoExportError(f"{path}: has {name}{SUMS} but no {name}{COUNTS}: damaged")
-        # The router, empty experts, a tied head and the like are measured too, but not needed.
-        harmless = re.search(r"(ffn_gate_inp|_shexp|_exps|token_embd|^output)\.", name)
-        if name not in known and not harmless:
+        held = GGUF_NAMES.held(name)
+        if name not in known and (held is None or held.roles[0] not in UNNEEDED):
             raise EmoExportError(
                 f"{path}: measures {name}, which this model's GGUF has not; it is of another "
                 f"model or --arch: {REMEDY}"
             )
-    needed = [name for name in known if name.startswith("blk.") and name not in measured]
+    needed = [name for name in known if name not in {*measured, GGUF_NAMES.name(Role.HEAD)}]
     if needed:
         raise EmoExportError(
             f"{path}: says nothing of {needed[0]} and {len(needed) - 1} more tensors of this "
@@ -175,38 +175,21 @@ class _Part:
 
 def _by_tensor(config: EmoConfig, arch: str) -> dict[str, list[_Part]]:
     """GGUF tensor name -> what of the model's matrices is in it."""
+    layout = Layout(config, arch, gguf_scheme("f32", config, arch=arch))
+    shapes = {name: shape for name, shape, _ in layout.declared}
     names: dict[str, list[_Part]] = {}
-    for name, part in _parts(config, arch):
-        names.setdefault(name, []).append(part)
-    return names
-
-
-def _parts(config: EmoConfig, arch: str) -> Iterator[tuple[str, _Part]]:
-    graph = graph_of(config, arch)
     for slot in slots(config):
         if slot.role in UNMEASURED:
             continue
-        cols = shape_of(slot, config)[1]
-        whole = (0, cols)
-        stack = None if slot.role == Role.HEAD else graph.stacks[slot.layer]
-        stem = f"blk.{slot.layer}.{EXPERT_NAMES.get(slot.role, NAMES.get(slot.role))}"
-        down = slot.role in (Role.DOWN, Role.DENSE_DOWN)
-        width = config.intermediate_size if down else cols
-        one = (1, graph.shared * width if down else cols)  # the shared expert's tensor
-        if slot.role == Role.HEAD:
-            yield "output.weight", _Part(slot, 0, (1, cols), whole)
-        elif stack is None or slot.role not in STACKED:
-            yield f"{stem}.weight", _Part(slot, 0, (1, cols), whole)
-        elif slot.role in EXPERT_NAMES:
-            if slot.expert == stack.shared:
-                yield f"{stem}_shexp.weight", _Part(slot, 0, one, whole)
-            elif slot.expert in stack.experts:
-                place = stack.experts.index(slot.expert)
-                yield f"{stem}_exps.weight", _Part(slot, place, (graph.experts, width), whole)
-        else:  # a dense layer among sparse ones, of which F hidden columns look like an expert
-            runs = [(place, run) for place, run in enumerate(stack.experts) if run >= 0]
-            for place, run in runs:
-                part = (run * width, min((run + 1) * width, cols)) if down else whole
-                yield f"{stem}_exps.weight", _Part(slot, place, (graph.experts, width), part)
-            part = (0, min(one[1], cols)) if down else whole
-            yield f"{stem}_shexp.weight", _Part(slot, 0, one, part)
+        if layout.is_cut(slot):
+            # Runs of a dense layer's columns lie where a graph has experts. Its rows see all of
+            # them, so that any tells as much; the shared expert's comes last and is kept.
+            cuts = sorted(layout.cuts(slot), key=lambda cut: cut.shared)
+            places = [(cut.tensor, cut.at // shapes[cut.tensor][-2], cut.cols) for cut in cuts]
+        else:
+            places = [(layout.name_of(slot), 0, (0, shape_of(slot, config)[1]))]
+        for name, place, cols in places:
+            *stacked, _, width = shapes[name]
+            part = _Part(slot, place, (prod(stacked), width), cols)
+            names.setdefault(name, []).append(part)
+    return names

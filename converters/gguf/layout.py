@@ -1,6 +1,6 @@
 """Where every matrix goes in a GGUF file: the declared tensors, and the cuts that fill them.
 
-Names and shapes: gguf-py `constants.py`, llama.cpp `src/models/{deepseek,glm4-moe}.cpp`. Letters: D
+Names: `files/gguf_names.py`. Shapes: llama.cpp `src/models/{deepseek,glm4-moe}.cpp`. Letters: D
 hidden, F expert width, E experts of a stack, W dense width, V vocabulary.
 """
 
@@ -12,28 +12,18 @@ from math import prod
 
 from emo_export.converters.gguf.formats import GGML_FORMATS, GgmlFormat
 from emo_export.converters.gguf.graph import Graph, Stack, graph_of
+from emo_export.files.gguf_names import EXPERTS, GGUF_NAMES
+from emo_export.files.tensor_names import Form
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, Slot, shape_of
 from emo_export.model.scheme import QuantScheme
 
-NAMES = {
-    Role.ATTN_NORM: "attn_norm",
-    Role.Q: "attn_q",
-    Role.K: "attn_k",
-    Role.V: "attn_v",
-    Role.O: "attn_output",
-    Role.FFN_NORM: "ffn_norm",
-    Role.ROUTER: "ffn_gate_inp",
-    Role.DENSE_GATE: "ffn_gate",
-    Role.DENSE_UP: "ffn_up",
-    Role.DENSE_DOWN: "ffn_down",
-}
-EXPERT_NAMES = {Role.GATE: "ffn_gate", Role.UP: "ffn_up", Role.DOWN: "ffn_down"}
 DENSE_ROLES = {
     Role.GATE: Role.DENSE_GATE,
     Role.UP: Role.DENSE_UP,
     Role.DOWN: Role.DENSE_DOWN,
 }
+_EXPERT_OF = {dense: role for role, dense in DENSE_ROLES.items()}
 
 Declared = tuple[str, tuple[int, ...], GgmlFormat]
 
@@ -68,27 +58,25 @@ class Layout:
         """
         stack = self._stack(slot.layer)
         rows, cols = shape_of(slot, self._config)
-        name = f"blk.{slot.layer}.{EXPERT_NAMES.get(slot.role, NAMES.get(slot.role))}"
         whole = ((0, rows), (0, cols))
-        if slot.role in EXPERT_NAMES:
-            if slot.expert == stack.shared:
-                return [Cut(f"{name}_shexp.weight", 0, *whole, shared=True)]
-            if slot.expert in stack.experts:
-                at = stack.experts.index(slot.expert) * rows
-                return [Cut(f"{name}_exps.weight", at, *whole)]
-            return []
-        return list(self._dense_cuts(slot, stack, name))
+        if slot.role not in EXPERTS:
+            return list(self._dense_cuts(slot, stack))
+        if slot.expert == stack.shared:
+            return [Cut(_name(slot.role, slot.layer, Form.SHARED), 0, *whole, shared=True)]
+        if slot.expert in stack.experts:
+            at = stack.experts.index(slot.expert) * rows
+            return [Cut(_name(slot.role, slot.layer, Form.STACK), at, *whole)]
+        return []
 
     def name_of(self, slot: Slot) -> str:
         """The tensor of a slot that has one to itself."""
-        if slot.role == Role.FFN_NORM and self.graph.arch == "glm4moe":
-            return f"blk.{slot.layer}.post_attention_norm.weight"
-        return f"blk.{slot.layer}.{NAMES[slot.role]}.weight"
+        other = slot.role == Role.FFN_NORM and self.graph.arch == "glm4moe"
+        return _name(slot.role, slot.layer, Form.GLM4MOE if other else Form.OWN)
 
     def is_cut(self, slot: Slot) -> bool:
         """Whether `cuts` tells where a slot goes: experts, and dense layers that do not lead."""
         dense = slot.role in DENSE_ROLES.values() and self.graph.stacks[slot.layer] is not None
-        return dense or slot.role in EXPERT_NAMES
+        return dense or slot.role in EXPERTS
 
     def router_rows(self, layer: int) -> list[int]:
         """The row of the model's router that each position has; empty when all are zeros."""
@@ -98,7 +86,7 @@ class Layout:
         """What `glm4moe` adds to the probabilities for the selection: (tensor, (E,))."""
         for index, stack in enumerate(self.graph.stacks):
             if stack is not None and self.graph.arch == "glm4moe":
-                yield f"blk.{index}.exp_probs_b.bias", stack.bias
+                yield _name(Role.ROUTER, index, Form.GLM4MOE), stack.bias
 
     def gaps(self) -> Iterator[tuple[str, int, int]]:
         """Rows that no slot fills, which must be zeros: (tensor, first row, end row)."""
@@ -106,13 +94,13 @@ class Layout:
         for index, stack in enumerate(self.graph.stacks):
             if stack is None:
                 continue
-            router = f"blk.{index}.ffn_gate_inp.weight"
+            router = _name(Role.ROUTER, index)
             if not self.router_rows(index):
                 yield router, 0, shapes[router][0]
-            for role, stem in EXPERT_NAMES.items():
+            for role in EXPERTS:
                 cuts = [cut for slot in self._sources(index, role) for cut in self.cuts(slot)]
-                for part in ("exps", "shexp"):
-                    name = f"blk.{index}.{stem}_{part}.weight"
+                for form in (Form.STACK, Form.SHARED):
+                    name = _name(role, index, form)
                     taken = sorted(
                         (c.at, c.at + c.rows[1] - c.rows[0]) for c in cuts if c.tensor == name
                     )
@@ -124,7 +112,7 @@ class Layout:
             raise ValueError(f"layer {layer} has no experts in this graph")
         return stack
 
-    def _dense_cuts(self, slot: Slot, stack: Stack, name: str) -> Iterator[Cut]:
+    def _dense_cuts(self, slot: Slot, stack: Stack) -> Iterator[Cut]:
         """Runs of F hidden columns: rows of gate and up, columns of down."""
         width, shared = self._config.intermediate_size, self.graph.shared
         rows, cols = shape_of(slot, self._config)
@@ -136,7 +124,8 @@ class Layout:
                 at = place * (rows if down else width)
                 runs.append((False, at, run * width, (run + 1) * width))
         for alone, at, first, stop in runs:
-            tensor, part = f"{name}_{'shexp' if alone else 'exps'}.weight", (first, min(stop, end))
+            form, part = Form.SHARED if alone else Form.STACK, (first, min(stop, end))
+            tensor = _name(_EXPERT_OF[slot.role], slot.layer, form)
             taken = ((0, rows), part) if down else (part, (0, cols))
             yield Cut(tensor, at, *taken, shared=alone)
 
@@ -156,10 +145,10 @@ class Layout:
         def entry(name: str, slot: Slot) -> Declared:
             return name, shape_of(slot, config), self._kind(slot)
 
-        yield entry("token_embd.weight", Slot(Role.EMBED))
-        yield entry("output_norm.weight", Slot(Role.FINAL_NORM))
+        yield entry(_name(Role.EMBED), Slot(Role.EMBED))
+        yield entry(_name(Role.FINAL_NORM), Slot(Role.FINAL_NORM))
         head = Slot(Role.EMBED if config.tie_word_embeddings else Role.HEAD)
-        yield entry("output.weight", head)
+        yield entry(_name(Role.HEAD), head)
         for index, stack in enumerate(self.graph.stacks):
             roles = [Role.ATTN_NORM, Role.Q, Role.K, Role.V, Role.O, Role.FFN_NORM]
             if stack is None:
@@ -172,22 +161,26 @@ class Layout:
     def _stack_tensors(self, index: int, stack: Stack) -> Iterator[Declared]:
         count, hidden = self.graph.experts, self._config.hidden_size
         one, wide = (n * self._config.intermediate_size for n in (1, self.graph.shared))
-        yield f"blk.{index}.ffn_gate_inp.weight", (count, hidden), GGML_FORMATS["f32"]
+        yield _name(Role.ROUTER, index), (count, hidden), GGML_FORMATS["f32"]
         if self.graph.arch == "glm4moe":
-            yield f"blk.{index}.exp_probs_b.bias", (count,), GGML_FORMATS["f32"]
-        for role, stem in EXPERT_NAMES.items():
+            yield _name(Role.ROUTER, index, Form.GLM4MOE), (count,), GGML_FORMATS["f32"]
+        for role in EXPERTS:
             slots = self._sources(index, role)
             # An empty stack, or shared expert, is of the type that the experts beside it have.
             first = max(stack.experts[0], 0) if len(slots) > 1 else 0
             alone = stack.shared if stack.shared >= 0 else first
             down = role == Role.DOWN
-            for part, width, source in (("exps", one, first), ("shexp", wide, alone)):
+            for form, width, source in ((Form.STACK, one, first), (Form.SHARED, wide, alone)):
                 matrix = (hidden, width) if down else (width, hidden)
-                shape = (count, *matrix) if part == "exps" else matrix
-                yield f"blk.{index}.{stem}_{part}.weight", shape, self._kind(slots[source])
+                shape = (count, *matrix) if form == Form.STACK else matrix
+                yield _name(role, index, form), shape, self._kind(slots[source])
 
     def _kind(self, slot: Slot) -> GgmlFormat:
         return GGML_FORMATS[self._scheme.format_of(slot).name]
+
+
+def _name(role: Role, layer: int = -1, form: Form = Form.OWN) -> str:
+    return GGUF_NAMES.name(role, layer, form=form)
 
 
 def _between(taken: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig
-from emo_export.model.names import VECTORS, Role, Slot, shape_of
+from emo_export.model.names import Role, Slot, shape_of
 from emo_export.model.scheme import QuantScheme
 
 
@@ -67,16 +67,12 @@ class GgufWeights:
         EmoExportError for an expert that no token can take, which has no place in the file.
         """
         layout, role = self._layout, slot.role
-        if role == Role.EMBED:
-            return self._read("token_embd.weight", start, stop)
-        if role in (Role.HEAD, Role.FINAL_NORM):
-            return self._read(f"output{'' if role == Role.HEAD else '_norm'}.weight", start, stop)
         if role == Role.ROUTER:
             return self._router(slot)[start:stop]
         if layout.is_cut(slot):
             return self._cut(slot)[start:stop]
         name = layout.name_of(slot)
-        if role in VECTORS or role not in (Role.Q, Role.K) or not self._permuted:
+        if role not in (Role.Q, Role.K) or not self._permuted:
             return self._read(name, start, stop)
         rows = shape_of(slot, self._config)[0]
         size = self._config.head_dim

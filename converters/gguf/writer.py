@@ -137,11 +137,9 @@ class GgufWriter:
             for cut in layout.cuts(slot):
                 yield cut.tensor, cut.at, self._cut(slot, cut, rows)
         elif slot.role == Role.EMBED:
-            yield "token_embd.weight", start, rows
+            yield layout.name_of(slot), start, rows
             if self._config.tie_word_embeddings:
-                yield "output.weight", start, rows
-        elif slot.role in (Role.HEAD, Role.FINAL_NORM):
-            yield f"output{'' if slot.role == Role.HEAD else '_norm'}.weight", start, rows
+                yield layout.name_of(Slot(Role.HEAD)), start, rows
         elif slot.role == Role.ROUTER:
             chosen = layout.router_rows(slot.layer)
             if chosen:

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from onnx import TensorProto
 
 from emo_export.converters.onnx.graph import MICROSOFT, Graph
+from emo_export.files.onnx_names import ANGLES
 from emo_export.model.config import EmoConfig
 
 MASKED = -1e9
@@ -120,7 +121,7 @@ class FusedAttention(Attention):
         self._total = add("Gather", [self._total, beyond], name=name)
 
     def _mixed(self, index: int, packed: str) -> str:
-        ends = [self._ends, self._total32, "cos", "sin", self._positions, self._bias]
+        ends = [self._ends, self._total32, *ANGLES, self._positions, self._bias]
         attributes = {
             "num_heads": self._config.num_attention_heads,
             "kv_num_heads": self._config.num_key_value_heads,
@@ -152,9 +153,7 @@ class StandardAttention(Attention):
         hidden = graph.add("Where", [future, graph.float(MASKED), graph.float(0.0)])
         self._bias = graph.add("Add", [self._bias, hidden])
         # Gather checks its indices in every ONNX Runtime, RotaryEmbedding of 1.23 does not.
-        self._cos, self._sin = (
-            graph.add("Gather", [table, self._positions]) for table in ("cos", "sin")
-        )
+        self._cos, self._sin = (graph.add("Gather", [table, self._positions]) for table in ANGLES)
 
     def _positions_of(self, real: str) -> str:
         return self._latest(self._preceding(real))

@@ -16,7 +16,9 @@ from emo_export.converters.onnx.attention import attention_frame, past_names, pr
 from emo_export.converters.onnx.experts.block import ExpertBlock, expert_block
 from emo_export.converters.onnx.formats import Int8Rows, IntBlocks
 from emo_export.converters.onnx.graph import MICROSOFT, Graph, Linear, mlp
+from emo_export.files.onnx_names import ONNX_STEMS
 from emo_export.model.config import EmoConfig
+from emo_export.model.names import Role
 
 KEPT = "logits_to_keep"
 """The input, named as in transformers, that says of how many last positions logits are wanted."""
@@ -43,54 +45,52 @@ def build_decoder(
     hidden = _embedding(graph, flat, embed)
     frame = attention_frame(graph, config)
     for index, parts in enumerate(layers):
-        stem = f"layers.{index}"
-        normed = _norm(graph, hidden, f"{stem}.attn_norm", config)
+        norms = [ONNX_STEMS.name(role, index) for role in (Role.ATTN_NORM, Role.FFN_NORM)]
+        normed = _norm(graph, hidden, norms[0], config)
         mixed = frame.attention(index, graph.linear(normed, parts.qkv))
-        hidden, normed = _add_norm(
-            graph, hidden, graph.linear(mixed, parts.out), f"{stem}.ffn_norm", config
-        )
+        hidden, normed = _add_norm(graph, hidden, graph.linear(mixed, parts.out), norms[1], config)
         if isinstance(parts.ffn, ExpertBlock):
             out = expert_block(graph, normed, parts.ffn, config)
         else:
             out = mlp(graph, normed, *parts.ffn)
-        hidden = graph.add("Add", [hidden, out], name=f"{stem}.residual")
+        hidden = graph.add("Add", [hidden, out], name=f"layers.{index}.residual")
     rows = graph.add("Reshape", [hidden, frame.batch_tokens])
     begin = graph.add("Neg", [KEPT])  # 0 begins at the first position
     rows = graph.add("Slice", [rows, begin, graph.ints([2**63 - 1]), graph.ints([1])])
     shape = graph.add("Shape", [rows], {"end": 2})
     shape = graph.add("Concat", [shape, graph.ints([-1])], {"axis": 0})
     kept = graph.add("Reshape", [rows, graph.ints([-1, config.hidden_size])])
-    logits = graph.linear(_norm(graph, kept, "final_norm", config), head)
+    logits = graph.linear(_norm(graph, kept, ONNX_STEMS.name(Role.FINAL_NORM), config), head)
     graph.add("Reshape", [logits, shape], outputs=["logits"], name="logits")
 
 
 def _embedding(graph: Graph, ids: str, embed: Linear) -> str:
     """Token ids (tokens,) -> their rows (tokens, D)."""
     if isinstance(embed.kind, Int8Rows):
-        values, scales = _gathered(graph, ids, 8)
+        values, scales = _gathered(graph, ids, embed.name, 8)
         return graph.add("Mul", [values, scales])
     if not isinstance(embed.kind, IntBlocks):
-        return graph.add("Gather", ["embed.weight", ids], name="embed")
+        return graph.add("Gather", [f"{embed.name}.weight", ids], name=embed.name)
     if graph.kind.name != "qmoe":
-        return _gathered_blocks(graph, ids, embed.kind)
+        return _gathered_blocks(graph, ids, embed.name, embed.kind)
     attributes = {
         "bits": embed.kind.bits,
         "block_size": embed.kind.block,
         "gather_axis": 0,
         "quantize_axis": 1,
     }
-    inputs = ["embed.weight", ids, "embed.scales"]
-    return graph.add("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed")
+    inputs = [f"{embed.name}.weight", ids, f"{embed.name}.scales"]
+    return graph.add("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name=embed.name)
 
 
-def _gathered(graph: Graph, ids: str, bits: int) -> tuple[str, str]:
+def _gathered(graph: Graph, ids: str, name: str, bits: int) -> tuple[str, str]:
     """Stored values (tokens, D) less their zero point, and scales (tokens, blocks)."""
-    stored = graph.add("Gather", ["embed.weight", ids], name="embed")
+    stored = graph.add("Gather", [f"{name}.weight", ids], name=name)
     if bits == 4:
         stored = _nibbles(graph, stored)
     values = graph.add("Cast", [stored], {"to": TensorProto.FLOAT})
     values = graph.add("Sub", [values, graph.float(1 << (bits - 1))])
-    return values, graph.add("Gather", ["embed.scales", ids])
+    return values, graph.add("Gather", [f"{name}.scales", ids])
 
 
 def _nibbles(graph: Graph, stored: str) -> str:
@@ -103,9 +103,9 @@ def _nibbles(graph: Graph, stored: str) -> str:
     return graph.add("Reshape", [both, graph.ints([0, -1])])
 
 
-def _gathered_blocks(graph: Graph, ids: str, kind: IntBlocks) -> str:
+def _gathered_blocks(graph: Graph, ids: str, name: str, kind: IntBlocks) -> str:
     """The rows by plain operators: GatherBlockQuantized has no 8 bits in ONNX Runtime 1.22."""
-    values, scales = _gathered(graph, ids, kind.bits)
+    values, scales = _gathered(graph, ids, name, kind.bits)
     blocks = graph.add("Reshape", [values, graph.ints([0, -1, kind.block])])
     scales = graph.add("Unsqueeze", [scales, graph.ints([2])])
     return graph.add("Reshape", [graph.add("Mul", [blocks, scales]), graph.ints([0, -1])])

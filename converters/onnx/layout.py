@@ -16,11 +16,14 @@ from emo_export.converters.onnx.experts.standard import GatheredExperts
 from emo_export.converters.onnx.formats import Int8Rows, IntBlocks
 from emo_export.converters.onnx.graph import Linear
 from emo_export.converters.onnx.kinds import Kind
+from emo_export.files.onnx_names import ANGLES, ONNX_STEMS
+from emo_export.files.tensor_names import Form
 from emo_export.interfaces import Packed
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, Slot, shape_of
 from emo_export.model.scheme import QuantScheme
 
+GATE_UP = (Role.GATE, Role.UP)
 Placed = Iterator[tuple[str, int, Any]]
 
 
@@ -36,8 +39,8 @@ class Stack(Protocol):
     """All routed experts of a layer in a few initializers, gate and up as one matrix."""
 
     @property
-    def name(self) -> str:
-        """What their names begin with."""
+    def fc1(self) -> str:
+        """The stem of gate and up; down's has the same elements."""
 
     def gate_up(self, place: int, gate: Packed, up: Packed) -> Placed:
         """(initializer, first row, rows) of the expert at a place."""
@@ -62,7 +65,7 @@ class Layout:
         self._kind, self._config, self._scheme = kind, config, scheme
         self.embed, self.head = self._ends()
         self.layers = [self._layer(index) for index in range(config.num_hidden_layers)]
-        for name in ("cos", "sin"):
+        for name in ANGLES:
             self.data.declare(name, "f32", (context, config.head_dim // 2), context)
 
     def _linear(self, name: str, stacked: Sequence[Slot], biases: Sequence[Slot] = ()) -> Linear:
@@ -80,19 +83,20 @@ class Layout:
         linear.declare(self.data)
         return linear
 
-    def _vector(self, name: str, slot: Slot) -> None:
-        width = self._config.hidden_size
-        self.data.declare(f"{name}.weight", "f32", (width,), width)
-        self.places[slot] = Place(f"{name}.weight")
+    def _vector(self, slot: Slot) -> None:
+        name, width = f"{_stem(slot)}.weight", self._config.hidden_size
+        self.data.declare(name, "f32", (width,), width)
+        self.places[slot] = Place(name)
 
     def _ends(self) -> tuple[Linear, Linear]:
         """Embedding, head and final norm; a tied head is the embedding under a second name."""
         config, slot = self._config, Slot(Role.EMBED)
-        embed = Linear("embed", config.vocab_size, config.hidden_size, self._scheme.format_of(slot))
+        name, head_name = _stem(slot), _stem(Slot(Role.HEAD))
+        embed = Linear(name, config.vocab_size, config.hidden_size, self._scheme.format_of(slot))
         tied = config.tie_word_embeddings
-        head = self._linear("head", [slot if tied else Slot(Role.HEAD)])
+        head = self._linear(head_name, [slot if tied else Slot(Role.HEAD)])
         if not tied:
-            self.places[slot] = Place("embed")
+            self.places[slot] = Place(name)
         # The gather wants two dimensions where a product wants another number, over the same bytes.
         shapes = {"weight": ("f32", (embed.rows, embed.cols))}
         if isinstance(embed.kind, IntBlocks):
@@ -106,69 +110,70 @@ class Layout:
             }
         for part, (element, shape) in shapes.items():
             if tied:
-                self.data.alias(f"embed.{part}", element, shape, f"head.{part}")
+                self.data.alias(f"{name}.{part}", element, shape, f"{head_name}.{part}")
             else:
-                self.data.declare(f"embed.{part}", element, shape, embed.rows)
-        self._vector("final_norm", Slot(Role.FINAL_NORM))
+                self.data.declare(f"{name}.{part}", element, shape, embed.rows)
+        self._vector(Slot(Role.FINAL_NORM))
         return embed, head
 
     def _layer(self, index: int) -> LayerParts:
-        config, stem = self._config, f"layers.{index}"
-        self._vector(f"{stem}.attn_norm", Slot(Role.ATTN_NORM, index))
-        self._vector(f"{stem}.ffn_norm", Slot(Role.FFN_NORM, index))
+        config = self._config
+        self._vector(Slot(Role.ATTN_NORM, index))
+        self._vector(Slot(Role.FFN_NORM, index))
         biased = config.attention_bias
         qkv_bias = (Role.Q_BIAS, Role.K_BIAS, Role.V_BIAS) if biased else ()
         qkv = self._linear(
-            f"{stem}.qkv",
+            _stem(Slot(Role.Q, index)),
             [Slot(role, index) for role in (Role.Q, Role.K, Role.V)],
             [Slot(role, index) for role in qkv_bias],
         )
         out_bias = [Slot(Role.O_BIAS, index)] if biased else []
-        out = self._linear(f"{stem}.attn_out", [Slot(Role.O, index)], out_bias)
+        o = Slot(Role.O, index)
+        out = self._linear(_stem(o), [o], out_bias)
         dense = config.layers[index].is_dense
         return LayerParts(qkv, out, self._dense(index) if dense else self._experts(index))
 
     def _dense(self, index: int) -> tuple[Linear, Linear]:
-        biased, stem = self._config.dense_mlp_bias, f"layers.{index}.dense"
+        biased, down = self._config.dense_mlp_bias, Slot(Role.DENSE_DOWN, index)
         in_bias = (Role.DENSE_GATE_BIAS, Role.DENSE_UP_BIAS) if biased else ()
         gate_up = self._linear(
-            f"{stem}.gate_up",
+            _stem(Slot(Role.DENSE_UP, index)),
             [Slot(role, index) for role in (Role.DENSE_GATE, Role.DENSE_UP)],
             [Slot(role, index) for role in in_bias],
         )
         out_bias = [Slot(Role.DENSE_DOWN_BIAS, index)] if biased else []
-        return gate_up, self._linear(f"{stem}.down", [Slot(Role.DENSE_DOWN, index)], out_bias)
+        return gate_up, self._linear(_stem(down), [down], out_bias)
 
     def _experts(self, index: int) -> ExpertBlock:
-        config, layer, stem = self._config, self._config.layers[index], f"layers.{index}"
+        config, layer = self._config, self._config.layers[index]
         slot = Slot(Role.ROUTER, index)
         rows, kind = len(router_rows(layer)), self._scheme.format_of(slot)
-        router = Linear(f"{stem}.router", rows, config.hidden_size, kind)
+        router = Linear(_stem(slot), rows, config.hidden_size, kind)
         router.declare(self.data)
         self.places[slot] = Place(router.name)
-        forced = self._pairs(f"{stem}.forced", index, layer.forced)
+        forced = self._pairs(index, layer.forced, Form.SHARED)
         return ExpertBlock(layer, router, self._routed(index), forced)
 
     def _pairs(
-        self, stem: str, index: int, experts: Sequence[int]
+        self, index: int, experts: Sequence[int], form: Form
     ) -> tuple[tuple[Linear, Linear], ...]:
         """(gate and up, down) of each expert, as matrices of their own."""
-        return tuple(
-            (
-                self._linear(f"{stem}.{e}.gate_up", [Slot(r, index, e) for r in GATE_UP]),
-                self._linear(f"{stem}.{e}.down", [Slot(Role.DOWN, index, e)]),
-            )
-            for e in experts
-        )
+
+        def linear(expert: int, *roles: Role) -> Linear:
+            stacked = [Slot(role, index, expert) for role in roles]
+            return self._linear(_stem(stacked[0], form), stacked)
+
+        return tuple((linear(e, *GATE_UP), linear(e, Role.DOWN)) for e in experts)
 
     def _routed(self, index: int) -> RoutedExperts:
         config, layer, name = self._config, self._config.layers[index], f"layers.{index}.experts"
         if self._kind.name == "if":
-            return BranchedExperts(name, self._pairs(name, index, layer.routed))
+            return BranchedExperts(name, self._pairs(index, layer.routed, Form.OWN))
         kind = self._scheme.format_of(Slot(Role.UP, index, layer.routed[0]))
+        fc1, fc2 = (_stem(Slot(role, index), Form.STACK) for role in (Role.UP, Role.DOWN))
         shape = len(layer.routed), config.hidden_size, config.intermediate_size
         form = FusedExperts if self._kind.name == "qmoe" else GatheredExperts
-        stack = form(name, *shape, kind)
+        stack = form(name, fc1, fc2, *shape, kind)
         stack.declare(self.data)
         for place, expert in enumerate(layer.routed):
             for role in (*GATE_UP, Role.DOWN):
@@ -176,4 +181,5 @@ class Layout:
         return stack
 
 
-GATE_UP = (Role.GATE, Role.UP)
+def _stem(slot: Slot, form: Form = Form.OWN) -> str:
+    return ONNX_STEMS.name(slot.role, slot.layer, slot.expert, form)

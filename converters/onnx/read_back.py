@@ -19,6 +19,7 @@ from emo_export.converters.onnx.kinds import KINDS
 from emo_export.converters.onnx.layout import Layout
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
+from emo_export.files.onnx_names import ANGLES
 from emo_export.interfaces import F32, Packed
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of
@@ -39,9 +40,12 @@ class OnnxWeights:
         self._folder, self._config, self._scheme = folder, config, scheme
         model = folder / "model.onnx"
         self._stored = {tensor.name: tensor for tensor in read_onnx(model).initializers}
-        if "cos" not in self._stored:
-            raise EmoExportError(f"{model}: is not a graph that export makes: it has no 'cos'")
-        kind, positions = KINDS[scheme.spec.graph], self._stored["cos"].shape[0]
+        angles = self._stored.get(ANGLES[0])
+        if angles is None:
+            raise EmoExportError(
+                f"{model}: is not a graph that export makes: it has no {ANGLES[0]!r}"
+            )
+        kind, positions = KINDS[scheme.spec.graph], angles.shape[0]
         self._layout = Layout(kind, config, scheme, positions)
         for declared in self._layout.data.declarations:
             found = self._stored.get(declared.name)
@@ -69,7 +73,7 @@ class OnnxWeights:
         form = self._scheme.format_of(slot)
         if slot in layout.stacks:
             stack, place = layout.stacks[slot]
-            parts = self._parts(f"{stack.name}.fc1")
+            parts = self._parts(stack.fc1)
             packed: Packed = {p: stack.stored(slot.role, place, p, self._read) for p in parts}
             return self._float(form.dequantize(packed))[start:stop]
         at = layout.places[slot]

@@ -27,6 +27,7 @@ from emo_export.converters.onnx.sides import (
 )
 from emo_export.converters.placed_file import PlacedFile
 from emo_export.errors import EmoExportError
+from emo_export.files.onnx_names import ANGLES
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
 from emo_export.model.names import VECTORS, Role, Slot
 from emo_export.model.product import Product
@@ -78,7 +79,7 @@ class OnnxWriter:
         self.folder.mkdir()
         data = self._layout.data
         self._file = PlacedFile(self.folder / LOCATION, data.size, data.regions)
-        for name, table in zip(("cos", "sin"), cos_sin(self._config, self._context), strict=True):
+        for name, table in zip(ANGLES, cos_sin(self._config, self._context), strict=True):
             self._file.write(name, 0, table)
 
     def write(self, slot: Slot, start: int, packed: Packed) -> None:

@@ -8,7 +8,6 @@ moves more.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,21 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError
+from emo_export.files import onnx_names
 from emo_export.files.gguf_header import GgufFile
+from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.onnx_header import OnnxFile
 from emo_export.files.package import ARCHITECTURES
+from emo_export.files.tensor_names import Form, Held
 from emo_export.model.config import EmoConfig
+from emo_export.model.names import Role
 
 GGUF_CACHE_BYTES = 2  # llama.cpp's KV cache is float16 unless asked otherwise
 ONNX_CACHE_BYTES = 4  # that of our graphs is float32
 BF16_BYTES = 2
 SMALL = 4096  # bytes of the largest constant that a graph of ours holds beside its weights
-_STACK = re.compile(r"layers\.(\d+)\.experts\.fc[12]\.")
-_EXPERT = re.compile(r"layers\.(\d+)\.(experts|forced)\.(\d+)\.")
-_WHOLE = re.compile(
-    r"(head\.|final_norm\.|layers\.\d+\.(attn_norm|ffn_norm|qkv|attn_out|router|dense)\.)"
-)
-_ONE_ROW = re.compile(r"embed\.|(cos|sin)$")
 _CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 
 
@@ -58,13 +55,18 @@ def gguf_per_token(path: Path, file: GgufFile) -> PerToken:
     def number(key: str) -> int:
         return _whole_number(file.keys.get(f"{arch}.{key}"), f"{arch}.{key}", path)
 
-    names = {tensor.name for tensor in file.tensors}
+    whole_embedding = GGUF_NAMES.name(Role.HEAD) not in {tensor.name for tensor in file.tensors}
     total = 0.0
     for tensor in file.tensors:
-        share = 1.0
-        if tensor.name == "token_embd.weight" and "output.weight" in names:
+        share, held = 1.0, GGUF_NAMES.held(tensor.name)
+        if held is None:
+            raise EmoExportError(
+                f"{path}: {tensor.name} is no tensor that export writes, so bytes per token are "
+                "not known"
+            )
+        if held.roles == (Role.EMBED,) and not whole_embedding:
             share = 1 / tensor.shape[0]
-        elif re.search(r"_exps\.", tensor.name):
+        elif held.form == Form.STACK:
             share = _share(number("expert_used_count"), tensor.shape[0], tensor.name, path)
         total += tensor.nbytes * share
     heads = number("block_count") * number("attention.head_count_kv")
@@ -77,22 +79,22 @@ def onnx_per_token(path: Path, file: OnnxFile, config: Mapping[str, Any]) -> Per
 
     `config` is the folder's config.json. Raises EmoExportError for initializers that are not ours.
     """
-    experts = _experts_by_layer(tensor.name for tensor in file.initializers)
+    by_name = {tensor.name: onnx_names.held(tensor.name) for tensor in file.initializers}
+    experts = _experts_by_layer(held for held in by_name.values() if held)
     total = 0.0
     for tensor in file.initializers:
-        share = 1.0
-        stack, expert = _STACK.match(tensor.name), _EXPERT.match(tensor.name)
-        if stack or (expert and expert[2] == "experts"):
-            layer = (stack or expert or {1: ""})[1]
-            available = tensor.shape[0] if stack else len(experts[layer, "experts"])
+        share, held = 1.0, by_name[tensor.name]
+        if held and (held.form == Form.STACK or (held.form == Form.OWN and held.expert >= 0)):
+            stacked = held.form == Form.STACK
+            available = tensor.shape[0] if stacked else len(experts[held.layer, Form.OWN])
             per_token = _whole_number(
                 config.get("num_experts_per_tok"), "num_experts_per_tok", path
             )
-            used = per_token - len(experts[layer, "forced"])
+            used = per_token - len(experts[held.layer, Form.SHARED])
             share = _share(used, available, tensor.name, path)
-        elif _ONE_ROW.match(tensor.name):
+        elif tensor.name in onnx_names.ANGLES or (held and held.roles == (Role.EMBED,)):
             share = 1 / tensor.shape[0]
-        elif not expert and not _WHOLE.match(tensor.name):
+        elif held is None:
             share = 0.0  # a constant of the graph
             if tensor.nbytes > SMALL:
                 raise EmoExportError(
@@ -151,12 +153,12 @@ def _olmoe_parameters(config: EmoConfig) -> tuple[int, int]:
     return 3 * hidden * config.intermediate_size, config.num_hidden_layers * layer + ends
 
 
-def _experts_by_layer(names: Iterable[str]) -> Mapping[tuple[str, str], set[str]]:
-    """(layer, "experts" or "forced") -> the experts that have matrices of their own."""
-    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    for name in names:
-        if match := _EXPERT.match(name):
-            found[match[1], match[2]].add(match[3])
+def _experts_by_layer(tensors: Iterable[Held]) -> Mapping[tuple[int, Form], set[int]]:
+    """(layer, form) -> the experts that have matrices of their own."""
+    found: defaultdict[tuple[int, Form], set[int]] = defaultdict(set)
+    for held in tensors:
+        if held.expert >= 0:
+            found[held.layer, held.form].add(held.expert)
     return found
 
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from emo_export.base.json_file import read_json
+from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufTensor, read_gguf
+from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
-from emo_export.files.tensor_parts import gguf_part, onnx_part
+from emo_export.files.onnx_names import SCALES, part_of
 from emo_export.model.recipes import (
     BLOCKS,
     GGUF_RECIPES,
@@ -36,16 +38,21 @@ def other_sizes(spec: Spec, path: Path) -> dict[Spec, int]:
     if spec.family == GGUF:
         tensors = read_gguf(path).tensors
         return {
-            Spec(GGUF, name): sum(_gguf_bytes(tensor, recipe) for tensor in tensors)
+            Spec(GGUF, name): sum(_gguf_bytes(path, tensor, recipe) for tensor in tensors)
             for name, recipe in GGUF_RECIPES.items()
         }
     sizes = _onnx_sizes(path, spec.graph)
     return {replace(spec, type=name): nbytes for name, nbytes in sizes}
 
 
-def _gguf_bytes(tensor: GgufTensor, recipe: Recipe) -> int:
-    part = gguf_part(tensor.name)
-    if part in (None, Part.ROUTER, Part.VECTOR):
+def _gguf_bytes(path: Path, tensor: GgufTensor, recipe: Recipe) -> int:
+    held = GGUF_NAMES.held(tensor.name)
+    if held is None:
+        raise EmoExportError(
+            f"{path}: {tensor.name} is no tensor that export writes, so sizes are not known"
+        )
+    part = held.part
+    if part in (Part.ROUTER, Part.VECTOR):
         return tensor.nbytes
     count = 1
     for size in tensor.shape:
@@ -65,10 +72,10 @@ def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
     for name, recipe in ONNX_RECIPES[graph].items() if stored else ():
         total = 0.0
         for tensor in initializers:
-            part = onnx_part(tensor.name)
+            part = part_of(tensor.name)
             if part is None or part not in stored:
                 total += tensor.nbytes
-            elif not tensor.name.endswith(".scales"):  # those come with their weights
+            elif not tensor.name.endswith(f".{SCALES}"):  # those come with their weights
                 count = tensor.nbytes * 8 / _bits(stored[part])
                 total += count * _bits(recipe[part]) / 8
                 total += 4 * count / _columns(recipe[part], tensor, block)

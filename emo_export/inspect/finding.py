@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from emo_export.files.gguf_header import GgufArray, GgufFile, GgufTensor
+from emo_export.files.gguf_names import GGUF_NAMES
+from emo_export.model.names import Role
 
 Level = Literal["wrong", "risk", "note"]
 AGAIN = "Convert the checkpoint again (emo-export export)"
@@ -71,7 +73,7 @@ class Subject:
     @cached_property
     def expert_blocks(self) -> list[int]:
         """Numbers of the blocks that have a router."""
-        return [i for i in self.blocks if f"blk.{i}.ffn_gate_inp.weight" in self.tensors]
+        return [i for i in self.blocks if GGUF_NAMES.name(Role.ROUTER, i) in self.tensors]
 
     def has(self, part: str) -> bool:
         """Whether a tensor's name contains `part`."""

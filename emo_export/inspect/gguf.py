@@ -6,16 +6,18 @@ The keys and tensor names of every architecture are understood, as far as they a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emo_export.base.install import install_command
 from emo_export.files.gguf_header import GgufArray, read_gguf
+from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.inspect.finding import Finding
 from emo_export.inspect.judgement import judge
-from emo_export.inspect.onnx import Parts, part_by_name, plain, sums
+from emo_export.inspect.onnx import OTHER, ROPE_TABLES, plain, shown, sums
 from emo_export.model.recipes import Part
 
 # The keys of a shape that come first, in this order; all others of the architecture follow.
@@ -29,19 +31,17 @@ MAX_SHAPE = 64  # keys shown, of a name not longer than this
 MAX_VALUES = 8  # of a list, shown one by one
 TOKENIZER = ("model", "pre", "bos_token_id", "eos_token_id", "padding_token_id", "add_bos_token")
 
-# Which part of a model a tensor is, by its name: the first pattern that fits.
-PARTS: Parts = (
+# Names that no EMO has: the part of the first pattern that fits.
+FOREIGN: Sequence[tuple[str, str]] = (
     (r"^(v|a|mm)\.", "other modality"),
-    (r"\.exp_probs_b\.", Part.ROUTER),
     (r"norm(_\w+)?\.(weight|bias)$|\.bias$|\.scale$|^norm\.|_norm\b", Part.VECTOR),
     (r"^(token_embd|per_layer_token_embd|position_embd|token_types)\.", Part.EMBED),
     (r"^(output|cls)\.", Part.HEAD),
-    (r"(^|\.)rope_", "rope_tables"),
+    (r"(^|\.)rope_", ROPE_TABLES),
     (r"\.nextn\.", "next_token_heads"),
     (r"\.(ssm_|time_mix|shortconv|channel_mix)", "recurrent"),
     (r"\.(attn_|cross_attn_|indexer)", Part.ATTENTION),
     (r"_shexp\.", Part.SHARED_EXPERT),
-    (r"\.ffn_gate_inp\.", Part.ROUTER),
     (r"_(ch)?exps\.|\.ffn_(gate|up|down)\.\d+\.", Part.EXPERT),
     (r"\.ffn_", Part.DENSE),
 )
@@ -66,7 +66,7 @@ def gguf_inspection(path: Path) -> tuple[dict[str, Any], str, list[Finding]]:
         },
         "shape": shape,
         "tensors_by_type": dict(Counter(tensor.type for tensor in file.tensors)),
-        "bytes_by_part": sums((part_by_name(t.name, PARTS), t.nbytes) for t in file.tensors),
+        "bytes_by_part": sums((_part(t.name), t.nbytes) for t in file.tensors),
         "tokenizer": tokenizer,
         "needs": {
             "engine": "llama.cpp, any that knows these types",
@@ -76,6 +76,13 @@ def gguf_inspection(path: Path) -> tuple[dict[str, Any], str, list[Finding]]:
         },
     }
     return facts, *judge(path, file)
+
+
+def _part(name: str) -> str:
+    held = GGUF_NAMES.held(name)
+    if held is not None:
+        return shown(held.part)
+    return next((part for pattern, part in FOREIGN if re.search(pattern, name)), OTHER)
 
 
 def _shape(keys: Mapping[str, Any], arch: str) -> dict[str, Any]:

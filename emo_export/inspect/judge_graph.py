@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from emo_export.files.gguf_names import EXPERTS, GGUF_NAMES
+from emo_export.files.tensor_names import Form
 from emo_export.inspect.finding import AGAIN, Finding, Subject
 from emo_export.inspect.kin import EXACT, RELEASED, TOKENS
+from emo_export.model.names import Role
 
 _RENORMALISED = "the chosen experts' weights are scaled to a sum of 1, EMO's are not"
 _NO_SHARED = "no shared expert is added, EMO's every token needs it"
@@ -48,9 +51,8 @@ REQUIRED_KEYS = (
     "expert_shared_count",
     "expert_used_count",
 )
-_BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
-_DENSE = ("ffn_gate", "ffn_up", "ffn_down")
-_EXPERTS = tuple(f"{part}_{kind}" for kind in ("exps", "shexp") for part in _DENSE)
+_BLOCK = (Role.ATTN_NORM, Role.Q, Role.K, Role.V, Role.O)
+_DENSE = (Role.DENSE_GATE, Role.DENSE_UP, Role.DENSE_DOWN)
 MUST_BE = "llama.cpp does not open the file"
 
 
@@ -103,15 +105,17 @@ def _missing(subject: Subject) -> Iterator[Finding]:
 
 
 def _block_names(subject: Subject, block: int, shared: bool) -> list[str]:
-    second = "post_attention_norm" if subject.arch == "glm4moe" else "ffn_norm"
-    names = [*_BLOCK, second]
+    second = Form.GLM4MOE if subject.arch == "glm4moe" else Form.OWN
+    held = [(role, Form.OWN) for role in _BLOCK] + [(Role.FFN_NORM, second)]
     if block < (subject.number("leading_dense_block_count") or 0):
-        names += _DENSE
+        held += [(role, Form.OWN) for role in _DENSE]
     else:
-        names += ["ffn_gate_inp", *(_EXPERTS if shared else _EXPERTS[:3])]
-    found = [f"blk.{block}.{name}.weight" for name in names]
-    fused = f"blk.{block}.ffn_gate_up_exps.weight" in subject.tensors
-    return [name for name in found if not (fused and ("gate_exps" in name or "up_exps" in name))]
+        # llama.cpp also takes gate and up fused, a tensor that export does not write.
+        fused = f"blk.{block}.ffn_gate_up_exps.weight" in subject.tensors
+        held += [(Role.ROUTER, Form.OWN)]
+        held += [(role, Form.STACK) for role in ((Role.DOWN,) if fused else EXPERTS)]
+        held += [(role, Form.SHARED) for role in (EXPERTS if shared else ())]
+    return [GGUF_NAMES.name(role, block, form=form) for role, form in held]
 
 
 def _shared(subject: Subject) -> Iterator[Finding]:

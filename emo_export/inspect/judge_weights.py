@@ -17,16 +17,20 @@ F32, Q8_0 and Q4_0 alike, and on random weights:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from emo_export.errors import EmoExportError
+from emo_export.files.gguf_names import GGUF_NAMES
+from emo_export.files.tensor_names import Form
 from emo_export.inspect.finding import AGAIN, Finding, Subject
 from emo_export.inspect.judge_graph import NORM_KEY
 from emo_export.inspect.rows import F32, read_rows
+from emo_export.model.names import Role
 
 NEIGHBOURS, HALVES = "neighbours", "halves"
 ROPE = dict.fromkeys(("deepseek", "bailingmoe", "llama", "granitemoe"), NEIGHBOURS)
@@ -39,6 +43,7 @@ TINY = 1e-4  # of the other rows: a router row that training never moved, and de
 SURE = "To be sure: emo-export validate FILE --reference CHECKPOINT"
 
 F64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,16 @@ def row_order(subject: Subject) -> RowOrder | None:
     Raises EmoExportError when they can't be read.
     """
     heads, keys = (subject.number(f"attention.head_count{kv}") for kv in ("", "_kv"))
-    names = "blk.{}.attn_q.weight", "blk.{}.attn_k.weight"
-    blocks = [b for b in subject.blocks if all(n.format(b) in subject.tensors for n in names)]
-    if not isinstance(heads, int) or heads < 1 or not blocks:
+    by_block = {
+        block: [subject.tensors.get(GGUF_NAMES.name(role, block)) for role in (Role.Q, Role.K)]
+        for block in subject.blocks
+    }
+    pairs = [(q, k) for q, k in by_block.values() if q is not None and k is not None]
+    if not isinstance(heads, int) or heads < 1 or not pairs:
         return None
     keys = keys if isinstance(keys, int) and keys > 0 and heads % keys == 0 else heads
     found = []
-    for block in _some(blocks, MAX_BLOCKS):
-        q, k = (subject.tensors[name.format(block)] for name in names)
+    for q, k in _some(pairs, MAX_BLOCKS):
         size = q.shape[0] // heads
         fits = len(q.shape) == len(k.shape) == 2 and q.shape[1] == k.shape[1]
         if not fits or size * keys != k.shape[0] or size % 4 or not 4 <= size <= MAX_HEAD:
@@ -144,7 +151,7 @@ def row_order(subject: Subject) -> RowOrder | None:
     return RowOrder(norms, overlap, float(1 / np.sqrt(len(found) * size / 2)))
 
 
-def _some(items: list[int] | range, most: int) -> list[int]:
+def _some(items: Sequence[T], most: int) -> list[T]:
     """At most so many of them, spread evenly."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)]
 
@@ -190,13 +197,13 @@ def _router_sizes(subject: Subject) -> dict[int, F64]:
     """Block -> the largest magnitude in each row of its router; without empty or hidden rows."""
     found: dict[int, F64] = {}
     for block in _some(subject.expert_blocks, MAX_BLOCKS):
-        router = subject.tensors[f"blk.{block}.ffn_gate_inp.weight"]
+        router = subject.tensors[GGUF_NAMES.name(Role.ROUTER, block)]
         if len(router.shape) != 2 or router.shape[0] < 3:
             continue
         sizes = (
             np.abs(read_rows(subject.path, router, 0, router.shape[0])).max(1).astype(np.float64)
         )
-        bias = subject.tensors.get(f"blk.{block}.exp_probs_b.bias")
+        bias = subject.tensors.get(GGUF_NAMES.name(Role.ROUTER, block, form=Form.GLM4MOE))
         if bias is not None and bias.shape == router.shape[:1]:
             sizes = sizes[read_rows(subject.path, bias, 0, 1)[0] > -1e6]
         if len(sizes) > 2 and np.isfinite(sizes).all() and np.median(sizes) > 0:
@@ -207,8 +214,8 @@ def _router_sizes(subject: Subject) -> dict[int, F64]:
 def _shared(subject: Subject) -> Iterator[Finding]:
     """Whether a shared expert is one of zeros, and what renormalised weights then mean."""
     routed = _router_sizes(subject)
-    name = "blk.{}.ffn_down_shexp.weight"
-    shared = [subject.tensors[name.format(b)] for b in routed if name.format(b) in subject.tensors]
+    names = [GGUF_NAMES.name(Role.DOWN, block, form=Form.SHARED) for block in routed]
+    shared = [subject.tensors[name] for name in names if name in subject.tensors]
     normalised = subject.arch in NORM_KEY and bool(subject.number("expert_weights_norm"))
     zeros = [not read_rows(subject.path, t, 0, min(64, t.shape[0])).any() for t in shared]
     empty = bool(zeros) and all(zeros)

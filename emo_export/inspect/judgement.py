@@ -5,21 +5,22 @@ A file that is no EMO is held against what any GGUF must be; an EMO also against
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from emo_export.files.gguf_header import GgufFile
+from emo_export.files.gguf_names import GGUF_NAMES
+from emo_export.files.tensor_names import Form, Held
 from emo_export.inspect.finding import Finding, Level, Subject
 from emo_export.inspect.judge_graph import graph_findings
 from emo_export.inspect.judge_tokens import token_findings
 from emo_export.inspect.judge_weights import weight_findings
 from emo_export.inspect.kin import Kin, kin_of
+from emo_export.model.names import Role
 
 FLOATS = ("F32", "F16", "BF16")
 SLACK = 4096  # bytes behind the last tensor that may be padding
-EXPERT_STACK = re.compile(r"\.ffn_(gate_inp|(gate|up|down)_exps)\.weight$")
 LEVELS: tuple[Level, ...] = ("wrong", "risk", "note")
 COUNTED: dict[Level, tuple[str, str]] = {
     "wrong": ("thing wrong", "things wrong"),
@@ -98,17 +99,25 @@ def _structure(subject: Subject) -> Iterator[Finding]:
         yield Finding("wrong", what, "layers are left out, or llama.cpp does not open the file")
     experts = subject.number("expert_count")
     for name, tensor in subject.tensors.items():
-        if EXPERT_STACK.search(name) and tensor.shape[0] != experts:
+        held = GGUF_NAMES.held(name)
+        if held is not None and _by_expert(held) and tensor.shape[0] != experts:
             shown = "missing" if experts is None else experts
             what = f"{name} has {tensor.shape[0]} experts, expert_count is {shown}"
             yield Finding("wrong", what, "llama.cpp does not open the file")
             break
-    names = ["token_embd.weight"]
-    names += ["output_norm.weight"] if subject.expert_blocks else []  # not every encoder has one
+    names = [GGUF_NAMES.name(Role.EMBED)]
+    names += (
+        [GGUF_NAMES.name(Role.FINAL_NORM)] if subject.expert_blocks else []
+    )  # not every encoder has one
     for name in names:
         if name not in subject.tensors and not split:
             what = f"tensor {name} is missing"
             yield Finding("wrong", what, "llama.cpp does not open the file")
+
+
+def _by_expert(held: Held) -> bool:
+    """Whether a tensor's first dimension is that of the experts."""
+    return held.form == Form.STACK or (held.roles, held.form) == ((Role.ROUTER,), Form.OWN)
 
 
 def _quantised_routers(subject: Subject) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ Headers and JSON only. Facts can go into JSON; warnings go into a list.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
@@ -17,8 +16,8 @@ from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufArray
 from emo_export.files.onnx_header import OnnxFile, OnnxTensor, read_onnx
+from emo_export.files.onnx_names import ANGLES, part_of
 from emo_export.files.onnx_needs import REQUIREMENTS, read_requirements
-from emo_export.files.tensor_parts import onnx_part
 from emo_export.model.recipes import Part
 
 MODEL = "model.onnx"
@@ -27,7 +26,8 @@ ONNX_SHAPE = (
     "head_dim num_experts num_experts_per_tok num_shared_experts vocab_size"
 ).split()
 
-Parts = Sequence[tuple[str, str]]
+ROPE_TABLES, OTHER = "rope_tables", "other"
+"""What is in no part of a recipe."""
 
 
 def plain(value: Any) -> Any:
@@ -150,11 +150,15 @@ def _distinct(tensors: Iterable[OnnxTensor]) -> Iterator[tuple[str, int]]:
 
 
 def _part(name: str) -> str:
-    """The part that is shown: all of an expert's matrices as one."""
-    if name in ("cos", "sin"):
-        return "rope_tables"
-    part = onnx_part(name)
-    return "other" if part is None else str(Part.EXPERT if part == Part.EXPERT_DOWN else part)
+    if name in ANGLES:
+        return ROPE_TABLES
+    part = part_of(name)
+    return OTHER if part is None else shown(part)
+
+
+def shown(part: Part) -> str:
+    """The name of a part, all of an expert's matrices being one."""
+    return str(Part.EXPERT if part == Part.EXPERT_DOWN else part)
 
 
 def sums(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -163,8 +167,3 @@ def sums(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     for part, nbytes in sizes:
         total[part] += nbytes
     return dict(total)
-
-
-def part_by_name(name: str, patterns: Parts) -> str:
-    """The part whose pattern is the first to fit a tensor's name."""
-    return next((str(part) for pattern, part in patterns if re.search(pattern, name)), "other")

@@ -30,13 +30,16 @@ _PARTS: Mapping[Role, Part] = {
 }
 
 
+def part_of_role(role: Role) -> Part:
+    """The part of the model that a role belongs to, an expert's being a routed one."""
+    return Part.VECTOR if role in VECTORS else _PARTS[role]
+
+
 def part_of(slot: Slot, config: EmoConfig) -> Part:
     """The part of the model that a slot belongs to; an expert that every token uses is shared."""
-    if slot.role in VECTORS:
-        return Part.VECTOR
     if slot.expert >= 0 and slot.expert in config.layers[slot.layer].forced:
         return Part.SHARED_EXPERT
-    return _PARTS[slot.role]
+    return part_of_role(slot.role)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class FusedExperts:
     """The routed experts of a layer: fc1 (R, 2F, D) with gate and up interleaved, fc2 (R, D, F)."""
 
     name: str
+    fc1: str
+    fc2: str
     experts: int
     hidden: int
     width: int
@@ -40,11 +42,11 @@ class FusedExperts:
 
     def declare(self, data: ExternalData) -> None:
         """Reserve both stacks and their scales."""
-        for part, rows, cols in (
-            ("fc1", 2 * self.width, self.hidden),
-            ("fc2", self.hidden, self.width),
+        for name, rows, cols in (
+            (self.fc1, 2 * self.width, self.hidden),
+            (self.fc2, self.hidden, self.width),
         ):
-            total, name = self.experts * rows, f"{self.name}.{part}"
+            total = self.experts * rows
             if isinstance(self.kind, IntBlocks):
                 stored = (self.experts, rows, cols * self.kind.bits // 8)
                 data.declare(f"{name}.weight", "u8", stored, total)
@@ -57,20 +59,20 @@ class FusedExperts:
         """(initializer, first row, rows) of an expert: gate 0, up 0, gate 1, up 1, … in fc1."""
         for part, rows in up.items():
             both = np.stack([gate[part], rows], axis=1).reshape(-1, *rows.shape[1:])
-            yield f"{self.name}.fc1.{part}", place * 2 * self.width, both
+            yield f"{self.fc1}.{part}", place * 2 * self.width, both
 
     def down(self, place: int, packed: Packed) -> Iterator[tuple[str, int, F32]]:
         """(initializer, first row, rows) of an expert's down matrix."""
         for part, rows in packed.items():
-            yield f"{self.name}.fc2.{part}", place * self.hidden, rows
+            yield f"{self.fc2}.{part}", place * self.hidden, rows
 
     def stored(self, role: Role, place: int, part: str, read: ReadRows) -> Any:
         """`part` of the matrix of a role of the expert at a place, as `Format` packs it."""
         if role == Role.DOWN:
             start = place * self.hidden
-            return read(f"{self.name}.fc2.{part}", start, start + self.hidden)
+            return read(f"{self.fc2}.{part}", start, start + self.hidden)
         start = place * 2 * self.width
-        both = read(f"{self.name}.fc1.{part}", start, start + 2 * self.width)
+        both = read(f"{self.fc1}.{part}", start, start + 2 * self.width)
         return both[(0 if role == Role.GATE else 1) :: 2]
 
     def add(
@@ -92,7 +94,7 @@ class FusedExperts:
         self, graph: Graph, x: str, logits: str, layer: LayerShape, norm_topk: bool
     ) -> str:
         """Weights are a softmax over all routed logits, the K largest taken, not renormalised."""
-        k, fc1, fc2 = layer.num_routed_per_tok, f"{self.name}.fc1", f"{self.name}.fc2"
+        k, fc1, fc2 = layer.num_routed_per_tok, self.fc1, self.fc2
         attributes = _SWIGLU | {"k": k, "normalize_routing_weights": 0}
         if not isinstance(self.kind, IntBlocks):
             attributes["normalize_routing_weights"] = int(norm_topk)

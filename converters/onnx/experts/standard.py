@@ -28,6 +28,8 @@ class GatheredExperts:
     """The routed experts of a layer: fc1 (R, D, 2F), gates then ups, and fc2 (R, F, D)."""
 
     name: str
+    fc1: str
+    fc2: str
     experts: int
     hidden: int
     width: int
@@ -35,11 +37,11 @@ class GatheredExperts:
 
     def declare(self, data: ExternalData) -> None:
         """Reserve both stacks, and at int8 a scale for each of their columns."""
-        for part, rows, cols in (
-            ("fc1", self.hidden, 2 * self.width),
-            ("fc2", self.width, self.hidden),
+        for name, rows, cols in (
+            (self.fc1, self.hidden, 2 * self.width),
+            (self.fc2, self.width, self.hidden),
         ):
-            name, shape = f"{self.name}.{part}", (self.experts, rows, cols)
+            shape = self.experts, rows, cols
             element = "u8" if isinstance(self.kind, Int8Rows) else "f32"
             data.declare(f"{name}.weight", element, shape, self.experts * rows)
             if element == "u8":
@@ -49,18 +51,18 @@ class GatheredExperts:
         """(initializer, first row, rows) of an expert's gate and up, side by side."""
         for part, rows in up.items():
             both = np.concatenate([gate[part], rows]).T
-            yield f"{self.name}.fc1.{part}", place * len(both), both
+            yield f"{self.fc1}.{part}", place * len(both), both
 
     def down(self, place: int, packed: Packed) -> Iterator[tuple[str, int, F32]]:
         """(initializer, first row, rows) of an expert's down matrix."""
         for part, rows in packed.items():
-            yield f"{self.name}.fc2.{part}", place * len(rows.T), rows.T
+            yield f"{self.fc2}.{part}", place * len(rows.T), rows.T
 
     def stored(self, role: Role, place: int, part: str, read: ReadRows) -> Any:
         """`part` of the matrix of a role of the expert at a place, as `Format` packs it."""
-        stack, cols = ("fc2", self.width) if role == Role.DOWN else ("fc1", self.hidden)
+        stack, cols = (self.fc2, self.width) if role == Role.DOWN else (self.fc1, self.hidden)
         rows = 1 if part == "scales" else cols
-        turned = read(f"{self.name}.{stack}.{part}", place * rows, (place + 1) * rows).T
+        turned = read(f"{stack}.{part}", place * rows, (place + 1) * rows).T
         if role == Role.DOWN:
             return turned
         return turned[: self.width] if role == Role.GATE else turned[self.width :]
@@ -86,17 +88,16 @@ class GatheredExperts:
     def _token(self, graph: Graph, x: str, places: str, weights: str) -> str:
         """One token: x (D), places (K), weights (K) -> the weighted sum (D) of those experts."""
         row = graph.add("Unsqueeze", [x, graph.ints([0, 1])])
-        both = self._product(graph, row, places, "fc1")
+        both = self._product(graph, row, places, self.fc1)
         gate, up = f"{self.name}.gate", f"{self.name}.up"
         sizes = graph.ints([self.width, self.width])
         graph.add("Split", [both, sizes], {"axis": 2}, outputs=[gate, up])
-        out = self._product(graph, graph.swiglu(gate, up), places, "fc2")
+        out = self._product(graph, graph.swiglu(gate, up), places, self.fc2)
         weighted = graph.add("Mul", [out, graph.add("Unsqueeze", [weights, graph.ints([1, 2])])])
         return graph.add("ReduceSum", [weighted, graph.ints([0, 1])], {"keepdims": 0})
 
-    def _product(self, graph: Graph, x: str, places: str, part: str) -> str:
+    def _product(self, graph: Graph, x: str, places: str, name: str) -> str:
         """Product of x (1 or K, 1, C) and the gathered (K, C, N) -> (K, 1, N)."""
-        name = f"{self.name}.{part}"
         weight = graph.add("Gather", [f"{name}.weight", places], {"axis": 0})
         if not isinstance(self.kind, Int8Rows):
             return graph.add("MatMul", [x, weight], name=name)
