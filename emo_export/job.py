@@ -21,10 +21,10 @@ from emo_export.measuring import matrix_of, measure_of, read_importance, start_c
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
-from emo_export.model.texts import text_files
 from emo_export.parity.golden import Golden
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.spec import Spec
+from emo_export.text.places import find_texts
 from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def fresh_golden(
 def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:
     """The files named, the files of the folders named, or those of a checkpoint's heldout/."""
     inside = source / "heldout"
-    return text_files(given or ([inside] if inside.is_dir() else []))
+    return list(find_texts(given or ([inside] if inside.is_dir() else [])).files)
 
 
 def prepare_torch(device: str, nbytes: int) -> None:

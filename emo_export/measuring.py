@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 def start_calibration(
     files: Sequence[Path], tokens: int, product: Product, context: int | None, device: str
 ) -> Calibration:
-    """A calibration over the first tokens of the files, to be collected in the pass to come.
+    """A calibration over a sample of the files' text, to be collected in the pass to come.
 
     Raises EmoExportError for a checkpoint without tokenizer or files without text.
     """
     from emo_export.model.importance import CHUNK
-    from emo_export.model.texts import named, open_tokenizer, sequences_of, text_files
     from emo_export.reference.calibrate import Calibration
+    from emo_export.text.sample import read_calibration
+    from emo_export.text.tokenizer import open_tokenizer
 
     config = product.config
     encode = open_tokenizer(product.path, config.vocab_size)
@@ -33,12 +34,11 @@ def start_calibration(
             f"--calibration needs the checkpoint's tokenizer, and {product.path} has no "
             "tokenizer.json"
         )
-    found = text_files(files)
     length = min(CHUNK, config.context_length(context))
-    sequences = sequences_of(found, encode, tokens, length)
-    if not sequences:
+    sample = read_calibration(files, encode, tokens, length)
+    if not sample.sequences:
         raise EmoExportError("--calibration: the text is too short; give at least two tokens")
-    return Calibration(config, sequences, named(found), device)
+    return Calibration(config, sample.sequences, sample.source, device)
 
 
 def read_importance(path: Path, product: Product, arch: str | None) -> ImportanceMatrix:

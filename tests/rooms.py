@@ -23,7 +23,7 @@ ORDER = (
     {"errors", "interfaces"},
     {"spec"},
     {"base"},
-    {"model"},
+    {"model", "text"},
     {"files"},
     {"parity"},
     {"reference"},

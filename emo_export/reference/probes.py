@@ -15,10 +15,12 @@ from emo_export.interfaces import F32, Ids
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.model.stop_tokens import stop_tokens
-from emo_export.model.texts import named, open_tokenizer, sequences_of, split
 from emo_export.parity.golden import PAD, Golden, Variant, domain_order
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import States
+from emo_export.text.first import sequences_of, split
+from emo_export.text.places import legible, named
+from emo_export.text.tokenizer import open_tokenizer
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
 MOST_SEQUENCES = 6
@@ -162,20 +164,15 @@ def domain_names(files: Sequence[Path]) -> list[str]:
     Two files of one stem are told apart by folder and ending; beyond MOST_DOMAINS files the rest
     share one name.
     """
-    stems = [_legible(file.stem) for file in files]
+    stems = [legible(file.stem) for file in files]
     counts = Counter(stems)
     names = [
-        stem if counts[stem] == 1 else _legible(str(Path(file.parent.name, file.name)))
+        stem if counts[stem] == 1 else legible(str(Path(file.parent.name, file.name)))
         for stem, file in zip(stems, files, strict=True)
     ]
     kept = names if len(names) <= MOST_DOMAINS else names[: MOST_DOMAINS - 1]
     rest = len(names) - len(kept)
     return kept + [f"{rest} other files"] * rest
-
-
-def _legible(name: str) -> str:
-    """A file name as text that can be encoded; the file system's need not be."""
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 class VariantSink:

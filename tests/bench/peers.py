@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from emo_export.model.importance import IMATRIX
-from emo_export.model.texts import read_documents, text_files
+from emo_export.text.documents import read_documents
+from emo_export.text.places import find_texts
 from tests.bench.quality import (
     CALIBRATION,
     Original,
@@ -104,7 +105,7 @@ def _pack(
 ) -> Iterator[tuple[str, str, str, Path]]:
     """Every file: (type, who packed it, whose importance, path)."""
     text = folder / "calibration.txt"
-    documents = [d for file in text_files([CALIBRATION]) for d in read_documents(file)]
+    documents = [d.text for file in find_texts([CALIBRATION]).files for d in read_documents(file)]
     text.write_text("\n".join(documents), "utf-8")
     specs = [word for name in names for word in ("--to", f"gguf:{name}")]
     _say("emo-export, with importance of its own")

@@ -23,7 +23,6 @@ from emo_export.converters.onnx.data import LOCATION
 from emo_export.interfaces import F32, Ids, Runtime
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
-from emo_export.model.texts import open_tokenizer, sequences_of, text_files
 from emo_export.parity.golden import log_softmax
 from emo_export.parity.result import NotCompared
 from emo_export.reference.passes import logits
@@ -31,6 +30,9 @@ from emo_export.reference.probes import HELDOUT
 from emo_export.report.sentences import not_compared
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.text.first import sequences_of
+from emo_export.text.places import find_texts
+from emo_export.text.tokenizer import open_tokenizer
 from emo_export.validating import exact_opener
 from tests.kit.paths import NANO
 
@@ -66,7 +68,7 @@ def original(tokens: int) -> Original:
     config = checkpoint.config
     encode = open_tokenizer(NANO, config.vocab_size)
     assert encode is not None
-    sequences = sequences_of(text_files([NANO / "heldout"]), encode, tokens, HELDOUT)
+    sequences = sequences_of(find_texts([NANO / "heldout"]).files, encode, tokens, HELDOUT)
     found = logits(config, Product.whole(checkpoint).rows, sequences)
     return Original(sequences, [log_softmax(rows).astype(np.float32) for rows in found])
 

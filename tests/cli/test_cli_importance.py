@@ -15,6 +15,8 @@ from gguf import GGUFReader
 
 from emo_export.converters.gguf.formats import GGML_FORMATS
 from emo_export.files.manifest import Manifest
+from emo_export.text.sample import read_calibration
+from emo_export.text.tokenizer import open_tokenizer
 from tests.kit.command import Emo
 from tests.kit.exporting import case
 from tests.kit.oracle import Weights
@@ -105,22 +107,9 @@ def test_manifest_and_keys_name_the_matrix(calibrated: Path) -> None:
 
 
 def test_the_matrix_is_what_the_oracle_hears(calibrated: Path, wide: Path, texts: Path) -> None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(wide / "tokenizer.json"))
-    documents = [
-        [json.loads(line)["text"] for line in (texts / "c.jsonl").read_text().splitlines()],
-        [(texts / "words.txt").read_text()],
-    ]
-    sequences: list[Any] = []
-    for file in documents:  # half of the tokens each, in pieces of the context
-        left = TOKENS // 2
-        for document in file:
-            ids = tokenizer.encode(document, add_special_tokens=False).ids
-            pieces = [ids[i : i + 128] for i in range(0, len(ids), 128)]
-            for piece in (p for p in pieces if len(p) > 1 and left > 1):
-                sequences.append(np.array(piece[:left]))
-                left -= len(sequences[-1])
+    encode = open_tokenizer(wide, 6144)
+    assert encode is not None
+    sequences = read_calibration([texts], encode, TOKENS, 128).sequences
     assert sum(map(len, sequences)) == TOKENS
     heard = listen(wide, sequences)
     found = {t.name: np.array(t.data) for t in GGUFReader(calibrated / "imatrix.gguf").tensors}

@@ -132,9 +132,9 @@ def test_texts_that_are_none(
 
 def test_a_folder_without_text_and_nothing(wide: Path, tmp_path: Path, emo: Emo) -> None:
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.md").write_text("text")
+    (tmp_path / "notes" / "a.bin").write_bytes(b"\0")
     line = refused(emo, wide, tmp_path, *IQ2, "--calibration", tmp_path / "notes")
-    assert "notes: holds no .jsonl or .txt" in line
+    assert "notes: holds no text file" in line
     for option in ("--calibration", "--imatrix"):
         assert "nowhere" in refused(emo, wide, tmp_path, *IQ2, option, tmp_path / "nowhere")
     assert "is a directory" in refused(emo, wide, tmp_path, *IQ2, "--imatrix", tmp_path)

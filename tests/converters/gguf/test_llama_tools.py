@@ -19,10 +19,11 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import CHUNK, IMATRIX, ImportanceMatrix
 from emo_export.model.names import Role
 from emo_export.model.product import Product
-from emo_export.model.texts import read_documents, text_files
 from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.probes import TRICKY
+from emo_export.text.documents import read_documents
+from emo_export.text.places import find_texts
 from tests.kit.exporting import idle
 from tests.kit.llama_tools import LlamaTools, tools, unavailable
 from tests.kit.paths import NANO
@@ -74,7 +75,9 @@ def llama() -> LlamaTools:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of every kind of calibration text in one file."""
-    documents = [next(read_documents(file)) for file in text_files([NANO / "calibration"])]
+    documents = [
+        next(read_documents(file)).text for file in find_texts([NANO / "calibration"]).files
+    ]
     path = tmp_path_factory.mktemp("text") / "some.txt"
     path.write_text("\n".join(document[:2500] for document in documents), "utf-8")
     return path

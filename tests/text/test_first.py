@@ -1,69 +1,22 @@
-"""Text files as token ids: which files, which documents, how they are shared out and cut."""
+"""The first tokens of text files: how they are shared out and cut."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emo_export.errors import EmoExportError
-from emo_export.model.texts import open_tokenizer, read_documents, sequences_of, split, text_files
+from emo_export.text.first import sequences_of, split
+from emo_export.text.tokenizer import open_tokenizer
 from tests.kit.exporting import Array
+from tests.text.test_documents import lines
 
 
 def letters(text: str) -> Array:
     """A tokenizer with one id for each character."""
     return np.array([ord(c) for c in text], dtype=np.int64)
-
-
-def lines(path: Path, *documents: object) -> Path:
-    path.write_text("".join(json.dumps(d) + "\n" for d in documents), "utf-8")
-    return path
-
-
-def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path: Path) -> None:
-    text = tmp_path / "a.txt"
-    text.write_text("Zürich\n\nOslo \n", "utf-8")
-    assert list(read_documents(text)) == ["Zürich\n\nOslo \n"]
-    named = lines(tmp_path / "b.jsonl", {"text": "one\u2028still", "id": 3}, {"text": "two"})
-    named.write_text(named.read_text("utf-8") + '\r\n\n{"text": "three"}', "utf-8")
-    assert list(read_documents(named)) == ["one\u2028still", "two", "three"]
-    assert list(read_documents(lines(named, {"text": " "}, {"text": 5}, {"text": "x"}))) == ["x"]
-    assert list(read_documents(lines(named, {"text": "a\ud800b"}))) == ["a?b"]
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-@pytest.mark.parametrize("content", [b"", b"  \n\n ", b"\xff\xfe", b"abc \x80"])
-def test_what_holds_no_text_is_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / f"bad{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(EmoExportError, match=rf"bad\{suffix}: (holds no text|is not readable)"):
-        list(read_documents(path))
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["plain", '{"content": "x"}', '["text"]', '"text"', "7", "null", '{"text": "x"', "[" * 99999],
-)
-def test_lines_without_text_are_refused(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text('{"text": "good"}\n' + line + "\n")
-    with pytest.raises(EmoExportError, match=r'bad\.jsonl: is not .* JSON lines with "text"'):
-        list(read_documents(path))
-
-
-def test_a_folder_means_the_texts_in_it(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.jsonl", "c.md", "d.TXT"):
-        (tmp_path / name).write_text("x")
-    found = text_files([tmp_path / "c.md", tmp_path])
-    assert [path.name for path in found] == ["c.md", "a.jsonl", "b.txt"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(EmoExportError, match=r"empty: holds no \.jsonl or \.txt file"):
-        text_files([tmp_path / "b.txt", tmp_path / "empty"])
-    with pytest.raises(EmoExportError, match=r"nowhere\.txt: is not readable"):
-        list(read_documents(tmp_path / "nowhere.txt"))
 
 
 def test_tokens_are_shared_evenly_and_cut_at_documents(tmp_path: Path) -> None:
@@ -119,9 +72,3 @@ def test_no_more_of_a_file_is_encoded_than_its_tokens_take(tmp_path: Path) -> No
     # Tokens of many characters: more is encoded until there are enough.
     sparse = sequences_of([long], lambda text: letters(text[::20]), 100, 64)
     assert sum(map(len, sparse)) == 100
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    for name, content in (("a.txt", "word"), ("a.jsonl", '{"text": "word"}')):
-        (tmp_path / name).write_text("\ufeff" + content, "utf-8")
-        assert list(read_documents(tmp_path / name)) == ["word"]
