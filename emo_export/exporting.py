@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from emo_export import __version__
 from emo_export.base.disk import check_space, writing
-from emo_export.base.json_file import read_json
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.errors import EmoExportError
@@ -20,6 +19,7 @@ from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.package import size_of
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
+from emo_export.model.chat_templates import DEFAULT, chat_templates
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot
 from emo_export.model.product import Product
@@ -153,9 +153,7 @@ def export(
 
 def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: Path) -> None:
     """A Modelfile for Ollama beside each GGUF file."""
-    settings = source / "tokenizer_config.json"
-    template = read_json(settings).get("chat_template") if settings.is_file() else None
-    has_template = isinstance(template, str) and bool(template)
+    has_template = DEFAULT in chat_templates(source)
     for entry in entries.values():
         if entry.spec.family == GGUF and entry.context is not None:
             path = folder / modelfile_name(entry.path)

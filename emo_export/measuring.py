@@ -25,14 +25,14 @@ def start_calibration(
     from emo_export.model.importance import CHUNK
     from emo_export.reference.calibrate import Calibration
     from emo_export.text.sample import read_calibration
-    from emo_export.text.tokenizer import open_tokenizer
+    from emo_export.text.tokenizer import open_tokenizer, why_no_tokenizer
 
     config = product.config
     encode = open_tokenizer(product.path, config.vocab_size)
     if encode is None:
         raise EmoExportError(
-            f"--calibration needs the checkpoint's tokenizer, and {product.path} has no "
-            "tokenizer.json"
+            f"--calibration needs the checkpoint's tokenizer, and {product.path} "
+            f"{why_no_tokenizer(product.path)}"
         )
     length = min(CHUNK, config.context_length(context))
     sample = read_calibration(files, encode, tokens, length)

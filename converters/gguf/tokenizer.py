@@ -9,6 +9,7 @@ Source: llama.cpp `llama-vocab.cpp` (special tokens, merges), gguf-py `constants
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from emo_export.base.json_file import read_json, read_text
 from emo_export.converters.split import NOT_UTF8, split_of
 from emo_export.errors import EmoExportError
+from emo_export.model.chat_templates import DEFAULT, chat_templates
 from emo_export.model.config import EmoConfig
 from emo_export.model.stop_tokens import stop_tokens
 
@@ -51,7 +53,8 @@ class GgufTokenizer:
     bos: int
     stops: tuple[int, ...]
     pad: int | None
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
+    """By name, as letters, digits and underscores; `default` is the one that engines take."""
 
     def add_to(self, writer: gguf.GGUFWriter) -> None:
         """Write the tokenizer's keys."""
@@ -69,8 +72,15 @@ class GgufTokenizer:
             writer.add_pad_token_id(self.pad)
         writer.add_add_bos_token(False)
         writer.add_add_eos_token(False)
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
+        # Not gguf-py's own call for several: it lists them in the order of a set.
+        named = [name for name in self.chat_templates if name != DEFAULT]
+        for name in named:
+            key = gguf.Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name)
+            writer.add_string(key, self.chat_templates[name])
+        if named:
+            writer.add_array(gguf.Keys.Tokenizer.CHAT_TEMPLATES, named)
+        if DEFAULT in self.chat_templates:
+            writer.add_chat_template(self.chat_templates[DEFAULT])
 
 
 def read_tokenizer(folder: Path, config: EmoConfig) -> GgufTokenizer | None:
@@ -109,7 +119,7 @@ def _parse(folder: Path, path: Path, config: EmoConfig) -> GgufTokenizer:
         bos=config.bos_token_id if config.bos_token_id is not None else stops[0],
         stops=stops,
         pad=config.pad_token_id,
-        chat_template=_chat_template(folder),
+        chat_templates=_chat_templates(folder),
     )
 
 
@@ -238,7 +248,15 @@ def _stops(folder: Path, config: EmoConfig) -> tuple[int, ...]:
     return ids
 
 
-def _chat_template(folder: Path) -> str | None:
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    return template if isinstance(template, str) else None
+def _chat_templates(folder: Path) -> dict[str, str]:
+    """By the names that they have in a GGUF: the key of one takes letters, digits and `_`."""
+    found: dict[str, str] = {}
+    for name, text in chat_templates(folder).items():
+        key = re.sub(r"[^A-Za-z0-9]", "_", name)
+        if key in found:
+            raise EmoExportError(
+                f"{folder}: two chat templates would have the name {key!r} in a GGUF, of which one "
+                f"is {name!r}; rename it"
+            )
+        found[key] = text
+    return found

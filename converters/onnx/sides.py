@@ -9,6 +9,13 @@ from pathlib import Path
 
 from emo_export.base.json_file import read_json
 from emo_export.converters.onnx.genai_tokenizer import respelt
+from emo_export.model.chat_templates import (
+    DEFAULT,
+    TEMPLATE,
+    TEMPLATES,
+    chat_templates,
+    template_files,
+)
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.model.stop_tokens import GENERATION
@@ -51,12 +58,12 @@ def write_generation(folder: Path, checkpoint: Path, stops: Sequence[int]) -> No
 
 
 def write_tokenizer(folder: Path, checkpoint: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, where the checkpoint has a tokenizer."""
+    """The tokenizer's files and the chat templates, where the checkpoint has them."""
     source, given = checkpoint / TOKENIZER, checkpoint / TOKENIZER_CONFIG
     if source.is_file():
         changed = respelt(read_json(source))
         if changed is None:
-            # Other readers of it take no byte order mark.
+            # Byte for byte, but without a byte order mark, which not all who read it take.
             (folder / TOKENIZER).write_bytes(source.read_bytes().removeprefix(codecs.BOM_UTF8))
         else:
             write_json(folder / TOKENIZER, changed)
@@ -67,7 +74,26 @@ def write_tokenizer(folder: Path, checkpoint: Path) -> None:
         # whatever tokenizer.json says (its issue 45920); this class takes the file as it is.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings["model_input_names"] = ["input_ids", "attention_mask"]
+        _write_templates(folder, checkpoint, settings)
         write_json(folder / TOKENIZER_CONFIG, settings)
+
+
+def _write_templates(folder: Path, checkpoint: Path, settings: dict[str, object]) -> None:
+    """The default chat template as a setting, and all of them as files where one setting won't do.
+
+    onnxruntime-genai 0.18 opens no folder in whose settings it is null or a list.
+    """
+    templates = chat_templates(checkpoint)
+    if DEFAULT in templates:
+        settings["chat_template"] = templates[DEFAULT]
+    else:
+        settings.pop("chat_template", None)
+    if set(templates) <= {DEFAULT} and not template_files(checkpoint):
+        return
+    for name, text in templates.items():
+        place = folder / (TEMPLATE if name == DEFAULT else f"{TEMPLATES}/{name}.jinja")
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text, "utf-8")
 
 
 def tokenizer_settings(checkpoint: Path) -> dict[str, object]:

@@ -29,6 +29,7 @@ from emo_export.converters.placed_file import PlacedFile
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_names import ANGLES
 from emo_export.interfaces import F32, Format, Packed, TensorDecl
+from emo_export.model.chat_templates import chat_templates
 from emo_export.model.names import VECTORS, Role, Slot
 from emo_export.model.product import Product
 from emo_export.model.rope import cos_sin
@@ -59,7 +60,8 @@ class OnnxWriter:
         self._product, self._config, self._scheme = product, config, scheme
         self._context, self._level, self._last_only = context, accuracy_level, last_only
         self._stops = stop_tokens(checkpoint, config)
-        tokenizer_settings(checkpoint)  # a broken file is refused before the weights are written
+        # A broken file is refused before the weights are written.
+        tokenizer_settings(checkpoint), chat_templates(checkpoint)
         self.no_genai = why_no_genai(checkpoint, self._stops)
         self.kind = kind_of(scheme, config, plain_attention=plain_attention)
         self._layout = Layout(self.kind, config, scheme, context)

@@ -33,12 +33,14 @@ def run_export(
 ) -> None:
     """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
     from emo_export.job import export_package
+    from emo_export.text.tokenizer import why_no_tokenizer
 
     need(CONVERT, "convert", "export")
     options.check()
     checkpoint = open_checkpoint(source)
     if not (checkpoint.path / "tokenizer.json").is_file():
-        say(f"warning: {source} has no tokenizer.json: the result takes token ids, not text")
+        why = why_no_tokenizer(checkpoint.path)
+        say(f"warning: the result will take token ids, not text: {source} {why}")
     used: list[ImportanceMatrix] = []
     with progress_steps() as steps:
         made = export_package(checkpoint, output, specs, options, steps, used.append)

@@ -19,6 +19,7 @@ from emo_export.files.onnx_header import OnnxFile, OnnxTensor, read_onnx
 from emo_export.files.onnx_names import ANGLES, part_of
 from emo_export.files.onnx_needs import REQUIREMENTS, read_requirements
 from emo_export.model.recipes import Part
+from emo_export.text.tokenizer import why_no_tokenizer
 
 MODEL = "model.onnx"
 ONNX_SHAPE = (
@@ -85,7 +86,7 @@ def has_tokenizer(folder: Path, warnings: list[str]) -> bool:
     """Whether the folder has a tokenizer.json; warns when not."""
     present = (folder / "tokenizer.json").is_file()
     if not present:
-        warnings.append("has no tokenizer.json: it takes token ids, not text")
+        warnings.append(f"takes token ids, not text: {why_no_tokenizer(folder)}")
     return present
 
 

@@ -14,6 +14,8 @@ HUB_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "pruning_metadata.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "*.safetensors",
     "model.safetensors.index.json",
 ]
@@ -42,7 +44,10 @@ def locate(source: str, progress: bool = False) -> Path:
         # A pattern's * also matches "/": without ignoring folders, copies of the weights in other
         # layouts (original/, checkpoint-100/) would be fetched too.
         found = huggingface_hub.snapshot_download(
-            repo, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+            repo,
+            revision=revision or None,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=["*/*.safetensors"],
         )
     except Exception as error:
         # The client lets the errors of its HTTP library through (httpx in 1.x, httpx2 in 2.x)

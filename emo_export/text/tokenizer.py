@@ -14,6 +14,14 @@ from emo_export.interfaces import Ids
 Encode = Callable[[str], Ids]
 """Text -> token ids (T,)."""
 
+PARTS = ("vocab.json", "merges.txt")
+CONVERSION = (
+    'python -c "from tokenizers.implementations import ByteLevelBPETokenizer as T; '
+    "t = T('vocab.json', 'merges.txt'); t.add_special_tokens(['<|endoftext|>']); "
+    "t.save('tokenizer.json')\""
+)
+"""Makes a tokenizer.json of PARTS, whose text is split as GPT-2 splits it."""
+
 
 def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
     """The tokenizer of a checkpoint folder, or None when it has no tokenizer.json.
@@ -37,4 +45,15 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
     tokenizer.no_padding()
     return lambda text: np.array(
         tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
+    )
+
+
+def why_no_tokenizer(folder: Path) -> str:
+    """What a folder without tokenizer.json lacks, and how to make it of what is there."""
+    if not all((folder / name).is_file() for name in PARTS):
+        return "has no tokenizer.json"
+    return (
+        f"has no tokenizer.json; {' and '.join(PARTS)} alone don't say how text is split. If it is "
+        f"split as GPT-2 does, make tokenizer.json in that folder, with all of the model's special "
+        f"tokens in the list: {CONVERSION}; the released EMO's is in allenai/dolma2-tokenizer"
     )

@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import TokenType
 from safetensors.torch import load_file, save_file
 
+from emo_export.converters.gguf.tokenizer import read_tokenizer
 from emo_export.errors import EmoExportError
+from emo_export.inspect.checkpoint import inspect_path
 from emo_export.model.checkpoint import CONVERSION, SINGLE, Checkpoint
 from emo_export.model.notes import Note, NoteKind
 from emo_export.report.checkpoint import note
+from emo_export.text.tokenizer import CONVERSION as TOKENIZER
 from tests.kit.command import Emo
 from tests.kit.exporting import export_to
 from tests.kit.paths import GOLDEN
@@ -280,6 +284,29 @@ def test_the_line_that_converts_pickles_does(
     monkeypatch.chdir(folder)
     exec(line, {})  # noqa: S102  it is our own line
     assert [found.kind for found in assert_holds(folder, truth).notes] == [NoteKind.TIED_HEAD]
+
+
+def test_the_line_that_makes_a_tokenizer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emo: Emo
+) -> None:
+    folder = make_checkpoint(tmp_path / "model", num_hidden_layers=1, eos_token_id=490)
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    vocab = model["vocab"] | {"<|endoftext|>": 490}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    done = emo("export", folder, "-o", tmp_path / "out", "--to", "gguf:f32", "--no-golden")
+    assert done.code == 0 and TOKENIZER in done.err
+    assert TOKENIZER in " ".join(inspect_path(folder).warnings)
+    done = emo("export", folder, "-o", tmp_path / "no", "--to", "gguf:f32", "--calibration", folder)
+    assert done.code == 2 and TOKENIZER in done.err
+    monkeypatch.chdir(folder)
+    exec(shlex.split(TOKENIZER)[2], {})  # noqa: S102  it is our own line
+    made = read_tokenizer(folder, Checkpoint.open(folder).config)
+    assert made is not None and (made.pre, made.stops) == ("gpt-2", (490,))
+    assert made.tokens[:491] == tuple(sorted(vocab, key=vocab.__getitem__))
+    assert made.types[490] == TokenType.CONTROL and made.merges == tuple(merges)
 
 
 # --- what is told ----------------------------------------------------------------------------

@@ -27,7 +27,14 @@ UNNEEDED = {
     "README.md": b"# tiny",
     ".gitattributes": b"",
     "original/model.safetensors": b"\0" * 64,
+    "original/chat_template.jinja": b"{{ other }}",
+    "additional_chat_templates/readme.txt": b"none",
     "checkpoint-100/config.json": b"{}",
+}
+
+TEMPLATES = {
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
 }
 
 LOCATE = """
@@ -60,13 +67,14 @@ def _locate(source: str, endpoint: str, home: Path) -> subprocess.CompletedProce
     ("name", "revision"), [("base", ""), ("sharded", "@main"), ("pruned", f"@{SHA}")]
 )
 def test_only_the_needed_files_are_fetched(name: str, revision: str, tmp_path: Path) -> None:
-    files = _files(GOLDEN / name)
+    files = _files(GOLDEN / name) | TEMPLATES
     with Hub(REPO, UNNEEDED | files) as hub:
         done = _locate(REPO + revision, hub.endpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     assert hub.fetched() == set(files)
     found = Path(done.stdout.strip())
-    assert {file.name: file.read_bytes() for file in found.iterdir()} == files
+    fetched = [file for file in found.rglob("*") if file.is_file()]
+    assert {f.relative_to(found).as_posix(): f.read_bytes() for f in fetched} == files
     opened, truth = Checkpoint.open(found), Checkpoint.open(GOLDEN / name)
     assert opened.config == truth.config
     assert set(opened) == set(truth)

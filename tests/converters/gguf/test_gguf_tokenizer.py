@@ -210,13 +210,6 @@ def test_special_ids_are_written_out() -> None:
     assert "tokenizer.chat_template" not in found
 
 
-def test_the_chat_template_is_kept(tmp_path: Path) -> None:
-    folder = changed(tmp_path, lambda content: None)
-    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ x }}"}', "utf-8")
-    tokenizer = read(folder)
-    assert tokenizer is not None and tokenizer.chat_template == "{{ x }}"
-
-
 def test_where_the_end_of_text_comes_from(tmp_path: Path) -> None:
     folder = changed(tmp_path, lambda content: None)
     config = json.loads((folder / "config.json").read_text("utf-8"))
