@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from emo_export.cli.main import main
-from tests.kit.command import Done, Emo
-from tests.kit.exporting import export_to
+from tests.kit.command import Done, Emo, exit_code_of
+from tests.kit.exporting import exported
 from tests.kit.packages import SMALL_TARGETS
 from tests.kit.packages import package as exported_package
 from tests.kit.paths import GOLDEN, NANO
 from tests.kit.synth import make_checkpoint
+from tests.kit.workspace import SHARED, made_once
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="emo-export-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -53,27 +63,25 @@ def synth(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def emo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Emo:
+def emo(capfd: pytest.CaptureFixture[str]) -> Emo:
     def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["emo-export", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
+        code = exit_code_of(*arguments)
         captured = capfd.readouterr()
-        return Done(int(stop.value.code or 0), captured.out, captured.err)
+        return Done(code, captured.out, captured.err)
 
     return call
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small() -> Path:
     """One layer, exported once for all tests that only look at it or copy it."""
-    return make_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", num_hidden_layers=1)
+    return made_once("small", lambda folder: make_checkpoint(folder, num_hidden_layers=1))
 
 
 @pytest.fixture(scope="session")
 def small_exports(small: Path) -> dict[str, Path]:
-    return export_to(small.parent / "out", small, gguf=["f32", "q4_0"], onnx=["int4"])
+    return {target: exported(small, target) for target in ("gguf:f32", "gguf:q4_0", "onnx:int4")}
 
 
 @pytest.fixture

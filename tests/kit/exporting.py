@@ -1,12 +1,10 @@
-"""Exports and references that several test modules share; each is made once for the process."""
+"""Exports and references that several test modules share; each is made once for the session."""
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
-import tempfile
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +29,10 @@ from emo_export.model.scheme import QuantScheme
 from emo_export.pipeline import Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import Rows, logits
-from emo_export.spec import ONNX, Spec
+from emo_export.spec import GGUF, ONNX, Spec
 from tests.kit.oracle import oracle_logits
 from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.workspace import computed_once, made_once
 
 Array = npt.NDArray[Any]
 
@@ -121,19 +120,12 @@ def dequantised_source(
 
 
 @functools.cache
-def workspace() -> Path:
-    """A folder that goes away with the process."""
-    folder = Path(tempfile.mkdtemp(prefix="emo-export-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@functools.cache
 def exported(checkpoint: Path, target: str) -> Path:
     """The file or folder of one target such as `gguf:q4_0`, made when it is first asked for."""
-    kind, _, type_name = target.partition(":")
-    folder = workspace() / f"{checkpoint.name}-{kind}-{type_name}"
-    return export_to(folder, checkpoint, **{kind: (type_name,)})[target]
+    family, _, name = target.partition(":")
+    make = functools.partial(export_to, checkpoint_path=checkpoint, **{family: (name,)})
+    folder = made_once(f"{checkpoint.name}-{target}", make)
+    return folder / (f"model-{name}.gguf" if family == GGUF else f"onnx-{name}")
 
 
 @dataclass(frozen=True)
@@ -149,9 +141,20 @@ class Case:
 @functools.cache
 def case(name: str) -> Case:
     """One entry of tests.kit.synth.CONFIGS."""
-    folder = make_checkpoint(workspace() / name, **CONFIGS[name])
+    return case_of(name, CONFIGS[name])
+
+
+def case_of(name: str, settings: Mapping[str, Any]) -> Case:
+    """A checkpoint with these settings; the name tells it from all others."""
+    folder = made_once(name, functools.partial(make_checkpoint, **settings))
     ids = np.random.default_rng(11).integers(0, 500, (2, 20))
-    return Case(folder, ids, *oracle_logits(folder, ids))
+
+    def compute() -> dict[str, Array]:
+        logits, routers = oracle_logits(folder, ids)
+        return {"logits": logits} | {str(layer): each for layer, each in enumerate(routers)}
+
+    stored = computed_once(f"{name}-oracle", compute)
+    return Case(folder, ids, stored.pop("logits"), list(stored.values()))
 
 
 def scheme_of(product: Product, target: str) -> QuantScheme:
@@ -164,10 +167,14 @@ def scheme_of(product: Product, target: str) -> QuantScheme:
 
 @functools.cache
 def _dequantised(path: Path, target: str, ids: bytes, width: int) -> Array:
-    product = open_product(path)
-    source = dequantised_source(product, scheme_of(product, target))
-    sequences = np.frombuffer(ids, np.int64).reshape(-1, width)
-    return np.stack(logits(product.config, source, list(sequences)))
+    def compute() -> dict[str, Array]:
+        product = open_product(path)
+        source = dequantised_source(product, scheme_of(product, target))
+        sequences = np.frombuffer(ids, np.int64).reshape(-1, width)
+        return {"logits": np.stack(logits(product.config, source, list(sequences)))}
+
+    digest = hashlib.sha256(f"{path} {width} ".encode() + ids).hexdigest()[:16]
+    return computed_once(f"dequantised-{target}-{digest}", compute)["logits"]
 
 
 def dequantised_logits(path: Path, target: str, ids: Array) -> Array:

@@ -34,9 +34,9 @@ from tests.kit.exporting import (
     open_product,
     prefill,
     steps,
-    workspace,
 )
 from tests.kit.synth import CONFIGS, make_checkpoint, make_config
+from tests.kit.workspace import made_once
 
 IDS = np.random.default_rng(3).integers(0, 256, (2, 12))
 TEXT = [np.random.default_rng(4).integers(0, 256, 100) for _ in range(2)]
@@ -47,8 +47,14 @@ BLOCKS |= {"q4_0": 32, "iq4_nl": 32, "mxfp4": 32}  # of all others 256
 @functools.cache
 def all_types() -> dict[str, tuple[Path, Array]]:
     """One pass into a file of every type; also what the reference computes with each."""
+    folder = made_once("all-types", make_all_types)
+    with np.load(folder / "logits.npz") as stored:
+        return {name: (folder / f"{name}.gguf", stored[name]) for name in GGUF_RECIPES}
+
+
+def make_all_types(folder: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_experts": 4, "vocab_size": 260}
-    folder = make_checkpoint(workspace() / "wide", num_hidden_layers=1, tokenizer=False, **sizes)
+    make_checkpoint(folder, num_hidden_layers=1, tokenizer=False, **sizes)
     product = open_product(folder)
     config = product.config
     calibration = Calibration(config, TEXT, "random ids")
@@ -71,11 +77,11 @@ def all_types() -> dict[str, tuple[Path, Array]]:
     stream(product, outputs, [], lambda count: None)
     for writer in writers.values():
         writer.close()
-    made = {}
+    computed = {}
     for name, scheme in schemes.items():
         source = dequantised_source(product, scheme, calibration.matrix)
-        made[name] = writers[name].path, np.stack(logits(config, source, list(IDS)))
-    return made
+        computed[name] = np.stack(logits(config, source, list(IDS)))
+    np.savez(folder / "logits.npz", **computed)
 
 
 @pytest.mark.parametrize("name", GGUF_RECIPES)

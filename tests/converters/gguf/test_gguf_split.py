@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from emo_export.runtimes.llama.model import LlamaCpp, LlamaTokenizer
-from tests.kit.exporting import export_to, workspace
+from tests.kit.exporting import export_to
 from tests.kit.synth import make_checkpoint
+from tests.kit.workspace import workspace
 
 Step = dict[str, Any]
 BYTES: Step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -213,7 +215,7 @@ class Pair:
 @functools.cache
 def pair(kind: str, name: str) -> Pair:
     """Kept for the process: llama.cpp opens each file once."""
-    folder = workspace() / f"split-{kind}-{name}".replace(" ", "-")
+    folder = workspace() / f"split-{os.getpid()}-{kind}-{name}".replace(" ", "-")
     return Pair(folder, tokenizer_json(kind, FORMS[name]))
 
 

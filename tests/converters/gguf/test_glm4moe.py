@@ -27,14 +27,13 @@ from tests.kit.exporting import (
     Case,
     assert_same,
     case,
+    case_of,
     dequantised_source,
     prefill,
     steps,
-    workspace,
 )
 from tests.kit.hand_gguf import read_weights
-from tests.kit.oracle import oracle_logits
-from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.synth import CONFIGS
 
 # Corners that the ONNX writer need not share: name -> overrides.
 CORNERS: dict[str, dict[str, Any]] = {
@@ -67,11 +66,7 @@ QUANTISED += ["dense_middle", "dense_middle_narrow", "dense_middle_wide", "cut_b
 
 @functools.cache
 def made(name: str) -> Case:
-    if name in CONFIGS:
-        return case(name)
-    folder = make_checkpoint(workspace() / name, **CORNERS[name])
-    ids = np.random.default_rng(11).integers(0, 500, (2, 20))
-    return Case(folder, ids, *oracle_logits(folder, ids))
+    return case(name) if name in CONFIGS else case_of(name, CORNERS[name])
 
 
 def export(folder: Path, type_name: str, path: Path, arch: str = "glm4moe") -> Path:

@@ -12,9 +12,10 @@ import pytest
 from emo_export.converters.onnx.kinds import KINDS
 from tests.converters.onnx.test_onnx_batching import SharedBuffer, slow, uses_gqa
 from tests.converters.onnx.test_to_onnx import Session
-from tests.kit.exporting import TIGHT, Array, assert_same, exported, workspace
+from tests.kit.exporting import TIGHT, Array, assert_same, exported
 from tests.kit.oracle import oracle_logits
 from tests.kit.synth import make_checkpoint
+from tests.kit.workspace import made_once
 
 LONG = 4096
 SHORT = 24
@@ -29,8 +30,8 @@ def model(context: int, head_size: int) -> tuple[Path, Array, Array]:
     """A checkpoint, ids (1, context) and the oracle's logits (1, context, V)."""
     settings: dict[str, Any] = {"hidden_size": 2 * head_size, "num_attention_heads": 2}
     settings |= {"max_position_embeddings": context, "num_hidden_layers": 1}
-    folder = workspace() / f"context-{context}-{head_size}"
-    make_checkpoint(folder, **settings)
+    make = functools.partial(make_checkpoint, **settings)
+    folder = made_once(f"context-{context}-{head_size}", make)
     ids = np.random.default_rng(5).integers(0, 500, (1, context))
     return folder, ids, oracle_logits(folder, ids)[0]
 
