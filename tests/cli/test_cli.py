@@ -15,21 +15,21 @@ import pytest
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
 from tests.kit.bad_gguf import rewrite
 from tests.kit.command import Done, Emo
+from tests.kit.packages import narrow, quantised_package
+from tests.kit.packages import package as exported_package
 from tests.kit.paths import GOLDEN, NANO
 from tests.kit.synth import make_checkpoint
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """emo-nano as a q4_0 GGUF and an int4 ONNX folder, made by the command itself."""
-    out = tmp_path_factory.mktemp("nano") / "out"
-    command = [sys.executable, "-m", "emo_export.cli.main", "export", str(NANO), "-o", str(out)]
-    command += ["--to", "gguf:q4_0", "--to", "onnx:int4", "--heldout-tokens", "1024", "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    report = json.loads(done.stdout)
-    assert report["passed"] is True
-    assert {t["target"] for t in report["targets"]} == {"gguf:q4_0", "onnx:int4"}
-    return out
+def exported() -> Path:
+    """emo-nano as a q4_0 GGUF and an int4 ONNX folder: what only trained weights show."""
+    return exported_package(NANO, ("gguf:q4_0", "onnx:int4"), "--heldout-tokens", "256")
+
+
+@pytest.fixture(scope="module")
+def quantised() -> Path:
+    return quantised_package()
 
 
 def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
@@ -43,7 +43,6 @@ def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
         "onnx-int4",
         "parity.json",
     }
-    assert [p for p in exported.parent.iterdir() if p != exported] == []
     assert json.loads((exported / "parity.json").read_text())["passed"] is True
     assert emo("verify", exported).code == 0
     card = (exported / "README.md").read_text()
@@ -63,11 +62,13 @@ def test_exact_rows_meet_the_acceptance(exported: Path) -> None:
     assert all(r["measured"]["kl_mean"] <= 5e-3 for r in shipped)
     original = [r for r in rows if r["against"] == "original"]
     assert all(r["perplexity_ratio"] <= 1.06 for r in original)
+    for target in json.loads((exported / "parity.json").read_text())["targets"]:
+        assert 0 < target["experts_used"] < target["experts_routed"] == 93
 
 
-def test_validate_with_the_reference(exported: Path, emo: Emo) -> None:
-    stored = json.loads((exported / "parity.json").read_text())
-    fresh = emo("validate", exported, "--reference", NANO, "--json")
+def test_validate_with_the_reference(quantised: Path, emo: Emo) -> None:
+    stored = json.loads((quantised / "parity.json").read_text())
+    fresh = emo("validate", quantised, "--reference", narrow(), "--json")
     assert fresh.code == 0
     pairs = zip(stored["targets"], json.loads(fresh.out)["targets"], strict=True)
     for a, b in pairs:
@@ -75,8 +76,8 @@ def test_validate_with_the_reference(exported: Path, emo: Emo) -> None:
             assert x["measured"]["kl_mean"] == pytest.approx(y["measured"]["kl_mean"], rel=0.02)
 
 
-def test_validate_prints_a_table(exported: Path, emo: Emo) -> None:
-    done = emo("validate", exported)
+def test_validate_prints_a_table(quantised: Path, emo: Emo) -> None:
+    done = emo("validate", quantised)
     assert done.code == 0
     for word in ("KL mean", "top-1", "ppl ×", "gguf:q4_0: pass", "onnx:int4: pass", "greedy"):
         assert word in done.out
@@ -102,11 +103,9 @@ def test_validate_one_target(package: Path, tmp_path: Path, emo: Emo) -> None:
     assert targets(emo("validate", folder, *reference)) == ["onnx:f32"]
 
 
-def test_tampered_weights_fail_verify_and_validate(
-    exported: Path, tmp_path: Path, emo: Emo
-) -> None:
-    copy = shutil.copytree(exported, tmp_path / "copy")
-    data = copy / "onnx-int4" / "model.onnx.data"
+def test_tampered_weights_fail_verify_and_validate(package: Path, tmp_path: Path, emo: Emo) -> None:
+    copy = shutil.copytree(package, tmp_path / "copy")
+    data = copy / "onnx-f32" / "model.onnx.data"
     with data.open("r+b") as file:
         file.seek(data.stat().st_size // 2)
         file.write(bytes(200_000))
@@ -115,40 +114,39 @@ def test_tampered_weights_fail_verify_and_validate(
     failed = emo("validate", copy, "--json")
     assert failed.code == 1
     passed = {t["target"]: t["passed"] for t in json.loads(failed.out)["targets"]}
-    assert passed == {"gguf:q4_0": True, "onnx:int4": False}
+    assert passed == {"gguf:f32": True, "onnx:f32": False}
 
 
-def test_an_expert_that_no_judged_token_uses_is_still_checked(
-    exported: Path, tmp_path: Path, emo: Emo
+def test_weights_that_no_logit_tells_of_are_still_checked(
+    package: Path, tmp_path: Path, emo: Emo
 ) -> None:
-    copy = shutil.copytree(exported, tmp_path / "copy")
-    (report,) = json.loads(emo("validate", copy, "--target", "gguf:q4_0", "--json").out)["targets"]
-    assert 0 < report["experts_used"] <= report["experts_routed"] == 93
-    path = copy / "model-Q4_0.gguf"
+    copy = shutil.copytree(package, tmp_path / "copy")
+    path = copy / "model-F32.gguf"
     with path.open("r+b") as file:  # one bit of the last tensor's last row
         file.seek(-40, os.SEEK_END)
         byte = file.read(1)[0]
         file.seek(-40, os.SEEK_END)
         file.write(bytes([byte ^ 1]))
-    done = emo("validate", copy, "--target", "gguf:q4_0")
+    done = emo("validate", copy, "--target", "gguf:f32")
     assert done.code == 1 and "SHA-256" in done.err
+    assert "FAIL" not in done.out[: done.out.index("against: ")]  # its table
 
 
-def test_a_changed_tokenizer_or_end_of_text_fails(exported: Path, tmp_path: Path, emo: Emo) -> None:
-    copy = shutil.copytree(exported, tmp_path / "copy")
-    path = copy / "onnx-int4" / "tokenizer.json"
+def test_a_changed_tokenizer_or_end_of_text_fails(package: Path, tmp_path: Path, emo: Emo) -> None:
+    copy = shutil.copytree(package, tmp_path / "copy")
+    path = copy / "onnx-f32" / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
     merges = content["model"]["merges"]
     merges[3], merges[4] = merges[4], merges[3]
     content["model"]["merges"] = merges[:-200]
     path.write_text(json.dumps(content), "utf-8")
-    failed = emo("validate", copy, "--target", "onnx:int4", "--json")
+    failed = emo("validate", copy, "--target", "onnx:f32", "--json")
     assert failed.code == 1
     (report,) = json.loads(failed.out)["targets"]
     assert report["tokenizer"]["differs_from"] is not None
     assert all(not row["failures"] for row in report["rows"])
-    (copy / "onnx-int4" / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert "do not end a text" in emo("validate", copy, "--target", "onnx:int4").out
+    (copy / "onnx-f32" / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert "do not end a text" in emo("validate", copy, "--target", "onnx:f32").out
 
 
 def test_several_end_of_text_tokens_reach_every_target(tmp_path: Path, emo: Emo) -> None:
@@ -233,8 +231,8 @@ def test_greedy_run_is_the_references_text(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["-", "\udcff"])
-def test_a_prompt_that_is_not_text_is_refused(prompt: str, exported: Path) -> None:
-    command = [sys.executable, "-m", "emo_export.cli.main", "run", str(exported), "-p", prompt]
+def test_a_prompt_that_is_not_text_is_refused(prompt: str, package: Path) -> None:
+    command = [sys.executable, "-m", "emo_export.cli.main", "run", str(package), "-p", prompt]
     done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, check=False)
     assert done.returncode == 2 and b"UTF-8" in done.stderr and b"Traceback" not in done.stderr
 
@@ -249,9 +247,9 @@ def test_a_pipe_that_closes_is_no_failed_parity(command: list[str], package: Pat
     assert b"Traceback" not in process.stderr.read()
 
 
-def test_a_full_stdout_is_one_sentence(exported: Path) -> None:
+def test_a_full_stdout_is_one_sentence(package: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "emo_export.cli.main", "inspect", str(exported)]
+        command = [sys.executable, "-m", "emo_export.cli.main", "inspect", str(package)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: output cannot be written")
 
@@ -270,13 +268,14 @@ def test_goldens_are_exact(name: str, tmp_path: Path, emo: Emo) -> None:
         assert len(target["rows"]) == 3
         for row in target["rows"]:
             assert row["measured"]["kl_mean"] <= 1e-6 and row["measured"]["top1"] == 1.0
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("used", [0, 99, None])
 def test_counts_at_which_llama_cpp_would_end_the_process_are_refused(
-    used: int | None, exported: Path, tmp_path: Path, emo: Emo
+    used: int | None, package: Path, tmp_path: Path, emo: Emo
 ) -> None:
-    source = exported / "model-Q4_0.gguf"
+    source = package / "model-F32.gguf"
     bad = rewrite(source, tmp_path / "bad.gguf", {"ARCH.expert_used_count": used})
     done = emo("run", bad, "-p", "The", "-n", 1)
     assert done.code == 2

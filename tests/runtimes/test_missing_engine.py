@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.packages import package
+from tests.kit.packages import quantised_package
 from tests.kit.paths import NANO
 from tests.kit.without import without
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return package(NANO, ("gguf:q8_0", "onnx:int8"), "--heldout-tokens", "600")
+    return quantised_package()
 
 
 @pytest.mark.parametrize(
     ("blocked", "has", "lacks", "extra"),
     [
-        ("xllamacpp", "onnx:int8", "gguf:q8_0", "[llama]"),
-        ("onnxruntime", "gguf:q8_0", "onnx:int8", "[ort]"),
+        ("xllamacpp", "onnx:int4", "gguf:q4_0", "[llama]"),
+        ("onnxruntime", "gguf:q4_0", "onnx:int4", "[ort]"),
     ],
 )
 def test_one_engine(
