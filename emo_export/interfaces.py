@@ -103,6 +103,12 @@ class Writer(Protocol):
     def open(self) -> None:
         """Create the files at their full size."""
 
+    def outline(self) -> None:
+        """Instead of writing: every file at its full size, with holes where weights belong.
+
+        Headers, graph and settings are those of a real export, so that a plan can read them.
+        """
+
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         """Put the rows of `slot` that begin at row `start` in place."""
 

@@ -89,6 +89,14 @@ class GgufWriter:
 
     def open(self) -> None:
         """Write header, keys, tensor infos and what no slot fills; reserve the rest of the file."""
+        self._file = self._reserved()
+        self._write_constants(self._file)
+
+    def outline(self) -> None:
+        """The file with its header and at its full size, a hole where the tensors belong."""
+        self._reserved().abort()
+
+    def _reserved(self) -> PlacedFile:
         writer = gguf.GGUFWriter(None, self.arch)
         self._add_keys(writer)
         declared = self.declarations()
@@ -108,8 +116,7 @@ class GgufWriter:
             regions[decl.name] = Region(offset, rows, decl.nbytes // rows)
             offset = _align(offset + decl.nbytes)
         self._regions = regions
-        self._file = PlacedFile(self.path, offset, regions)
-        self._write_constants(self._file)
+        return PlacedFile(self.path, offset, regions)
 
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         """Put rows in place: q and k as the graph rotates them, experts in their stack."""

@@ -104,14 +104,20 @@ class OnnxWriter:
         if self._file is None:
             raise EmoExportError("the ONNX writer is not open")
         self._file.close()
-        model_path = self.folder / "model.onnx"
-        with writing(model_path):
-            model_path.write_bytes(self._model().SerializeToString(deterministic=True))
+        model_path = self._write_graph()
         # onnx knows the shapes of its own operators only.
         onnx.checker.check_model(str(model_path), full_check=not self.kind.microsoft)
         with writing(self.folder):
             self._write_side_files()
         return sorted(self.folder.iterdir())
+
+    def outline(self) -> None:
+        """The whole folder, a hole in the external data where weights belong."""
+        self.open()
+        self.abort()
+        self._write_graph()
+        with writing(self.folder):
+            self._write_side_files()
 
     def abort(self) -> None:
         """Let go of the data file."""
@@ -138,6 +144,12 @@ class OnnxWriter:
             placed = stack.gate_up(place, held[1], packed)
         for name, row, rows in placed:
             self._put(name, row, rows)
+
+    def _write_graph(self) -> Path:
+        path = self.folder / "model.onnx"
+        with writing(path):
+            path.write_bytes(self._model().SerializeToString(deterministic=True))
+        return path
 
     def _model(self) -> onnx.ModelProto:
         graph, layout = Graph(self.kind, self._level), self._layout

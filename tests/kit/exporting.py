@@ -232,6 +232,9 @@ class Idle:
     def open(self) -> None:
         return
 
+    def outline(self) -> None:
+        return
+
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         return
 
