@@ -14,7 +14,6 @@ import click
 from rich.console import Console
 
 from emo_export.base.child_process import Child
-from emo_export.base.json_file import read_json
 from emo_export.base.threads import physical_cores
 from emo_export.bench.bandwidth import buffer_bytes
 from emo_export.bench.bandwidth import measure as measure_bandwidth
@@ -22,16 +21,12 @@ from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit
 from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
 from emo_export.bench.view import render
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.files.gguf_header import read_gguf
-from emo_export.files.onnx_header import read_onnx
 from emo_export.files.package import chosen_targets, size_of
 from emo_export.files.read_per_token import (
-    PerToken,
     check_olmoe,
-    gguf_per_token,
     olmoe_bytes,
     olmoe_per_token,
-    onnx_per_token,
+    per_token_of,
 )
 from emo_export.model.config import EmoConfig
 from emo_export.runtimes.opening import SMALL_MODEL, missing_engine
@@ -111,14 +106,7 @@ def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
 def _subject(spec: str, path: Path, label: str) -> Subject:
     nbytes, factor = size_of(path), ONNX_MEMORY if path.is_dir() else GGUF_MEMORY
     opening = {"path": str(path), "kind": "model"}
-    return Subject(label, opening, nbytes, _per_token(path), int(factor * nbytes))
-
-
-def _per_token(path: Path) -> PerToken:
-    if not path.is_dir():
-        return gguf_per_token(path, read_gguf(path))
-    model = path / "model.onnx"
-    return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
+    return Subject(label, opening, nbytes, per_token_of(path), int(factor * nbytes))
 
 
 def _stand_in(given: Path) -> Subject:
