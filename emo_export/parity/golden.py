@@ -24,6 +24,10 @@ from emo_export.interfaces import F32, Ids, Runtime
 ORIGINAL = "original"
 PAD = -1
 
+SEQUENCE = 48  # tokens of a sequence whose logits are all kept
+MOST_SEQUENCES = 6
+LOGIT_BYTES = 64 << 20  # of kept logits; a vocabulary of 100352 gets 3 sequences
+
 F64 = npt.NDArray[np.float64]
 
 # What numpy, zipfile and zlib raise for a file that is damaged or something else.
@@ -38,6 +42,11 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+def sequences_kept(tokens: int, vocab_size: int) -> int:
+    """Most sequences of so many tokens of which all logits are kept."""
+    return max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * tokens * vocab_size)))
 
 
 @dataclass(frozen=True)

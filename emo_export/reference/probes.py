@@ -15,16 +15,20 @@ from emo_export.interfaces import F32, Ids
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.model.stop_tokens import stop_tokens
-from emo_export.parity.golden import PAD, Golden, Variant, domain_order
+from emo_export.parity.golden import (
+    PAD,
+    SEQUENCE,
+    Golden,
+    Variant,
+    domain_order,
+    sequences_kept,
+)
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import States
 from emo_export.text.first import sequences_of, split
 from emo_export.text.places import legible, named
 from emo_export.text.tokenizer import open_tokenizer
 
-SEQUENCE = 48  # tokens of a sequence whose logits are all kept
-MOST_SEQUENCES = 6
-LOGIT_BYTES = 64 << 20  # of kept logits; a vocabulary of 100352 gets 3 sequences
 HELDOUT = 256  # tokens of a held-out sequence, of which only likelihoods are kept
 MOST_DOMAINS = 16  # of the held-out text; the files beyond share the last
 PROMPT = 16
@@ -146,7 +150,7 @@ def choose_probes(
         raise EmoExportError(f"{source}: too short to judge; give at least two tokens of text")
     width = min(SEQUENCE, context, max(len(t) for t in texts))
     windows = [t[s : s + width] for t in texts for s in range(0, len(t) - width + 1, width)]
-    count = max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * width * config.vocab_size)))
+    count = sequences_kept(width, config.vocab_size)
     # Spread over the files, which are ordered by kind of text.
     picks = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
     kept = np.stack([windows[i] for i in picks])
