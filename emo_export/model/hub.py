@@ -8,7 +8,7 @@ from pathlib import Path
 from emo_export.base.install import install_command
 from emo_export.errors import EmoExportError, MissingDependencyError
 
-HUB_FILES = [
+SMALL_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -16,15 +16,16 @@ HUB_FILES = [
     "pruning_metadata.json",
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
-    "*.safetensors",
     "model.safetensors.index.json",
 ]
+HUB_FILES = [*SMALL_FILES, "*.safetensors"]
 
 
-def locate(source: str, progress: bool = False) -> Path:
+def locate(source: str, progress: bool = False, weights: bool = True) -> Path:
     """A local folder as it is, or a Hugging Face id fetched into the hub's cache (resumable).
 
-    Only the files of HUB_FILES are fetched; remote code never is. Raises EmoExportError when the
+    Only the files of HUB_FILES are fetched, or without `weights` those of SMALL_FILES; remote code
+    never is. Raises EmoExportError when the
     source is neither, MissingDependencyError without huggingface_hub.
     """
     path = Path(source).expanduser()
@@ -40,13 +41,14 @@ def locate(source: str, progress: bool = False) -> Path:
     if not progress:
         disable_progress_bars()
     repo, _, revision = source.partition("@")
+    wanted = HUB_FILES if weights else SMALL_FILES
     try:
         # A pattern's * also matches "/": without ignoring folders, copies of the weights in other
         # layouts (original/, checkpoint-100/) would be fetched too.
         found = huggingface_hub.snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=HUB_FILES,
+            allow_patterns=wanted,
             ignore_patterns=["*/*.safetensors"],
         )
     except Exception as error:
