@@ -34,6 +34,7 @@ ORDER = (
     {"card"},
     {"exporting"},
     {"families", "measuring"},
+    {"planning"},
     {"validating"},
     {"job"},
     {"testing"},

@@ -1,6 +1,6 @@
 """The devices that can be emulated, as data: their CPU, their memory, what they exercise.
 
-`cpu` is qemu's name of the core. Bandwidths are published ones, in bytes per second.
+`cpu` is qemu's name of the core. What a plan knows of devices is in `planning/profiles.json`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ GIB = 1 << 30
 class Profile:
     """One kind of device.
 
-    Fields: `memory` the sizes that are sold, in bytes; `bandwidth` the lowest and the highest
-    published figure in bytes per second, None where none is known.
+    `memory`: the sizes that are sold, in bytes.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Profile:
     cpu: str
     exercises: str
     memory: tuple[int, ...]
-    bandwidth: tuple[float, float] | None
 
 
 def _sizes(*gibibytes: int) -> tuple[int, ...]:
@@ -43,7 +41,6 @@ PROFILES: Mapping[str, Profile] = {
             "NEON without dot product: int4 of ONNX Runtime computes in float32, 8-bit has no fast "
             "kernel, and wheels that need newer instructions crash.",
             _sizes(1, 2, 4, 8),
-            (5.5e9, 5.5e9),
         ),
         Profile(
             "pi5",
@@ -51,7 +48,6 @@ PROFILES: Mapping[str, Profile] = {
             "cortex-a76",
             "Dot product of 8-bit numbers (sdot); llama.cpp repacks Q4_0 for it.",
             _sizes(2, 4, 8, 16),
-            (11e9, 17e9),
         ),
         Profile(
             "phone",
@@ -59,7 +55,6 @@ PROFILES: Mapping[str, Profile] = {
             "cortex-a710",
             "8-bit matrix products (i8mm, smmla) and SVE2 with vectors of 128 bits.",
             _sizes(4, 6, 8, 12, 16),
-            None,
         ),
         Profile(
             "server-arm",
@@ -67,7 +62,6 @@ PROFILES: Mapping[str, Profile] = {
             "neoverse-v1",
             "SVE with vectors of 256 bits, i8mm and bf16.",
             _sizes(16, 32, 64, 128),
-            None,
         ),
     )
 }

@@ -1,0 +1,68 @@
+"""The command `plan`: its options and help; the work is in cli/plan.py."""
+
+from __future__ import annotations
+
+import click
+
+from emo_export.cli.output import stdout
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--to",
+    "specs",
+    multiple=True,
+    metavar="SPEC",
+    help="A target as in export; may be repeated.  [default: gguf:q8_0, q6_k, q4_k_m, q3_k_m, "
+    "onnx:int8, int4]",
+)
+@click.option(
+    "--keep",
+    "keeps",
+    multiple=True,
+    metavar="K",
+    help="Experts of each layer that stay, shared ones included: 16, 1/4, 25% or all; may be "
+    "repeated.  [default: all, 1/2, 1/4, 1/8]",
+)
+@click.option(
+    "--context", type=click.IntRange(1), metavar="N", help="Positions of KV cache.  [default: all]"
+)
+@click.option(
+    "--fit",
+    metavar="PROFILE",
+    help="Choose for pi4-4gb, pi4-8gb, pi5-4gb, pi5-8gb, pi5-16gb, android-6gb, android-8gb or "
+    "laptop-16gb: the most experts that fit, then the type with the most bytes.",
+)
+@click.option(
+    "--read-speed",
+    is_flag=True,
+    help="Read the checkpoint for a second, to tell how long reading it takes at least.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+def plan(
+    checkpoint: str,
+    specs: tuple[str, ...],
+    keeps: tuple[str, ...],
+    context: int | None,
+    fit: str | None,
+    read_speed: bool,
+    as_json: bool,
+) -> None:
+    """Tell what an export would make and need, before any work, from headers alone.
+
+    CHECKPOINT is a folder or a Hugging Face id, of which no weights are fetched. Told are the bytes
+    of each target at each count of experts kept, disk and memory of the export, and on a device the
+    memory and the decode speed that its bandwidth allows at most. Exit 0, or 1 when --fit finds
+    nothing that fits.
+
+    \b
+    Examples:
+        emo-export plan examples/emo-nano
+        emo-export plan examples/emo-nano --keep 1/2 --to gguf:q4_k_m --context 512
+        emo-export plan examples/emo-nano --fit pi5-4gb
+    """
+    from emo_export.cli.plan import PlanOptions, run_plan
+
+    options = PlanOptions(specs, keeps, context, fit, read_speed, as_json)
+    run_plan(checkpoint, options, stdout())

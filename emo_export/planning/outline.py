@@ -1,0 +1,92 @@
+"""One target of a product as its files would be: bytes, weights, KV cache, bytes for a token."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from emo_export.errors import EmoExportError
+from emo_export.families import target_maker
+from emo_export.families.options import TargetOptions
+from emo_export.files.memory_need import Need, need_of
+from emo_export.files.package import size_of
+from emo_export.files.read_per_token import PerToken, per_token_of
+from emo_export.model.importance import ImportanceMatrix
+from emo_export.model.product import Product
+from emo_export.planning.running import Running, running
+from emo_export.spec import GGUF, Spec
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A target with `experts` kept in each layer.
+
+    `nbytes`: of its file, or of all files of its folder, to the byte as export writes them without
+    an importance matrix (with one, GGUF headers name it). `need`: weights and KV cache. `read`: of
+    one decode step. `running`: memory on a device. `calibrated`: it can't be made without
+    --calibration or --imatrix.
+    """
+
+    spec: Spec
+    experts: int
+    nbytes: int
+    need: Need
+    read: PerToken
+    running: Running
+    calibrated: bool = False
+
+    def ceiling(self, bandwidth: float, positions: int) -> float:
+        """Tokens per second at most, with so many positions in the cache."""
+        return bandwidth / self.read.at(positions)
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """A target that can't be made of the product, and why."""
+
+    spec: Spec
+    experts: int
+    reason: str
+
+
+def outlined(
+    spec: Spec, product: Product, experts: int, context: int | None
+) -> Planned | Impossible:
+    """Lay the target out, read what the layout says and remove it.
+
+    `context`: positions of the KV cache, default the model's own.
+    """
+    try:
+        return _planned(spec, product, experts, context, None)
+    except EmoExportError as error:
+        if spec.family == GGUF:
+            with suppress(EmoExportError):
+                return _planned(spec, product, experts, context, ImportanceMatrix("", 0))
+        return Impossible(spec, experts, str(error))
+
+
+def _planned(
+    spec: Spec,
+    product: Product,
+    experts: int,
+    context: int | None,
+    importance: ImportanceMatrix | None,
+) -> Planned:
+    make = target_maker([spec], product, TargetOptions(), importance)
+    with tempfile.TemporaryDirectory(prefix="emo-plan-") as name:
+        folder = Path(name)
+        target = make(folder)[0]
+        target.writer.outline()
+        path = folder / target.entry.path
+        need = need_of(path, context)
+        return Planned(
+            spec,
+            experts,
+            size_of(path),
+            need,
+            per_token_of(path),
+            running(path, need, product.config),
+            importance is not None,
+        )

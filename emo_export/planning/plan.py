@@ -1,0 +1,139 @@
+"""The whole plan: every target at every count of experts, and what one export of each count takes.
+
+As data, with a form for JSON; the sentences are made in cli/plan.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from emo_export.errors import EmoExportError
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.planning.choice import Choice, choose
+from emo_export.planning.export_need import ExportNeed, export_need
+from emo_export.planning.keeping import keeping, kept_count
+from emo_export.planning.outline import Impossible, Planned, outlined
+from emo_export.planning.profiles import DeviceProfile, device_profiles
+from emo_export.spec import Spec
+
+TARGETS = ("gguf:q8_0", "gguf:q6_k", "gguf:q4_k_m", "gguf:q3_k_m", "onnx:int8", "onnx:int4")
+"""What is planned unless asked otherwise: what the README recommends, from large to small."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One count of experts: its targets in the order asked for, and an export to all of them."""
+
+    experts: int
+    targets: tuple[Planned | Impossible, ...]
+    export: ExportNeed
+
+    @property
+    def planned(self) -> list[Planned]:
+        """Those that can be made."""
+        return [each for each in self.targets if isinstance(each, Planned)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`experts`: those of the source's largest layer. `context`: positions of the KV cache.
+
+    `read_speed`: bytes per second that reading the checkpoint reached, None where not measured.
+    """
+
+    experts: int
+    context: int
+    source_bytes: int | None
+    kept: tuple[Kept, ...]
+    read_speed: float | None = None
+
+    @property
+    def planned(self) -> list[Planned]:
+        """Every target of every count that can be made."""
+        return [each for kept in self.kept for each in kept.planned]
+
+    def fit(self, profile: DeviceProfile) -> Choice:
+        """What a device holds. Raises EmoExportError where no target can be made at all."""
+        if not self.planned:
+            raise EmoExportError(
+                f"none of the targets can be made: {self.kept[0].targets[0].reason}"
+                if isinstance(self.kept[0].targets[0], Impossible)
+                else "no target was asked for"
+            )
+        return choose(self.planned, profile.usable)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "experts": self.experts,
+            "context": self.context,
+            "source_bytes": self.source_bytes,
+            "read_bytes_per_s": self.read_speed,
+            "kept": [self._kept(kept) for kept in self.kept],
+            "profiles": {name: asdict(found) for name, found in device_profiles().items()},
+        }
+
+    def _kept(self, kept: Kept) -> dict[str, Any]:
+        export = asdict(kept.export)
+        if self.read_speed is not None:
+            export["least_seconds"] = kept.export.seconds(self.read_speed)
+        targets = [target_facts(each) for each in kept.targets]
+        return {"experts": kept.experts, "targets": targets, "export": export}
+
+
+def target_facts(target: Planned | Impossible) -> dict[str, Any]:
+    """One target for JSON."""
+    facts: dict[str, Any] = {"target": str(target.spec), "experts": target.experts}
+    if isinstance(target, Impossible):
+        return facts | {"impossible": target.reason}
+    context = target.need.context
+    return facts | {
+        "bytes": target.nbytes,
+        "needs_calibration": target.calibrated,
+        "memory": target.running.as_dict(),
+        "read_per_token": {
+            "weights": round(target.read.weights),
+            "cache_at_context": target.read.cache * context,
+        },
+        "devices": {
+            name: _on_device(target, profile) for name, profile in device_profiles().items()
+        },
+    }
+
+
+def _on_device(target: Planned, profile: DeviceProfile) -> Mapping[str, Any]:
+    spare = profile.usable - target.running.total
+    at = {"first": 1, "at_context": target.need.context}
+    ceilings = {
+        f"ceiling_{when}": [round(target.ceiling(b, n), 2) for b in profile.bandwidth]
+        for when, n in at.items()
+    }
+    return {"holds": spare >= 0, "short_by": max(0, -spare), **ceilings}
+
+
+def make_plan(
+    source: Checkpoint,
+    source_bytes: int | None,
+    specs: Sequence[str],
+    keeps: Sequence[str],
+    context: int | None,
+    read_speed: float | None = None,
+) -> Plan:
+    """Plan every target at every count, most experts first; equal counts are planned once.
+
+    Raises EmoExportError for a target, a count or a context that makes no sense; a target that the
+    model can't have is part of the plan, with the reason.
+    """
+    asked = list(dict.fromkeys(Spec.parse(spec) for spec in specs))
+    counts = sorted({kept_count(text, source.config) for text in keeps}, reverse=True)
+    positions = source.config.context_length(context)
+    found = []
+    for count in counts:
+        product = keeping(source, count)
+        targets = tuple(outlined(spec, product, count, positions) for spec in asked)
+        planned = [each for each in targets if isinstance(each, Planned)]
+        found.append(Kept(count, targets, export_need(product, planned, source_bytes)))
+    most = max(layer.num_experts for layer in source.config.layers)
+    return Plan(most, positions, source_bytes, tuple(found), read_speed)
