@@ -25,8 +25,8 @@ def locate(source: str, progress: bool = False, weights: bool = True) -> Path:
     """A local folder as it is, or a Hugging Face id fetched into the hub's cache (resumable).
 
     Only the files of HUB_FILES are fetched, or without `weights` those of SMALL_FILES; remote code
-    never is. Raises EmoExportError when the
-    source is neither, MissingDependencyError without huggingface_hub.
+    never is. Raises EmoExportError when the source is neither, MissingDependencyError without
+    huggingface_hub.
     """
     path = Path(source).expanduser()
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):

@@ -42,7 +42,7 @@ import sys
 from emo_export.model.hub import locate
 from emo_export.errors import EmoExportError
 try:
-    print(locate(sys.argv[1]))
+    print(locate(sys.argv[1], weights=len(sys.argv) == 2))
 except EmoExportError as error:
     sys.exit(f"REFUSED {error}")
 """
@@ -53,11 +53,11 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in names}
 
 
-def _locate(source: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+def _locate(source: str, endpoint: str, home: Path, *more: str) -> subprocess.CompletedProcess[str]:
     # HF_ENDPOINT is read when the client is imported, so it needs a process of its own.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", LOCATE, source]
+    command = [sys.executable, "-c", LOCATE, source, *more]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=env, cwd=ROOT, check=False
     )
@@ -79,6 +79,14 @@ def test_only_the_needed_files_are_fetched(name: str, revision: str, tmp_path: P
     assert opened.config == truth.config
     assert set(opened) == set(truth)
     assert done.stderr == ""
+
+
+def test_a_plan_fetches_no_weights(tmp_path: Path) -> None:
+    files = _files(GOLDEN / "sharded")
+    with Hub(REPO, files) as hub:
+        done = _locate(REPO, hub.endpoint, tmp_path, "without weights")
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == {name for name in files if not name.endswith(".safetensors")}
 
 
 def test_a_second_run_fetches_nothing(tmp_path: Path) -> None:
