@@ -31,6 +31,7 @@ from emo_export.spec import GGUF
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
+    from emo_export.text.places import Texts
 
 TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenizers")
 
@@ -70,6 +71,7 @@ class Steps:
     on_start: Callable[[Sequence[Target], int], None]
     on_bytes: Callable[[int], None]
     on_stage: Callable[[str], None]
+    on_texts: Callable[[Texts], None] = lambda texts: None
 
 
 QUIET = Steps(lambda targets, nbytes: None, lambda count: None, lambda text: None)

@@ -17,14 +17,22 @@ from emo_export.exporting import QUIET, Exported, Steps, export, make_golden
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
 from emo_export.files.target_entry import TargetEntry
-from emo_export.measuring import matrix_of, measure_of, read_importance, start_calibration
+from emo_export.measuring import (
+    matrix_of,
+    measure_of,
+    read_importance,
+    read_sample,
+    start_calibration,
+)
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
 from emo_export.parity.golden import Golden
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.spec import Spec
-from emo_export.text.places import find_texts
+from emo_export.text.documents import FIELD
+from emo_export.text.places import Texts, find_texts
+from emo_export.text.sample import CALIBRATION_TOKENS
 from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
@@ -38,7 +46,9 @@ class ExportOptions:
     heldout: tuple[Path, ...] = ()
     heldout_tokens: int = 4096
     calibration: tuple[Path, ...] = ()
-    calibration_tokens: int = 16384
+    calibration_tokens: int = CALIBRATION_TOKENS
+    calibration_seed: int = 0
+    text_field: str = FIELD
     imatrix: Path | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
@@ -71,7 +81,7 @@ def export_package(
     options.check()
     steps = steps or QUIET
     product = Product.whole(checkpoint)
-    importance = _importance(options, product)
+    importance = _importance(options, product, steps)
     matrix = None if importance is None else matrix_of(importance)
     asked = [Spec.parse(spec) for spec in specs]
     make = target_maker(asked, product, options.targets, matrix)
@@ -85,9 +95,11 @@ def export_package(
     if options.golden:
         from emo_export.reference.probes import choose_probes
 
-        heldout = heldout_files(options.heldout, product.path)
+        heldout = heldout_texts(options.heldout, product.path)
+        steps.on_texts(heldout)
         context = options.targets.context
-        probes = choose_probes(product, heldout, options.heldout_tokens, context)
+        field = options.text_field if options.heldout else FIELD
+        probes = choose_probes(product, heldout.files, options.heldout_tokens, context, field)
     made = export(
         product,
         output,
@@ -104,7 +116,9 @@ def export_package(
     return made
 
 
-def _importance(options: ExportOptions, product: Product) -> Calibration | ImportanceMatrix | None:
+def _importance(
+    options: ExportOptions, product: Product, steps: Steps
+) -> Calibration | ImportanceMatrix | None:
     if options.calibration and options.imatrix is not None:
         raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
     arch, context = options.targets.arch, options.targets.context
@@ -112,8 +126,16 @@ def _importance(options: ExportOptions, product: Product) -> Calibration | Impor
         return read_importance(options.imatrix, product, arch)
     if not options.calibration:
         return None
-    files, tokens = options.calibration, options.calibration_tokens
-    return start_calibration(files, tokens, product, context, options.device)
+    sample = read_sample(
+        options.calibration,
+        product,
+        options.calibration_tokens,
+        context,
+        options.calibration_seed,
+        options.text_field,
+    )
+    steps.on_texts(sample.texts)
+    return start_calibration(sample, product, options.device)
 
 
 def fresh_golden(
@@ -134,7 +156,7 @@ def fresh_golden(
     product = Product.whole(checkpoint)
     prepare_torch(device, product.nbytes)
     if stored is None:
-        probes = choose_probes(product, heldout_files((), product.path), 4096)
+        probes = choose_probes(product, heldout_texts((), product.path).files, 4096)
     else:
         probes = Probes.of(stored)
     artifacts = {
@@ -148,10 +170,10 @@ def fresh_golden(
     return golden, unreadable
 
 
-def heldout_files(given: Sequence[Path], source: Path) -> list[Path]:
+def heldout_texts(given: Sequence[Path], source: Path) -> Texts:
     """The files named, the files of the folders named, or those of a checkpoint's heldout/."""
     inside = source / "heldout"
-    return list(find_texts(given or ([inside] if inside.is_dir() else [])).files)
+    return find_texts(given or ([inside] if inside.is_dir() else []))
 
 
 def prepare_torch(device: str, nbytes: int) -> None:

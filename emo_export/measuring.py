@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError
+from emo_export.text.documents import FIELD
 
 if TYPE_CHECKING:
     from emo_export.exporting import Measure
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.reference.calibrate import Calibration
+    from emo_export.text.sample import Sample
 
 
-def start_calibration(
-    files: Sequence[Path], tokens: int, product: Product, context: int | None, device: str
-) -> Calibration:
-    """A calibration over a sample of the files' text, to be collected in the pass to come.
+def read_sample(
+    places: Sequence[Path],
+    product: Product,
+    tokens: int,
+    context: int | None = None,
+    seed: int = 0,
+    field: str = FIELD,
+) -> Sample:
+    """A sample of calibration text in the tokens of a product, and in chunks of its context.
 
     Raises EmoExportError for a checkpoint without tokenizer or files without text.
     """
     from emo_export.model.importance import CHUNK
-    from emo_export.reference.calibrate import Calibration
     from emo_export.text.sample import read_calibration
     from emo_export.text.tokenizer import open_tokenizer, why_no_tokenizer
 
@@ -35,10 +41,17 @@ def start_calibration(
             f"{why_no_tokenizer(product.path)}"
         )
     length = min(CHUNK, config.context_length(context))
-    sample = read_calibration(files, encode, tokens, length)
+    sample = read_calibration(places, encode, tokens, length, seed, field)
     if not sample.sequences:
         raise EmoExportError("--calibration: the text is too short; give at least two tokens")
-    return Calibration(config, sample.sequences, sample.source, device)
+    return sample
+
+
+def start_calibration(sample: Sample, product: Product, device: str) -> Calibration:
+    """A calibration over a sample of text, to be collected in the pass to come."""
+    from emo_export.reference.calibrate import Calibration
+
+    return Calibration(product.config, sample.sequences, sample.source, device)
 
 
 def read_importance(path: Path, product: Product, arch: str | None) -> ImportanceMatrix:

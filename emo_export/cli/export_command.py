@@ -25,17 +25,34 @@ from emo_export.cli.output import stdout
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, allow_dash=True, path_type=Path),
     multiple=True,
-    help='Text from which to collect an importance matrix on the way: .txt, .jsonl with "text", '
-    "or a folder of them. Better gguf types below 8 bits; iq2_xxs and iq2_xs need it.",
+    help="Text from which to collect an importance matrix on the way: any text file, .jsonl with "
+    '"text", a folder with all text below it, or - for stdin. Better gguf types below 8 bits; '
+    "iq2_xxs and iq2_xs need it.",
 )
 @click.option(
     "--calibration-tokens",
-    default=16384,
+    default=32768,
     show_default=True,
     type=click.IntRange(2),
-    help="Of all its files; each takes some 30 bytes of memory per hidden feature: 1 GB for 2048.",
+    help="Of all its files, sampled evenly where there is more; each takes some 30 bytes of memory "
+    "per hidden feature: 2 GB for 2048.",
+)
+@click.option(
+    "--calibration-seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Of the sample.",
+)
+@click.option(
+    "--field",
+    "text_field",
+    default="text",
+    show_default=True,
+    metavar="NAME",
+    help="Of each line of .jsonl that --calibration or --heldout names.",
 )
 @click.option(
     "--imatrix",
@@ -65,8 +82,8 @@ from emo_export.cli.output import stdout
     "--heldout",
     type=click.Path(exists=True, path_type=Path),
     multiple=True,
-    help='Text for perplexity: .txt, .jsonl with "text", or a folder of them. '
-    "Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
+    help="Text for perplexity: files or folders as for --calibration, of which the first tokens "
+    "are taken. Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
 )
 @click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
 @click.option("--context", type=click.IntRange(2, 1 << 20), help="Positions.  [default: config's]")
@@ -106,6 +123,8 @@ def export(
     specs: tuple[str, ...],
     calibration: tuple[Path, ...],
     calibration_tokens: int,
+    calibration_seed: int,
+    text_field: str,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
     block_size: str | None,
@@ -144,6 +163,8 @@ def export(
         heldout_tokens=heldout_tokens,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
+        calibration_seed=calibration_seed,
+        text_field=text_field,
         imatrix=imatrix,
         targets=TargetOptions(
             context,

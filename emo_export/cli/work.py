@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from emo_export.report.checkpoint import note
+from emo_export.report.texts import passed_over
 
 if TYPE_CHECKING:
     from emo_export.exporting import Steps, Target
     from emo_export.model.checkpoint import Checkpoint
+    from emo_export.text.places import Texts
 
 
 def say(text: str) -> None:
@@ -69,7 +71,12 @@ def progress_steps() -> Iterator[Steps]:
             bar.update(task, visible=False)
             bar.console.print(text, markup=False, highlight=False)
 
-        yield Steps(on_start, lambda count: bar.advance(task, count), on_stage)
+        yield Steps(on_start, lambda count: bar.advance(task, count), on_stage, _note_passed_over)
+
+
+def _note_passed_over(texts: Texts) -> None:
+    if found := passed_over(texts):
+        say(f"note: {found}")
 
 
 def _warn_fallbacks(target: Target) -> None:

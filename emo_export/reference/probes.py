@@ -25,6 +25,7 @@ from emo_export.parity.golden import (
 )
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import States
+from emo_export.text.documents import FIELD
 from emo_export.text.first import sequences_of, split
 from emo_export.text.places import legible, named
 from emo_export.text.tokenizer import open_tokenizer
@@ -117,13 +118,17 @@ class Probes:
 
 
 def choose_probes(
-    product: Product, heldout: Sequence[Path], tokens: int, context: int | None = None
+    product: Product,
+    heldout: Sequence[Path],
+    tokens: int,
+    context: int | None = None,
+    field: str = FIELD,
 ) -> Probes:
     """Pick token ids: from held-out files, else a built-in text, else (no tokenizer) at random.
 
     `tokens` bounds the held-out tokens, shared evenly among files; `context` the length of a
-    sequence (default: the config's). Raises EmoExportError for a file
-    that holds no text.
+    sequence (default: the config's); `field` holds the text in JSON lines. Raises EmoExportError
+    for a file that holds no text.
     """
     config = product.config
     context = config.context_length(context)
@@ -135,7 +140,7 @@ def choose_probes(
         domains = ["random token ids"] * len(texts)
     elif heldout:
         each = [
-            sequences_of([file], tokenizer, tokens // len(heldout), min(HELDOUT, context))
+            sequences_of([file], tokenizer, tokens // len(heldout), min(HELDOUT, context), field)
             for file in heldout
         ]
         texts = [ids for inside in each for ids in inside]

@@ -24,6 +24,9 @@ from emo_export.text.first import MOST_CHARACTERS, first_ids, split
 from emo_export.text.places import Texts, find_texts, legible, named, readable_twice
 from emo_export.text.tokenizer import Encode
 
+CALIBRATION_TOKENS = 32768
+"""By default."""
+
 BLOCK = 32
 """Characters of a block for each token of a sequence, so that some ten sequences are in one."""
 
