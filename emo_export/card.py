@@ -10,8 +10,8 @@ from emo_export.files.target_entry import TargetEntry
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
-from emo_export.parity.result import Result, Row
-from emo_export.report.sentences import not_compared, tokenizer
+from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
+from emo_export.report.sentences import interval, not_compared, tokenizer
 
 
 def model_card(
@@ -44,10 +44,16 @@ def _head(targets: Mapping[str, TargetEntry]) -> str:
 def _verdict(results: Sequence[Result]) -> str:
     if not results:
         return "**Not validated:** this folder was exported with `--no-validate` or `--no-golden`."
-    failed = [result.target for result in results if not result.passed]
+    failed = [result.target for result in results if result.verdict == FAIL]
+    untold = [result.target for result in results if result.verdict == NOT_ENOUGH]
+    told = []
     if failed:
-        return f"**PARITY FAILED for {', '.join(failed)}: do not use. The figures are below.**"
-    return ""
+        told.append(
+            f"**PARITY FAILED for {', '.join(failed)}: do not use. The figures are below.**"
+        )
+    if untold:
+        told.append(f"**Not enough text to judge {', '.join(untold)}. The figures are below.**")
+    return "\n\n".join(told)
 
 
 def _about(product: Product) -> str:
@@ -132,7 +138,7 @@ def _parity(results: Sequence[Result]) -> str:
         "`dequantised` compares with the reference implementation on the weights as this format "
         "stores them (it finds bugs), `original` with the float checkpoint (it measures what "
         "quantisation costs). KL in nats per position. `exact` keeps activations in float where "
-        "the engine by itself would quantise them.",
+        "the engine by itself would quantise them. In brackets: the 95% interval.",
         "",
         "| target | compared with | arithmetic | mode | KL mean | top-1 | perplexity ratio | |",
         "|---|---|---|---|---|---|---|---|",
@@ -157,8 +163,10 @@ def _parity(results: Sequence[Result]) -> str:
 
 def _parity_line(target: str, row: Row) -> str:
     ratio = f"{row.perplexity_ratio:.4f}" if row.against == ORIGINAL else ""
+    if "perplexity_ratio" in row.intervals:
+        ratio += f" ({interval('perplexity_ratio', row)})"
     m = row.measured
     return (
         f"| {target} | {row.against} | {row.arithmetic} | {row.mode} | {m.kl_mean:.1e} | "
-        f"{m.top1:.1%} | {ratio} | {'pass' if row.passed else 'FAIL'} |"
+        f"{m.top1:.1%} | {ratio} | {row.verdict} |"
     )

@@ -15,6 +15,15 @@ class MissingDependencyError(EmoExportError):
     exit_code = 3
 
 
+class NotEnoughTextError(EmoExportError):
+    """Nothing failed, but too few tokens were scored to tell whether a limit holds (exit 4).
+
+    Not 0: nothing was shown. Not 1: a job can let it pass without letting a failure pass.
+    """
+
+    exit_code = 4
+
+
 class ParityError(EmoExportError):
     """An exported model is outside its tolerance, or a file differs from its digest (exit 1)."""
 

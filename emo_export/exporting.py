@@ -86,7 +86,7 @@ class Exported:
 
     @property
     def passed(self) -> bool:
-        """No comparison was out of tolerance."""
+        """Every target was judged and is within its limits."""
         return all(result.passed for result in self.results)
 
 

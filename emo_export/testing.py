@@ -30,8 +30,9 @@ def assert_parity(
     `device` is a name that `--device` takes: pi4, ssh://pi@host, adb, here (a process of its own);
     None judges in this process. Returns the result of each target. Raises AssertionError, with a
     sentence for each limit, when a target is outside one, crashes there or is not made of the files
-    that export wrote; MissingDependencyError when an engine is not installed; EmoExportError when
-    the package can't be read or the device not reached. None of them is a pass.
+    that export wrote; NotEnoughTextError when nothing failed, but the held-out text is too short
+    to tell whether a limit holds; MissingDependencyError when an engine is not installed;
+    EmoExportError when the package can't be read or the device not reached. None is a pass.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test that called
     return Parity()(package, targets, threads, device)

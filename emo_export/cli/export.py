@@ -31,7 +31,7 @@ def run_export(
     out: Console,
     in_json: bool = False,
 ) -> None:
-    """Export, print the parity table. Raises ParityError when a target is out of tolerance."""
+    """Export, print the parity table. Raises what the verdict calls for."""
     from emo_export.job import export_package
     from emo_export.text.tokenizer import why_no_tokenizer
 

@@ -68,7 +68,8 @@ def run_validate(path: Path, options: ValidateOptions, out: Console) -> None:
     """Validate an exported folder, some of its targets, or one artifact, here or on devices.
 
     Whatever the verdict, it is printed and written to files before the error that goes with it is
-    raised: ParityError, EmoExportError for a target that can't be read, MissingDependencyError.
+    raised: ParityError, EmoExportError for a target that can't be read, MissingDependencyError,
+    NotEnoughTextError.
     """
     options.check()
     results = _results(path, options)

@@ -26,6 +26,7 @@ from emo_export.model.config import DEFAULT_CONTEXT, EmoConfig, LayerShape
 from emo_export.model.names import shape_of, slots
 from emo_export.model.notes import Note
 from emo_export.model.scheme import part_of
+from emo_export.parity.result import NOT_ENOUGH
 
 ACCEPTED = (
     "a Hugging Face checkpoint folder (config.json), a .gguf file, an ONNX folder "
@@ -252,13 +253,24 @@ def _parity(path: Path, warnings: list[str]) -> dict[str, str]:
         return {}
     try:
         reports = read_json(file)["targets"]
-        verdicts = {str(r["target"]): "passed" if r["passed"] else "FAILED" for r in reports}
+        verdicts = {str(r["target"]): _told(r) for r in reports}
     except (EmoExportError, KeyError, TypeError) as error:
         warnings.append(f"{file}: is not a parity report of emo-export ({error})")
         return {}
-    failed = [target for target, verdict in verdicts.items() if verdict != "passed"]
-    warnings.extend(f"{target}: failed its parity check; see parity.json" for target in failed)
+    wrong = {"FAILED": "failed its parity check", NOT_ENOUGH: "had not enough text to be judged"}
+    warnings.extend(
+        f"{target}: {wrong[verdict]}; see parity.json"
+        for target, verdict in verdicts.items()
+        if verdict != "passed"
+    )
     return verdicts
+
+
+def _told(report: Mapping[str, Any]) -> str:
+    """The verdict of one target; a report without the word is of an older emo-export."""
+    if report["passed"]:
+        return "passed"
+    return NOT_ENOUGH if report.get("verdict") == NOT_ENOUGH else "FAILED"
 
 
 def _size(path: Path) -> int:

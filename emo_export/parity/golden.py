@@ -25,8 +25,9 @@ ORIGINAL = "original"
 PAD = -1
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept
-MOST_SEQUENCES = 6
-LOGIT_BYTES = 64 << 20  # of kept logits; a vocabulary of 100352 gets 3 sequences
+HELDOUT_TOKENS = 4096  # of held-out text, unless told otherwise
+MOST_SEQUENCES = 6  # for each HELDOUT_TOKENS of text
+LOGIT_BYTES = 64 << 20  # of their logits; a vocabulary of 100352 gets 3 sequences
 
 F64 = npt.NDArray[np.float64]
 
@@ -44,9 +45,10 @@ _DAMAGE = (
 )
 
 
-def sequences_kept(tokens: int, vocab_size: int) -> int:
-    """Most sequences of so many tokens of which all logits are kept."""
-    return max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * tokens * vocab_size)))
+def sequences_kept(tokens: int, vocab_size: int, heldout: int = HELDOUT_TOKENS) -> int:
+    """How many sequences of so many tokens keep all logits, with `heldout` tokens of text."""
+    count = max(1, min(MOST_SEQUENCES, LOGIT_BYTES // (4 * tokens * vocab_size)))
+    return count * max(1, round(heldout / HELDOUT_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -227,18 +229,22 @@ def kl_divergence(reference: F32, engine: F32) -> F64:
     return divergence
 
 
-def measure(reference: F32, engine: F32, margin: F32, tie: float) -> Measured:
-    """Compare logits (n, T, V); positions whose routing margin is under `tie` are scored apart.
+def clear_positions(margin: F32, tie: float) -> npt.NDArray[np.bool_]:
+    """Which positions (n, T) hang on no near tie; all, when those were less than half.
 
-    When they are more than half of all, nothing is left out: a check must be able to fail.
+    A check must be able to fail.
     """
+    clear: npt.NDArray[np.bool_] = margin >= tie
+    return clear if clear.mean() >= 0.5 else np.ones_like(clear)
+
+
+def measure(reference: F32, engine: F32, margin: F32, tie: float) -> Measured:
+    """Compare logits (n, T, V); positions whose routing margin is under `tie` are scored apart."""
     if not np.isfinite(engine).all():
         nan = float("nan")
         return Measured(margin.size, nan, nan, 0.0, nan, 0, nan)
     divergence = kl_divergence(reference, engine)
-    clear = margin >= tie
-    if clear.mean() < 0.5:
-        clear = np.ones_like(clear)
+    clear = clear_positions(margin, tie)
     agree = reference.argmax(axis=-1) == engine.argmax(axis=-1)
     tied = divergence[~clear]
     return Measured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -10,6 +11,7 @@ from importlib import resources
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Runtime, Tokenizer
 from emo_export.parity.by_position import by_domain, by_position
+from emo_export.parity.estimates import Interval, logit_intervals, ratio_interval
 from emo_export.parity.golden import (
     ORIGINAL,
     Golden,
@@ -26,6 +28,7 @@ from emo_export.parity.result import (
     EXACT,
     PREFILL,
     SHIPPED,
+    Doubt,
     Failure,
     NotCompared,
     Result,
@@ -36,6 +39,9 @@ from emo_export.spec import Spec
 
 OpenRuntime = Callable[[], Runtime]
 OpenTokenizer = Callable[[Runtime], Tokenizer]
+
+MOST = 1e4  # times the tokens: what is so near to its limit can't be told
+TINY = 5e-324  # the logarithm of a ratio that fell to zero
 
 
 def tolerances(target: str, profile: str = "") -> Mapping[str, Mapping[str, float]]:
@@ -135,6 +141,7 @@ def _dequantised_rows(
     arithmetic: str,
     limits: Mapping[str, Mapping[str, float]],
 ) -> list[Row]:
+    """Judged by the figures themselves: a bug at one position must not drown in a spread."""
     reference, limit = golden.variant(target), limits[arithmetic]
     rows = []
     for mode, step in ((PREFILL, 0), (DECODE, 1)):
@@ -147,16 +154,19 @@ def _dequantised_rows(
 
 
 def _original_row(golden: Golden, runtime: Runtime, limit: Mapping[str, float]) -> Row:
+    """Judged by intervals: what quantisation costs is estimated from the tokens at hand."""
     reference = golden.variants[ORIGINAL]
     logits = run_logits(runtime, golden.input_ids, 0)
     figures = measure(reference.logits, logits, reference.margin, limit["tie"])
     nll = run_nll(runtime, golden.heldout_ids)
     found = perplexity(nll)
     ratio = found / perplexity(reference.heldout_nll)
-    failures = list(_exceeded(figures, limit))
-    high = limit["perplexity_ratio"]
-    if not 1 / high <= ratio <= high:  # much better than the original is as wrong as much worse
-        failures.append(Failure("perplexity_ratio", ratio, high))
+    intervals = {
+        **logit_intervals(reference.logits, logits, reference.margin, limit["tie"]),
+        "perplexity_ratio": ratio_interval(nll, reference.heldout_nll),
+    }
+    values = {"kl_mean": figures.kl_mean, "top1": figures.top1, "perplexity_ratio": ratio}
+    verdicts = [judged(name, values[name], limit[name], intervals[name]) for name in values]
     return Row(
         ORIGINAL,
         SHIPPED,
@@ -167,8 +177,50 @@ def _original_row(golden: Golden, runtime: Runtime, limit: Mapping[str, float]) 
         found,
         ratio,
         by_domain(golden, reference, nll),
-        tuple(failures),
+        tuple(one for one in verdicts if isinstance(one, Failure)),
+        tuple(one for one in verdicts if isinstance(one, Doubt)),
+        {name: one for name, one in intervals.items() if one is not None},
     )
+
+
+def judged(
+    figure: str, value: float, limit: float, interval: Interval | None
+) -> Failure | Doubt | None:
+    """A failure when the whole interval is outside of the limit, nothing when all of it is inside.
+
+    Between them there is doubt. The half width of an interval shrinks with the root of the tokens,
+    so (half width / distance to the limit) squared is how many times as many would tell.
+    """
+    if not math.isfinite(value):
+        return Failure(figure, value, limit)
+    if figure == "top1" and limit == 1:  # no number of tokens shows that all agree
+        return None if value == 1 else Failure(figure, value, limit)
+    if interval is None:
+        return Doubt(figure, value, limit, 1, 0)
+    least, most, scale = _bounds(figure, limit)
+    low, middle, high = (scale(x) for x in (interval.low, value, interval.high))
+    if high < least or low > most:
+        return Failure(figure, value, limit)
+    times = [
+        ((high if middle < bound else low) - middle) / (bound - middle) if bound != middle else MOST
+        for bound in (least, most)
+        if low < bound < high
+    ]
+    if not times:
+        return None
+    enough = math.ceil(interval.tokens * min(max(times) ** 2, MOST))
+    return Doubt(figure, value, limit, interval.tokens, enough)
+
+
+def _bounds(figure: str, limit: float) -> tuple[float, float, Callable[[float], float]]:
+    """The least and the most that a figure may be, on the scale on which it is symmetric."""
+    if figure == "kl_mean":
+        return -math.inf, limit, float
+    if figure == "top1":
+        return limit, math.inf, float
+    if figure == "perplexity_ratio":  # much better than the original is as wrong as much worse
+        return -math.log(limit), math.log(limit), lambda ratio: math.log(max(ratio, TINY))
+    raise ValueError(f"{figure} is no figure that has a limit")
 
 
 def _exceeded(figures: Measured, limit: Mapping[str, float]) -> list[Failure]:

@@ -12,16 +12,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from emo_export.base.strict_dataclass import read_dataclass
-from emo_export.errors import EmoExportError, ParityError
+from emo_export.errors import EmoExportError, NotEnoughTextError, ParityError
 from emo_export.files.manifest import Problem
 from emo_export.parity.by_position import ByPosition, DomainFigures
+from emo_export.parity.estimates import Interval
 from emo_export.parity.golden import ORIGINAL, Measured
 
 HERE = "here"
 SHIPPED, EXACT = "shipped", "exact"
 PREFILL, DECODE = "prefill", "decode"
 MISSING, SPACE = "missing", "space"
-FAILED = ParityError.exit_code
+FAILED, UNTOLD = ParityError.exit_code, NotEnoughTextError.exit_code
+PASS, FAIL, NOT_ENOUGH = "pass", "FAIL", "not enough text"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """A limit that lies inside of a figure's interval: these `tokens` can't tell.
+
+    `enough` is about how many would, if the figure stayed what it is; 0 where there are so few
+    that it has no interval.
+    """
+
+    figure: str
+    value: float
+    limit: float
+    tokens: int
+    enough: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One comparison and its verdict.
 
@@ -44,6 +61,8 @@ class Row:
     `exact` (float activations, where the engine would quantise them); `mode` is the whole prompt at
     once or token by token through the KV cache. `positions` has all of them, near ties too;
     `domains` only the comparison with the original, and only where golden.npz recorded them.
+    `intervals` are those of the figures that are judged by one: of the comparison with the
+    original, where there are enough tokens for one.
     """
 
     against: str
@@ -56,11 +75,13 @@ class Row:
     perplexity_ratio: float | None = None
     domains: tuple[DomainFigures, ...] = ()
     failures: tuple[Failure, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
-        """Within every limit."""
-        return not self.failures
+    def verdict(self) -> str:
+        """`pass` (every limit holds), `FAIL` (one doesn't) or `not enough text`."""
+        return FAIL if self.failures else NOT_ENOUGH if self.doubts else PASS
 
 
 @dataclass(frozen=True)
@@ -167,16 +188,22 @@ class Result:
     @property
     def exit_code(self) -> int:
         """0, or that of the error which this result is (see `errors`)."""
-        outside = not all(row.passed for row in self.rows)
-        if outside or self.tokenizer or self.damage or self.crash:
+        if any(row.failures for row in self.rows) or self.tokenizer or self.damage or self.crash:
             return FAILED
         if self.refusal:
             return self.refusal.exit_code
+        if any(row.doubts for row in self.rows):
+            return UNTOLD
         return 0 if self.rows else FAILED
+
+    @property
+    def verdict(self) -> str:
+        """`pass`, `FAIL` (also what could not be judged) or `not enough text`."""
+        return {0: PASS, UNTOLD: NOT_ENOUGH}.get(self.exit_code, FAIL)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN and no infinity: they become null."""
-        return {**_without_nan(asdict(self)), "passed": self.passed}
+        return {**_without_nan(asdict(self)), "passed": self.passed, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, raw: object, where: str = "result") -> Result:
@@ -184,11 +211,13 @@ class Result:
 
         Raises EmoExportError, which names `where`, for anything else.
         """
-        stated = raw.get("passed") if isinstance(raw, dict) else None
-        rest = {k: v for k, v in raw.items() if k != "passed"} if isinstance(raw, dict) else raw
-        result = read_dataclass(cls, rest, where)
-        if result.passed is not stated:
-            raise EmoExportError(f"{where}: passed is {stated!r}, its rows say {result.passed}")
+        stated = dict(raw) if isinstance(raw, dict) else {}
+        passed, verdict = stated.pop("passed", None), stated.pop("verdict", None)
+        result = read_dataclass(cls, stated if isinstance(raw, dict) else raw, where)
+        if result.passed is not passed:
+            raise EmoExportError(f"{where}: passed is {passed!r}, its rows say {result.passed}")
+        if result.verdict != verdict:
+            raise EmoExportError(f"{where}: verdict is {verdict!r}, its rows say {result.verdict}")
         nan = float("nan")  # a perplexity of null is one that was not finite, not one not measured
         rows = tuple(
             replace(row, perplexity=nan, perplexity_ratio=nan)
@@ -201,7 +230,17 @@ class Result:
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """What `validate --json` prints and parity.json holds."""
-    return {"passed": all(r.passed for r in results), "targets": [r.as_dict() for r in results]}
+    return {
+        "passed": all(r.passed for r in results),
+        "verdict": worst(results),
+        "targets": [r.as_dict() for r in results],
+    }
+
+
+def worst(results: Sequence[Result]) -> str:
+    """The verdict on all of them."""
+    found = {result.verdict for result in results}
+    return next((verdict for verdict in (FAIL, NOT_ENOUGH) if verdict in found), PASS)
 
 
 def refused(target: str, error: EmoExportError, device: str = HERE, kind: str = HERE) -> Result:

@@ -155,7 +155,7 @@ def choose_probes(
         raise EmoExportError(f"{source}: too short to judge; give at least two tokens of text")
     width = min(SEQUENCE, context, max(len(t) for t in texts))
     windows = [t[s : s + width] for t in texts for s in range(0, len(t) - width + 1, width)]
-    count = sequences_kept(width, config.vocab_size)
+    count = sequences_kept(width, config.vocab_size, sum(map(len, texts)))
     # Spread over the files, which are ordered by kind of text.
     picks = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
     kept = np.stack([windows[i] for i in picks])

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emo_export import __version__
 from emo_export.base.disk import write_whole
-from emo_export.report.sentences import beside, faults, limit, tokenizer
+from emo_export.parity.result import NOT_ENOUGH
+from emo_export.report.sentences import MORE_TEXT, about_row, beside, faults, intervals, tokenizer
 
 if TYPE_CHECKING:
     from emo_export.parity.result import Result, Row
@@ -27,7 +28,7 @@ class _Case(NamedTuple):
     """One test case: what it is called, and what is wrong (nothing when it passed)."""
 
     name: str
-    verdict: str = ""  # the element: "failure" or "error"
+    verdict: str = ""  # the element: "failure", "error" or "skipped"
     kind: str = ""
     lines: tuple[str, ...] = ()
 
@@ -44,12 +45,13 @@ def junit_xml(results: Sequence[Result], package: str) -> bytes:
     """JUnit XML in UTF-8: a suite for each device and target, a case for each comparison.
 
     `package` names the exported folder and begins every class name. A limit that was exceeded is a
-    `failure` (memory too), a run that did not come to its end an `error`.
+    `failure` (memory too), a run that did not come to its end an `error`, and a comparison whose
+    text was too short to tell is `skipped`: neither a failure nor a pass.
     """
     root = ET.Element("testsuites", name="emo-export validate")
     for result in results:
         root.append(_suite(result, package))
-    for count in ("tests", "failures", "errors"):
+    for count in ("tests", "failures", "errors"):  # the root has no count of what was skipped
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
     ET.indent(root)
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
@@ -59,9 +61,8 @@ def _suite(result: Result, package: str) -> ET.Element:
     cases = list(_cases(result))
     name = _clean(f"{package}.{result.device}.{result.target}")
     suite = ET.Element("testsuite", name=name, tests=str(len(cases)))
-    for count, verdict in (("failures", "failure"), ("errors", "error")):
+    for count, verdict in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(count, str(sum(case.verdict == verdict for case in cases)))
-    suite.set("skipped", "0")
     properties = ET.SubElement(suite, "properties")
     for key, value in _facts(result):
         ET.SubElement(properties, "property", name=_clean(key), value=_clean(value))
@@ -85,8 +86,11 @@ def _cases(result: Result) -> Iterator[_Case]:
     yield _case("run", "DeviceFailure", beside(result))
     for row in result.rows:
         name = f"against {row.against}, {row.arithmetic} arithmetic, {row.mode}"
-        exceeded = [*map(limit, row.failures)]
-        yield _case(name, "ParityError", exceeded and [*exceeded, _figures(row)])
+        told = about_row(row)
+        if row.verdict == NOT_ENOUGH:
+            yield _Case(name, "skipped", "NotEnoughText", (*told, MORE_TEXT, _figures(row)))
+        else:
+            yield _case(name, "ParityError", told and [*told, _figures(row)])
     yield _case("tokenizer", "ParityError", list(tokenizer(result.tokenizer)))
 
 
@@ -101,6 +105,7 @@ def _figures(row: Row) -> str:
         f"measured: mean KL {found.kl_mean:.3e}, largest {found.kl_max:.3e}, top-1 "
         f"{found.top1:.4f}, largest logit error {found.max_abs:.3e} over {found.positions} "
         f"positions ({found.near_ties} on near ties, scored apart); limits: {limits}"
+        + (f"; within 95%: {found_within}" if (found_within := intervals(row)) else "")
     )
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from emo_export.base.install import install_command
-from emo_export.errors import EmoExportError, MissingDependencyError, ParityError
+from emo_export.errors import (
+    EmoExportError,
+    MissingDependencyError,
+    NotEnoughTextError,
+    ParityError,
+)
 from emo_export.files.manifest import ABSENT, CONTENT, SIZE, UNLISTED, Problem
+from emo_export.parity.estimates import SEQUENCES, Interval
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import (
     HERE,
     MISSING,
+    NOT_ENOUGH,
     SPACE,
     Crash,
+    Doubt,
     Failure,
     NotCompared,
     Result,
@@ -26,14 +34,22 @@ NO_RESULT = "the run ended without a result"
 AGAINST = {ORIGINAL: "the float original", "dequantised": "the dequantised reference"}
 ARITHMETIC = {"shipped": "as shipped", "exact": "float activations"}
 MODE = {"prefill": "whole prompt", "decode": "token by token"}
-ERRORS = {error.exit_code: error for error in (ParityError, EmoExportError, MissingDependencyError)}
+MORE_TEXT = (
+    "--heldout and --heldout-tokens of export give more text (6 sequences of 48 positions for each "
+    "4096 tokens, at least as many), --tokens of an emulated device more of it"
+)
+MOST_TIMES = 100  # beyond, an estimate of how much text would do means nothing
+ERRORS = {
+    error.exit_code: error
+    for error in (ParityError, EmoExportError, MissingDependencyError, NotEnoughTextError)
+}
 
 
 def check(results: Sequence[Result]) -> None:
     """Raise the error whose exit code the results have, with every sentence of all of them.
 
     Of several the one with the smallest exit code: ParityError, then EmoExportError for a target
-    that could not be judged, then MissingDependencyError.
+    that could not be judged, then MissingDependencyError, then NotEnoughTextError.
     """
     wrong = [result for result in results if not result.passed]
     if not wrong:
@@ -43,6 +59,8 @@ def check(results: Sequence[Result]) -> None:
     if kind is ParityError:
         failed = [name(result) for result in wrong if result.exit_code == ParityError.exit_code]
         told.insert(0, f"failed: {', '.join(failed)}")
+    if kind is NotEnoughTextError:
+        told.append(MORE_TEXT)
     raise kind("\n".join(told))
 
 
@@ -58,7 +76,7 @@ def sentences(results: Sequence[Result]) -> list[str]:
 
 def faults(result: Result) -> list[str]:
     """What is wrong with one result."""
-    rows = [f"{comparison(row)}: {limit(why)}" for row in result.rows for why in row.failures]
+    rows = [f"{comparison(row)}: {text}" for row in result.rows for text in about_row(row)]
     found = [*beside(result), *tokenizer(result.tokenizer), *rows]
     return found if found or result.passed else [NO_RESULT]
 
@@ -75,6 +93,63 @@ def comparison(row: Row) -> str:
     """What was compared with what, and how."""
     how = f"{ARITHMETIC[row.arithmetic]}, {MODE[row.mode]}"
     return f"compared with {AGAINST[row.against]} ({how})"
+
+
+def about_row(row: Row) -> list[str]:
+    """What is wrong with a comparison, then what could not be told."""
+    return [*map(limit, row.failures), *(doubt(one, row.intervals) for one in row.doubts)]
+
+
+def doubt(found: Doubt, intervals: Mapping[str, Interval]) -> str:
+    """Which limit could not be judged, and how much text would do."""
+    figure, shown, bound = _FIGURES[found.figure]
+    units = "tokens" if found.figure == "perplexity_ratio" else "positions"
+    if not found.enough:
+        return f"{NOT_ENOUGH} to judge {figure}: it takes at least two {units}"
+    end = intervals[found.figure]
+    much = f"about {_two_digits(found.enough)}"
+    if found.enough > MOST_TIMES * found.tokens:
+        much = f"more than {MOST_TIMES} times as many"
+    return (
+        f"{NOT_ENOUGH} to judge {figure}: {shown(found.value)} is between {shown(end.low)} and "
+        f"{shown(end.high)} (95%), the limit is {bound(found.limit)}; {found.tokens} {units} were "
+        f"scored, {much} would do"
+    )
+
+
+def _two_digits(count: int) -> int:
+    """Rounded up to two digits, which is more than an estimate of it is worth."""
+    unit = int(10 ** max(len(str(count)) - 2, 0))
+    return -(-count // unit) * unit
+
+
+def intervals(row: Row) -> str:
+    """The figures that are judged by their intervals; empty where there is none."""
+    values = {
+        "kl_mean": row.measured.kl_mean,
+        "top1": row.measured.top1,
+        "perplexity_ratio": row.perplexity_ratio,
+    }
+    return ", ".join(
+        f"{_FIGURES[key][0]} {_FIGURES[key][1](value)} ({interval(key, row)})"
+        for key, value in values.items()
+        if value is not None and key in row.intervals
+    )
+
+
+def interval(figure: str, row: Row) -> str:
+    """`0.9936 to 1.0254`, and whether sequences were taken as independent, not tokens."""
+    found, shown = row.intervals[figure], _FIGURES[figure][1]
+    by = ", by sequence" if found.independent == SEQUENCES else ""
+    return f"{shown(found.low)} to {shown(found.high)}{by}"
+
+
+_FIGURES: Mapping[str, tuple[str, Callable[[float], str], Callable[[float], str]]] = {
+    "kl_mean": ("mean KL", "{:.2e}".format, "{:.0e}".format),
+    "top1": ("top-1", "{:.1%}".format, "{:.0%}".format),
+    "perplexity_ratio": ("perplexity ratio", "{:.4f}".format, "{}".format),
+}
+"""Figure -> its name, and how a value and a limit of it are written."""
 
 
 def limit(failure: Failure) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from emo_export.base.ram_size import shown
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import HERE, Result, Row
-from emo_export.report.sentences import faults, name, not_compared, sentences
+from emo_export.report.sentences import faults, intervals, name, not_compared, sentences
 
 TITLE = "Parity with the reference"
 TABLE_LEGEND = (
@@ -26,7 +26,8 @@ def show(results: Sequence[Result], out: Console) -> None:
     """Tables where all ran on this machine; else the matrix of targets and devices."""
     if any(result.kind != HERE for result in results):
         out.print(matrix(results), "", sep="\n")
-        lines = [MATRIX_LEGEND, "", *facts(results), *sentences(results)]
+        found = [f"{name(result)}: {text}" for result in results for text in estimates(result)]
+        lines = [MATRIX_LEGEND, "", *found, *facts(results), *sentences(results)]
     else:
         lines = details(results, out)
     for line in lines:
@@ -56,7 +57,7 @@ def _table(result: Result) -> Table:
         out.add_column(heading, no_wrap=True)
     for heading in ("KL mean", "KL max", "top-1", "ties", "ppl ×"):
         out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("", no_wrap=True)
+    out.add_column("", max_width=10)  # `not enough text` takes two lines
     for row in result.rows:
         out.add_row(*_cells(row))
     return out
@@ -73,7 +74,7 @@ def _cells(row: Row) -> list[str]:
         f"{m.top1:.1%}",
         f"{m.near_ties}/{m.positions}",
         "" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.4f}",
-        "pass" if row.passed else "FAIL",
+        row.verdict,
     ]
 
 
@@ -83,11 +84,12 @@ def verdicts(results: Sequence[Result]) -> list[str]:
     for result in results:
         judged = next(row for row in result.rows if row.perplexity_ratio is not None)
         lines.append(
-            f"{result.target}: {'pass' if result.passed else 'FAIL'}; perplexity "
+            f"{result.target}: {result.verdict}; perplexity "
             f"{judged.perplexity:.2f}, {judged.perplexity_ratio:.4f} times the original's; "
             f"{_greedy(result)}; {result.engine['version']}, threads {result.engine['threads']}"
         )
-        notes = [not_compared(result.not_compared)] if result.not_compared else []
+        notes = estimates(result)
+        notes += [not_compared(result.not_compared)] if result.not_compared else []
         lines += [f"  {text}" for text in (*notes, *faults(result))]
     first = results[0]
     lines.append(
@@ -95,6 +97,12 @@ def verdicts(results: Sequence[Result]) -> list[str]:
     )
     lines.append(f"perplexity over {first.heldout_tokens} tokens of {first.heldout_source}")
     return lines
+
+
+def estimates(result: Result) -> list[str]:
+    """The figures beside the float original with their intervals, a line where there are any."""
+    told = [intervals(row) for row in result.rows if row.against == ORIGINAL]
+    return [f"within 95%: {text}" for text in told if text]
 
 
 def _greedy(result: Result) -> str:
@@ -120,16 +128,16 @@ def matrix(results: Sequence[Result]) -> Table:
     for heading in ("KL stored", "limit", "KL original", "limit", "top-1", "limit", "ppl ×"):
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("positions", justify="right", no_wrap=True)
-    out.add_column("", no_wrap=True)
+    out.add_column("", max_width=10)
     for result in results:
-        out.add_row(result.device, result.target, *_figures(result), _verdict(result))
+        out.add_row(result.device, result.target, *_figures(result), result.verdict)
     return out
 
 
 def markdown(results: Sequence[Result]) -> str:
     """The same table as Markdown, for a README."""
     headings = [str(column.header) for column in matrix(()).columns]
-    rows = [[r.device, f"`{r.target}`", *_figures(r), _verdict(r)] for r in results]
+    rows = [[r.device, f"`{r.target}`", *_figures(r), r.verdict] for r in results]
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -156,10 +164,6 @@ def _figures(result: Result) -> list[str]:
 
 def _limited(row: Row) -> tuple[str, str]:
     return f"{row.measured.kl_mean:.1e}", f"{row.limits['kl_mean']:.0e}"
-
-
-def _verdict(result: Result) -> str:
-    return "pass" if result.passed else "FAIL"
 
 
 def facts(results: Sequence[Result]) -> Iterator[str]:

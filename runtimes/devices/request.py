@@ -11,7 +11,7 @@ from typing import NamedTuple
 from emo_export.interfaces import Ids
 from emo_export.parity.golden import PAD, Golden, Variant
 
-VERSION = 2  # of the answer
+VERSION = 3  # of the answer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from emo_export.files.manifest import Manifest
 from emo_export.model.recipes import BLOCKS, Part
 from tests.cli.test_cli_importance_refusals import refused
-from tests.kit.command import Emo
+from tests.kit.command import NOT_FAILED, Emo
 from tests.kit.synth import make_checkpoint
 
 OVERRIDES = {"attention": "int4", "head": "int4b32", "embed": "int4", "shared_expert": "f32"}
@@ -45,7 +45,7 @@ def test_blocks_and_types_of_parts(graph: str, wide: Path, tmp_path: Path, emo: 
     spec = "onnx:int4" if graph == "qmoe" else "onnx:int4@if"
     arguments = (wide, "-o", tmp_path / "out", "--to", spec, "--block-size", "64", *options)
     done = emo("export", *arguments, "--heldout-tokens", "64", "--json")
-    assert done.code == 0, done.err
+    assert done.code in NOT_FAILED, done.err
     entry = Manifest.load(tmp_path / "out").targets[spec].as_dict()
     assert entry["recipe"] == {
         **{role: "f32" for role in ("router", "vector", "shared_expert")},

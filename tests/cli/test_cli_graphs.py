@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emo_export.files.manifest import Manifest
-from tests.kit.command import Emo
+from tests.kit.command import NOT_FAILED, Emo
 from tests.kit.synth import make_checkpoint
 
 TARGETS = {
@@ -27,7 +27,7 @@ def package(tmp_path: Path, emo: Emo) -> Path:
     to = [word for spec in TARGETS for word in ("--to", spec.replace("int8", "INT8"))]
     to[1] += "@qmoe"  # the default by its name
     done = emo("export", folder, "-o", tmp_path / "out", *to, "--heldout-tokens", "128", "--json")
-    assert done.code == 0, done.err
+    assert done.code in NOT_FAILED, done.err
     report = json.loads(done.out)
     assert [target["target"] for target in report["targets"]] == list(TARGETS)
     for target in report["targets"]:
@@ -53,7 +53,7 @@ def test_graphs_together(package: Path, emo: Emo) -> None:
     (alone / "manifest.json").unlink()
     for spec, place in TARGETS.items():
         done = emo("validate", alone / place, "--json")
-        assert done.code == 0 and json.loads(done.out)["targets"][0]["target"] == spec
+        assert done.code in NOT_FAILED and json.loads(done.out)["targets"][0]["target"] == spec
         done = emo("run", alone / place, "-p", "def", "-n", "3", "--temperature", "0")
         assert done.code == 0 and done.out.strip()
         done = emo("inspect", alone / place, "--json")

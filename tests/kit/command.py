@@ -22,6 +22,10 @@ class Done:
 Emo = Callable[..., Done]
 
 
+NOT_FAILED = (0, 4)
+"""Of a judged export of an untrained checkpoint, whose few tokens may not tell what it costs."""
+
+
 def exit_code_of(*arguments: object) -> int:
     """Run a command; how this process takes signals is afterwards as it was."""
     argv, handlers = sys.argv, {number: signal.getsignal(number) for number in SIGNALS}

@@ -32,9 +32,10 @@ SCHEMA: dict[str, tuple[set[str], set[str], set[str]]] = {
     ),
     "failure": (set(), {"type", "message"}, set()),
     "error": (set(), {"type", "message"}, set()),
+    "skipped": (set(), {"type", "message"}, set()),
     "system-out": (set(), set(), set()),
 }
-TEXT = {"failure", "error", "system-out"}
+TEXT = {"failure", "error", "skipped", "system-out"}
 
 
 def check_junit(content: bytes) -> ET.Element:

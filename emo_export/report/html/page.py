@@ -19,7 +19,7 @@ from emo_export.base.install import install_command
 from emo_export.errors import MissingDependencyError
 from emo_export.files.manifest import Manifest
 from emo_export.parity.golden import ORIGINAL, Golden
-from emo_export.parity.result import Result
+from emo_export.parity.result import Result, worst
 from emo_export.report import sentences
 from emo_export.report.html import charts, memory_words
 from emo_export.report.html import view as report_view
@@ -86,7 +86,7 @@ def html(
         _environment()
         .get_template("report.html.j2")
         .render(
-            passed=all(result.passed for result in results),
+            verdict=worst(results),
             results=numbered,
             devices={name: [n for n in numbered if n.result.device == name] for name in devices},
             targets=list(dict.fromkeys(result.target for result in results)),

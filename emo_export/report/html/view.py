@@ -11,10 +11,12 @@ from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Manifest
 from emo_export.interfaces import Ids
 from emo_export.parity.golden import ORIGINAL, PAD, Golden, domain_order
-from emo_export.parity.result import PREFILL, SHIPPED, Result, Row
+from emo_export.parity.result import FAIL, NOT_ENOUGH, PASS, PREFILL, SHIPPED, Result, Row
 from emo_export.report.html import charts
 from emo_export.report.text import engines
 
+CLASSES = {PASS: "pass", FAIL: "fail", NOT_ENOUGH: "unsure"}
+SIGNS = {PASS: "✓", FAIL: "✗", NOT_ENOUGH: "?"}
 MOST_SAMPLES = 120  # of memory over time; the highest of each interval is kept
 
 Sample = tuple[float, float, float]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from emo_export.files.manifest import Manifest
 from emo_export.interfaces import Ids
-from emo_export.parity.result import HERE, Result, Row
+from emo_export.parity.result import FAIL, HERE, NOT_ENOUGH, Result, Row
+from emo_export.report.sentences import interval as interval_of
 from emo_export.report.sentences import name as name_of
 
 NOTHING = "Nothing to draw: every value is zero or not finite."
@@ -64,19 +65,35 @@ def place(device: str) -> str:
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """One sentence: what passed or failed, where."""
-    failed = [result for result in results if not result.passed]
+    """A sentence or two: what passed or failed where, and what could not be told."""
+    failed = [result for result in results if result.verdict == FAIL]
+    untold = [name_of(result) for result in results if result.verdict == NOT_ENOUGH]
+    if untold:
+        text = f"Too little text to judge {joined(_some(untold))}."
+        return f"{_failed(failed, len(results))} {text}" if failed else text
     targets = list(dict.fromkeys(result.target for result in results))
     devices = joined([place(name) for name in dict.fromkeys(r.device for r in results)])
     if not failed:
         stay = "stays within its" if len(targets) == 1 else "stay within their"
         return f"{joined(targets)} {stay} limits on {devices}."
+    return _failed(failed, len(results))
+
+
+def _failed(failed: Sequence[Result], of: int) -> str:
     names = [name_of(result) for result in failed]
-    if len(results) == 1:
+    if of == 1:
         return f"{names[0]} failed."
-    if len(names) > 4:
-        names = [*names[:3], f"{len(names) - 3} more"]
-    return f"{len(failed)} of {len(results)} checks failed: {joined(names)}."
+    return f"{len(failed)} of {of} checks failed: {joined(_some(names))}."
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    """At most four names."""
+    return [*names] if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"]
+
+
+def interval(row: Row, figure: str) -> str:
+    """The interval of a figure; empty where it has none."""
+    return interval_of(figure, row) if figure in row.intervals else ""
 
 
 def limits(row: Row) -> str:

@@ -20,7 +20,7 @@ from emo_export.parity.result import Result
 from emo_export.report.sentences import faults
 from emo_export.runtimes.devices.device import Device, Finished
 from emo_export.runtimes.devices.far.machine import arm64_features, machine_facts
-from emo_export.runtimes.devices.request import Request, Share, parse
+from emo_export.runtimes.devices.request import VERSION, Request, Share, parse
 from tests.kit.device_runs import judged_on
 from tests.kit.packages import SMALL_TARGETS, package
 
@@ -144,14 +144,18 @@ def test_a_crash_fails_with_a_sentence(exported: Path, finished: Finished, sente
         json.dumps(report.as_dict())
 
 
+def answer(target: str) -> str:
+    return json.dumps({"version": VERSION, "target": target, "result": {}})
+
+
 @pytest.mark.parametrize(
     ("finished", "message"),
     [
         (Finished(1, "", "Traceback\nImportError: numpy"), "code 1 and no answer: .*numpy"),
         (Finished(0, '{"version": 7}', ""), "another version"),
         (Finished(0, "[]", ""), "expected an object"),
-        (Finished(0, '{"version": 2, "target": "gguf:q2_k", "result": {}}', ""), "answered for"),
-        (Finished(0, '{"version": 2, "target": "gguf:f32", "result": {}}', ""), "answer of here"),
+        (Finished(0, answer("gguf:q2_k"), ""), "answered for"),
+        (Finished(0, answer("gguf:f32"), ""), "answer of here"),
     ],
 )
 def test_an_answer_that_is_none_is_refused(
