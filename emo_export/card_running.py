@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import Result
+from emo_export.runtimes.families import LIGHT
 from emo_export.spec import GGUF, ONNX
 
 Targets = Mapping[str, TargetEntry]
 
-EXTRAS = {GGUF: "llama", ONNX: "ort"}
-"""What of emo-export runs each family."""
 GRAPHS = {
     "deepseek": "whose graph computes EMO exactly",
     "glm4moe": "whose graph computes this model exactly, with biases that steer the selection",
@@ -66,13 +65,12 @@ def modelfile(path: str, context: int, has_chat_template: bool) -> str:
 def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
     """The card's sections on running the folder."""
     parts = [_ours(targets)]
-    ggufs = {name: target for name, target in targets.items() if target.spec.family == GGUF}
-    if ggufs:
-        parts += [_choice(ggufs, results, sizes)] if results else []
-        parts += [_llama_cpp(ggufs), _apps(ggufs)]
-    onnx = {spec: target for spec, target in targets.items() if spec not in ggufs}
-    if onnx:
-        parts.append(_onnx(onnx))
+    by_family: dict[str, dict[str, TargetEntry]] = {family: {} for family in SECTIONS}
+    for name, target in targets.items():
+        by_family[target.spec.family][name] = target
+    for family, ours in by_family.items():
+        if ours:
+            parts += SECTIONS[family](ours, results, sizes)
     if results:
         parts.append(
             "`golden.npz` is only needed to validate; a device that just runs needs no copy."
@@ -80,7 +78,12 @@ def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int
     return "\n\n".join(parts)
 
 
-def _onnx(folders: Targets) -> str:
+def _gguf(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> list[str]:
+    choice = [_choice(ggufs, results, sizes)] if results else []
+    return [*choice, _llama_cpp(ggufs), _apps(ggufs)]
+
+
+def _onnx(folders: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> list[str]:
     lines = [
         f"- `{target.path}`: ONNX Runtime {target.onnxruntime} or newer "
         f"({ONNX_GRAPHS[target.spec.graph]})."
@@ -96,7 +99,7 @@ def _onnx(folders: Targets) -> str:
         "positions follow from it. Beyond the context a graph fails."
     )
     genai = [target.path for target in folders.values() if target.no_genai == ""]
-    return f"{text}\n\n{_genai(genai[0])}" if genai else text
+    return [text, *([_genai(genai[0])] if genai else [])]
 
 
 def _default(folders: Targets) -> str:
@@ -121,7 +124,7 @@ def _block(lines: Iterator[str] | Sequence[str]) -> str:
 def _ours(targets: Targets) -> str:
     lines = [
         f"emo-export run {shlex.quote(target.path)} -p 'The' -n 64"
-        f"   # needs emo-export[{EXTRAS[target.spec.family]}]"
+        f"   # needs emo-export[{LIGHT[target.spec.family].extra}]"
         for target in targets.values()
     ]
     return f"## Running\n\nFrom this folder:\n\n{_block(lines)}"
@@ -183,3 +186,10 @@ def _apps(ggufs: Targets) -> str:
         "The commands of Ollama and LM Studio follow their documentation; emo-export has run "
         "llama.cpp alone."
     )
+
+
+SECTIONS: Mapping[str, Callable[[Targets, Sequence[Result], Mapping[str, int]], list[str]]] = {
+    GGUF: _gguf,
+    ONNX: _onnx,
+}
+"""What the card says of each family, in this order."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emo_export import __version__
-from emo_export.base.disk import check_space, writing
+from emo_export.base.disk import check_space, size_of, writing
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
-from emo_export.files.package import size_of
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
 from emo_export.model.chat_templates import DEFAULT, chat_templates
@@ -27,7 +26,6 @@ from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
 from emo_export.pipeline import Calibrating, Measured, Output, stream
-from emo_export.spec import GGUF
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
@@ -157,7 +155,7 @@ def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: 
     """A Modelfile for Ollama beside each GGUF file."""
     has_template = DEFAULT in chat_templates(source)
     for entry in entries.values():
-        if entry.spec.family == GGUF and entry.context is not None:
+        if entry.context is not None:  # told of GGUF alone
             path = folder / modelfile_name(entry.path)
             with writing(path):
                 path.write_text(modelfile(entry.path, entry.context, has_template), "utf-8")

@@ -47,7 +47,7 @@ class Spec:
             raise EmoExportError(
                 f"--to {text}: expected gguf:TYPE or onnx:TYPE[@GRAPH], as in gguf:q4_0"
             )
-        if at and (family != ONNX or graph not in GRAPHS[ONNX]):
+        if at and (not graph or graph not in GRAPHS[family]):
             known = ", ".join(f"@{name}" for name in GRAPHS[ONNX])
             raise EmoExportError(f"--to {text}: graph {graph!r} is not known; onnx has {known}")
         return cls(family, type_name, graph)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from emo_export import validate
 from emo_export.errors import ParityError
 from emo_export.files.manifest import NAME as MANIFEST
-from emo_export.files.package import chosen_targets
+from emo_export.runtimes.package import chosen_targets
 
 if TYPE_CHECKING:
     from emo_export.parity.result import Result

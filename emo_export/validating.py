@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import shlex
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.families import FAMILIES
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Problem, verify
-from emo_export.files.package import chosen_targets
 from emo_export.files.target_entry import TargetEntry
-from emo_export.interfaces import Runtime
 from emo_export.parity.golden import Golden
 from emo_export.parity.judge import tolerances, validate_target
-from emo_export.parity.result import EXACT, MISSING, SPACE, NotCompared, Result, refused
+from emo_export.parity.result import EXACT, NotCompared, Result, refused
 from emo_export.runtimes.devices.far.machine import machine_facts
 from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
+from emo_export.runtimes.package import chosen_targets
+from emo_export.spec import Spec
 
 if TYPE_CHECKING:
     from emo_export.runtimes.devices.options import DeviceOptions
@@ -77,7 +73,7 @@ def validate_here(
         else:
             try:
                 on_stage(f"validating {spec}")
-                result = judge(spec, folder / entry.path, golden, threads)
+                result = judge(entry.spec, folder / entry.path, golden, threads)
             except EmoExportError as error:
                 result = refused(spec, error)
         again = _command(path, spec, repeat)
@@ -120,62 +116,25 @@ def validate_new(
     machine, results = machine_facts(), []
     for spec, entry in targets.items():
         on_stage(f"validating {spec}")
-        result = judge(spec, folder / entry.path, golden)
+        result = judge(entry.spec, folder / entry.path, golden)
         results.append(replace(result, machine=machine))
     return results
 
 
-def judge(spec: str, path: Path, golden: Golden, threads: int | None = None) -> Result:
-    """Judge one file or folder with its engine, with float activations too where they differ.
+def judge(spec: Spec, path: Path, golden: Golden, threads: int | None = None) -> Result:
+    """Judge the target at a path with its engine, with float activations too where they differ.
 
     Raises EmoExportError when the engine can't open it.
     """
     shipped = partial(open_runtime, path, threads, parity=True)
     tokenizer = partial(tokenizer_of, path)
-    if EXACT not in tolerances(spec):
-        return validate_target(spec, golden, shipped, tokenizer)
-    with exact_opener(path, threads) as exact:
+    name = str(spec)
+    if EXACT not in tolerances(name):
+        return validate_target(name, golden, shipped, tokenizer)
+    with FAMILIES[spec.family].exact(path, threads) as exact:
         if isinstance(exact, NotCompared):
-            return validate_target(spec, golden, shipped, tokenizer, not_compared=exact)
-        return validate_target(spec, golden, shipped, tokenizer, exact)
-
-
-@contextmanager
-def exact_opener(path: Path, threads: int | None) -> Iterator[Callable[[], Runtime] | NotCompared]:
-    """How to run a target with float activations, or why that can't be."""
-    if importlib.util.find_spec("onnx" if path.is_dir() else "gguf") is None:
-        yield NotCompared(MISSING)
-        return
-    if path.is_dir():
-        from emo_export.converters.onnx.exact import SESSION_OPTIONS, exact_graph
-        from emo_export.runtimes.ort.model import OnnxModel
-
-        with _readable(path / "model.onnx"):
-            graph = exact_graph(path / "model.onnx")
-        yield partial(
-            OnnxModel, path, threads=threads, session_options=SESSION_OPTIONS, graph=graph
-        )
-        return
-    from emo_export.converters.gguf.twin import write_float_twin
-    from emo_export.files.gguf_header import read_gguf
-
-    twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
-    if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
-        yield NotCompared(SPACE, twin_bytes, tempfile.gettempdir())
-        return
-    with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
-        twin = Path(folder) / "twin.gguf"
-        write_float_twin(path, twin)
-        yield lambda: open_runtime(twin, threads, parity=True)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What onnx raises for a damaged file, as one sentence."""
-    try:
-        yield
-    except Exception as error:  # protobuf's DecodeError shares no base class but Exception
-        raise EmoExportError(f"{path}: cannot be read as an ONNX model ({error})") from error
+            return validate_target(name, golden, shipped, tokenizer, not_compared=exact)
+        return validate_target(name, golden, shipped, tokenizer, exact)
 
 
 def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]:

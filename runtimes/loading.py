@@ -8,10 +8,10 @@ from types import TracebackType
 
 import numpy as np
 
-from emo_export.files.package import chosen_targets
 from emo_export.interfaces import F32, Runtime
 from emo_export.runtimes.generate import generate
 from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
+from emo_export.runtimes.package import chosen_targets
 
 
 class Model:

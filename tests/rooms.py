@@ -51,7 +51,8 @@ WITHIN = {
     "runtimes": (
         {"checks", "generate", "timing"},
         {"llama", "ort"},
-        {"opening"},
+        {"families"},
+        {"opening", "package"},
         {"loading"},
         {"devices"},
     ),

@@ -64,7 +64,7 @@ def test_a_target_is_judged_again_only_when_its_files_changed(
     judged: list[str] = []
     judge = validating.judge
     monkeypatch.setattr(
-        validating, "judge", lambda spec, *rest: judged.append(spec) or judge(spec, *rest)
+        validating, "judge", lambda spec, *rest: judged.append(str(spec)) or judge(spec, *rest)
     )
     copy = Path(shutil.copytree(package, tmp_path / "mine"))
     parity = Parity()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emo_export.errors import EmoExportError
-from emo_export.files.package import ARCHITECTURES
+from emo_export.files.gguf_types import ARCHITECTURES
 from emo_export.model.config import EmoConfig, LayerShape
 from emo_export.model.rope import rope_type
 

@@ -21,7 +21,7 @@ from emo_export.converters.gguf.scaled import fit_to_graph
 from emo_export.converters.gguf.tokenizer import GgufTokenizer
 from emo_export.converters.placed_file import PlacedFile, Region
 from emo_export.errors import EmoExportError
-from emo_export.files.package import FILE_TYPES
+from emo_export.files.gguf_types import FILE_TYPES
 from emo_export.interfaces import Format, Ids, Packed, TensorDecl
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import ImportanceMatrix

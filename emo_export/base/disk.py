@@ -88,3 +88,10 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.replace(real)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())

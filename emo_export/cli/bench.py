@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from emo_export.base.child_process import Child
+from emo_export.base.disk import size_of
 from emo_export.base.threads import physical_cores
 from emo_export.bench.bandwidth import buffer_bytes
 from emo_export.bench.bandwidth import measure as measure_bandwidth
@@ -21,20 +22,19 @@ from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit
 from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
 from emo_export.bench.view import render
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.files.package import chosen_targets, size_of
 from emo_export.files.read_per_token import (
     check_olmoe,
     olmoe_bytes,
     olmoe_per_token,
-    per_token_of,
 )
 from emo_export.model.config import EmoConfig
+from emo_export.runtimes.families import LIGHT
 from emo_export.runtimes.opening import SMALL_MODEL, missing_engine
+from emo_export.runtimes.package import chosen_targets
+from emo_export.spec import Spec
 
 CHILD = "emo_export.cli.bench_child"
-# Memory beside the size on disk, measured on the shape of the released model with 32 experts:
-# ONNX Runtime packs a copy and maps a little; llama.cpp maps all and copies what it repacks.
-ONNX_MEMORY, GGUF_MEMORY, OLMOE_MEMORY = 1.35, 1.9, 1.1
+OLMOE_MEMORY = 1.1  # memory beside the size on disk
 STAND_IN = "olmoe:bf16"
 
 
@@ -81,7 +81,7 @@ def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:
     found = [(spec, path) for given in paths for spec, path in _targets(given, options.only)]
     count = Counter(spec for spec, _ in found)
     subjects = [
-        _subject(spec, path, f"{path} ({spec})" if count[spec] > 1 else spec)
+        _subject(spec, path, f"{path} ({spec})" if count[spec] > 1 else str(spec))
         for spec, path in found
     ]
     if options.olmoe is not None:
@@ -95,18 +95,19 @@ def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:
     return subjects
 
 
-def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[Spec, Path]]:
     folder, targets = chosen_targets(given, only)
     for spec, entry in targets.items():
         if lacks := missing_engine(entry.spec.family):
             raise MissingDependencyError(f"{spec}: {lacks}; or choose others with --target")
-        yield spec, folder / entry.path
+        yield entry.spec, folder / entry.path
 
 
-def _subject(spec: str, path: Path, label: str) -> Subject:
-    nbytes, factor = size_of(path), ONNX_MEMORY if path.is_dir() else GGUF_MEMORY
+def _subject(spec: Spec, path: Path, label: str) -> Subject:
+    nbytes, family = size_of(path), LIGHT[spec.family]
     opening = {"path": str(path), "kind": "model"}
-    return Subject(label, opening, nbytes, per_token_of(path), int(factor * nbytes))
+    needs = int(family.memory_factor * nbytes)
+    return Subject(label, opening, nbytes, family.per_token(path), needs)
 
 
 def _stand_in(given: Path) -> Subject:

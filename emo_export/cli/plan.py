@@ -14,6 +14,7 @@ from rich.text import Text
 from emo_export.base.install import need
 from emo_export.base.ram_size import shown
 from emo_export.errors import EmoExportError
+from emo_export.files.run_memory import Running
 from emo_export.model.hub import locate
 from emo_export.planning.choice import Choice
 from emo_export.planning.export_need import ExportNeed, read_speed
@@ -21,7 +22,6 @@ from emo_export.planning.keeping import KEEPS
 from emo_export.planning.outline import Impossible, Planned
 from emo_export.planning.plan import TARGETS, Plan, make_plan, target_facts
 from emo_export.planning.profiles import DeviceProfile, device_profile, device_profiles
-from emo_export.planning.running import Running
 from emo_export.planning.source import open_source
 
 SHORT = ("file\nMB", "memory\nMB", "read\nMB/token")

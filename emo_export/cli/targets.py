@@ -9,6 +9,7 @@ import click
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Runtime
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.opening import open_runtime
 
 
@@ -24,7 +25,7 @@ class OnnxSettings:
         """Refuse, with EmoExportError, what would have no effect on this file or folder."""
         if self.cache is not None and not self.prepacked:
             raise EmoExportError("--cache-dir has no effect without --cache-prepacked")
-        if not path.is_dir() and (self.prepacked or self.spin is not None):
+        if not family_at(path).packs_weights and (self.prepacked or self.spin is not None):
             name = "--cache-prepacked" if self.prepacked else "--spin/--no-spin"
             why = " (llama.cpp maps its weights anyway)" if self.prepacked else ""
             raise EmoExportError(

@@ -23,13 +23,13 @@ from emo_export.cli.work import (
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
-from emo_export.files.package import chosen_targets
 from emo_export.parity.result import Result, as_json
 from emo_export.report.html import page as report_html
 from emo_export.report.junit import write_junit
 from emo_export.report.sentences import check
 from emo_export.report.text import show
 from emo_export.runtimes.devices.options import DeviceOptions
+from emo_export.runtimes.package import chosen_targets
 from emo_export.validating import GOLDEN, Targets, Unreadable, validate_here, validate_there
 
 if TYPE_CHECKING:

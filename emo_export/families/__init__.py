@@ -1,11 +1,12 @@
 """The families of targets: what an export asks of each, and the registry of both.
 
-What a device needs of them too (opening, sizes, memory) is in `runtimes/opening.py` and `files/`.
+What a device needs of them too (opening, sizes, memory) is in `runtimes/families.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.files.target_entry import TargetEntry
+    from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.model.recipes import Part
+    from emo_export.parity.result import NotCompared
 
 Make = Callable[[Path], "Target"]
 """An export's folder -> the target in it."""
@@ -57,6 +60,11 @@ class Family(Protocol):
 
         Raises EmoExportError for a file of another model or of types that are not known.
         """
+
+    def exact(
+        self, path: Path, threads: int | None
+    ) -> AbstractContextManager[Callable[[], Runtime] | NotCompared]:
+        """How to run the target at `path` with float activations, or why that can't be."""
 
     def need_engine(self, what: str) -> None:
         """Raise MissingDependencyError, which names `what`, where its engine is not installed."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import importlib.util
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +20,12 @@ if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.files.target_entry import TargetEntry
+    from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.model.recipes import Part
+    from emo_export.parity.result import NotCompared
 
 
 class Gguf:
@@ -112,6 +119,29 @@ class Gguf:
         recipe = known_recipe(entry, GGML_FORMATS)
         scheme = gguf_scheme(entry.spec.type, config, recipe, entry.arch)
         return GgufWeights(path, config, scheme).rows
+
+    @contextmanager
+    def exact(
+        self, path: Path, threads: int | None
+    ) -> Iterator[Callable[[], Runtime] | NotCompared]:
+        """A twin of the file in float32, for as long as it is needed."""
+        from emo_export.files.gguf_header import read_gguf
+        from emo_export.parity.result import MISSING, SPACE, NotCompared
+        from emo_export.runtimes.opening import open_runtime
+
+        if importlib.util.find_spec("gguf") is None:
+            yield NotCompared(MISSING)
+            return
+        from emo_export.converters.gguf.twin import write_float_twin
+
+        twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
+        if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
+            yield NotCompared(SPACE, twin_bytes, tempfile.gettempdir())
+            return
+        with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
+            twin = Path(folder) / "twin.gguf"
+            write_float_twin(path, twin)
+            yield partial(open_runtime, twin, threads, parity=True)
 
     def need_engine(self, what: str) -> None:
         """Raise MissingDependencyError where llama.cpp is not installed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.files.target_entry import TargetEntry
+    from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.model.recipes import Part
     from emo_export.model.scheme import QuantScheme
+    from emo_export.parity.result import NotCompared
 
 
 class Onnx:
@@ -112,6 +116,28 @@ class Onnx:
             )
         recipe = known_recipe(entry, NBITS_FORMATS)
         return _weights(path, config, onnx_scheme(entry.spec, config, recipe))
+
+    @contextmanager
+    def exact(
+        self, path: Path, threads: int | None
+    ) -> Iterator[Callable[[], Runtime] | NotCompared]:
+        """The graph with operators that leave activations as they are."""
+        from emo_export.parity.result import MISSING, NotCompared
+
+        if importlib.util.find_spec("onnx") is None:
+            yield NotCompared(MISSING)
+            return
+        from emo_export.converters.onnx.exact import SESSION_OPTIONS, exact_graph
+        from emo_export.runtimes.ort.model import OnnxModel
+
+        model = path / "model.onnx"
+        try:
+            graph = exact_graph(model)
+        except Exception as error:  # protobuf's DecodeError shares no base class but Exception
+            raise EmoExportError(f"{model}: cannot be read as an ONNX model ({error})") from error
+        yield partial(
+            OnnxModel, path, threads=threads, session_options=SESSION_OPTIONS, graph=graph
+        )
 
     def need_engine(self, what: str) -> None:
         """Raise MissingDependencyError where ONNX Runtime is not installed."""

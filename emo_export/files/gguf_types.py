@@ -1,4 +1,4 @@
-"""The types of a GGUF file: of key values and of tensors, with their sizes.
+"""The types of a GGUF file: of key values and of tensors, with their sizes, and of whole files.
 
 Source: ggml `docs/gguf.md`, `ggml-common.h` and gguf-py `constants.py` (block sizes).
 """
@@ -38,3 +38,35 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     int(number): (name, int(block), int(size))
     for number, name, block, size in (entry.split() for entry in _TYPES.split(","))
 }
+
+ARCHITECTURES = ("deepseek", "glm4moe")
+"""llama.cpp's graphs that EMO is written for, in the order of preference."""
+
+FILE_TYPES: Mapping[str, int] = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 32,
+    "q8_0": 7,
+    "q6_k": 18,
+    "q5_k_m": 17,
+    "q5_k_s": 16,
+    "q5_1": 9,
+    "q5_0": 8,
+    "q4_k_m": 15,
+    "q4_k_s": 14,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "mxfp4": 38,
+    "q3_k_l": 13,
+    "q3_k_m": 12,
+    "q3_k_s": 11,
+    "iq3_s": 26,
+    "iq3_xxs": 23,
+    "q2_k": 10,
+    "iq2_s": 28,
+    "iq2_xs": 20,
+    "iq2_xxs": 19,
+}
+"""`general.file_type` of each GGUF target, best quality first (llama.h, enum llama_ftype)."""

@@ -49,21 +49,12 @@ class Need:
         return positions * self.per_position
 
 
-def model_files(path: Path) -> list[Path]:
-    """The files of a target whose bytes are its model: a GGUF file, or a graph and its weights."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.glob("model.onnx*") if file.is_file())
+def gguf_need(path: Path, context: int | None) -> Need:
+    """What a .gguf file takes at `context` positions (default: the model's own).
 
-
-def need_of(path: Path, context: int | None = None) -> Need:
-    """What a .gguf file or an ONNX folder takes at `context` positions (default: the model's own).
-
-    Raises EmoExportError for a context that the model does not have, and for files that export did
+    Raises EmoExportError for a context that the model does not have, and for a file that export did
     not make.
     """
-    if path.is_dir():
-        return _onnx_need(path, context)
     file = read_gguf(path)
     arch = file.keys.get("general.architecture")
     trained = file.keys.get(f"{arch}.context_length")
@@ -72,7 +63,8 @@ def need_of(path: Path, context: int | None = None) -> Need:
     return Need(weights, gguf_per_token(path, file).cache, asked, True, True)
 
 
-def _onnx_need(path: Path, context: int | None) -> Need:
+def onnx_need(path: Path, context: int | None) -> Need:
+    """What an ONNX folder takes; `context` and errors as of `gguf_need`."""
     graph, config = read_onnx(path / "model.onnx"), read_json(path / "config.json")
     needs = read_requirements(path)
     asked = _context(path, context, config.get("max_position_embeddings"))

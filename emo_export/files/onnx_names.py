@@ -55,6 +55,11 @@ def held(name: str) -> Held | None:
     return replace(found, roles=roles) if roles else None
 
 
+def element_of(name: str) -> str:
+    """Weight, scales or bias, or what else the name of an initializer ends in."""
+    return name.rpartition(".")[2]
+
+
 def part_of(name: str) -> Part | None:
     """The part of the model in an initializer; None where `held` says so."""
     found = held(name)

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files import onnx_names
-from emo_export.files.gguf_header import GgufFile, read_gguf
+from emo_export.files.gguf_header import GgufFile
 from emo_export.files.gguf_names import GGUF_NAMES
-from emo_export.files.onnx_header import OnnxFile, read_onnx
-from emo_export.files.package import ARCHITECTURES
+from emo_export.files.gguf_types import ARCHITECTURES
+from emo_export.files.onnx_header import OnnxFile
 from emo_export.files.tensor_names import Form, Held
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
@@ -42,14 +41,6 @@ class PerToken:
     def at(self, positions: float) -> float:
         """Bytes of one step with this many positions in the cache, its own included."""
         return self.weights + self.cache * positions
-
-
-def per_token_of(path: Path) -> PerToken:
-    """What a step reads of a .gguf file or an ONNX folder, by its headers."""
-    if not path.is_dir():
-        return gguf_per_token(path, read_gguf(path))
-    model = path / "model.onnx"
-    return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
 
 
 def gguf_per_token(path: Path, file: GgufFile) -> PerToken:

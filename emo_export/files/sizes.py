@@ -14,7 +14,7 @@ from emo_export.files.gguf_header import GgufTensor, read_gguf
 from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
-from emo_export.files.onnx_names import SCALES, part_of
+from emo_export.files.onnx_names import SCALES, element_of, part_of
 from emo_export.model.recipes import (
     BLOCKS,
     GGUF_RECIPES,
@@ -29,20 +29,24 @@ _BLOCKS = {name.lower(): (block, nbytes) for name, block, nbytes in TENSOR_TYPES
 _INT_BLOCKS = re.compile(r"int([48])b(\d+)")
 
 
-def other_sizes(spec: Spec, path: Path) -> dict[Spec, int]:
-    """Target -> bytes of its tensors, for every recipe of the same engine and graph.
+def gguf_sizes(path: Path) -> dict[Spec, int]:
+    """Target -> bytes of its tensors, for every recipe.
 
-    `spec` is the target that lies at `path`. An ONNX folder without its recipe has no others.
-    Those of ONNX leave out that a row may not fit a block.
+    Raises EmoExportError for a file that export did not write.
     """
-    if spec.family == GGUF:
-        tensors = read_gguf(path).tensors
-        return {
-            Spec(GGUF, name): sum(_gguf_bytes(path, tensor, recipe) for tensor in tensors)
-            for name, recipe in GGUF_RECIPES.items()
-        }
-    sizes = _onnx_sizes(path, spec.graph)
-    return {replace(spec, type=name): nbytes for name, nbytes in sizes}
+    tensors = read_gguf(path).tensors
+    return {
+        Spec(GGUF, name): sum(_gguf_bytes(path, tensor, recipe) for tensor in tensors)
+        for name, recipe in GGUF_RECIPES.items()
+    }
+
+
+def onnx_sizes(path: Path, spec: Spec) -> dict[Spec, int]:
+    """Target -> bytes of its tensors, for every recipe of the graph of `spec`, which is at `path`.
+
+    A folder without its recipe has no others. That a row may not fit a block is left out.
+    """
+    return {replace(spec, type=name): size for name, size in _onnx_sizes(path, spec.graph)}
 
 
 def _gguf_bytes(path: Path, tensor: GgufTensor, recipe: Recipe) -> int:
@@ -75,7 +79,7 @@ def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
             part = part_of(tensor.name)
             if part is None or part not in stored:
                 total += tensor.nbytes
-            elif not tensor.name.endswith(f".{SCALES}"):  # those come with their weights
+            elif element_of(tensor.name) != SCALES:  # those come with their weights
                 count = tensor.nbytes * 8 / _bits(stored[part])
                 total += count * _bits(recipe[part]) / 8
                 total += 4 * count / _columns(recipe[part], tensor, block)

@@ -7,16 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from emo_export.base.disk import size_of
 from emo_export.errors import EmoExportError
 from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
-from emo_export.files.memory_need import Need, need_of
-from emo_export.files.package import size_of
-from emo_export.files.read_per_token import PerToken, per_token_of
+from emo_export.files.memory_need import Need
+from emo_export.files.read_per_token import PerToken
+from emo_export.files.run_memory import Running
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
-from emo_export.planning.running import Running, running
-from emo_export.spec import GGUF, Spec
+from emo_export.runtimes.families import LIGHT
+from emo_export.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def outlined(
     try:
         return _planned(spec, product, experts, context, None)
     except EmoExportError as error:
-        if spec.family == GGUF:
+        if LIGHT[spec.family].weighs(spec):
             with suppress(EmoExportError):
                 return _planned(spec, product, experts, context, ImportanceMatrix("", 0))
         return Impossible(spec, experts, str(error))
@@ -79,14 +80,14 @@ def _planned(
         folder = Path(name)
         target = make(folder)[0]
         target.writer.outline()
-        path = folder / target.entry.path
-        need = need_of(path, context)
+        path, family = folder / target.entry.path, LIGHT[spec.family]
+        need = family.need(path, context)
         return Planned(
             spec,
             experts,
             size_of(path),
             need,
-            per_token_of(path),
-            running(path, need, product.config),
+            family.per_token(path),
+            family.running(path, need, product.config),
             importance is not None,
         )

@@ -18,7 +18,6 @@ from emo_export.runtimes.devices.memory.of_device import MemoryVerdict, try_targ
 from emo_export.runtimes.devices.options import ADB, SSH, DeviceOptions, kind_of
 from emo_export.runtimes.devices.profiles import profile_named
 from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device, this_machine
-from emo_export.spec import ONNX
 
 if TYPE_CHECKING:
     from emo_export.runtimes.devices.device import Device
@@ -116,7 +115,10 @@ def _judge_device(
     if isinstance(device, WatchedDevice) and (options.ram or options.context):
         on_stage(f"{device.name}: measuring memory of {', '.join(targets)}")
         memory = try_targets(device, folder, targets, options)
-    first = next((name for name, entry in targets.items() if entry.spec.family == ONNX), "")
+    # Kernels are the engine's, so one target of each family is asked for them.
+    firsts: dict[str, str] = {}
+    for spec, entry in targets.items():
+        firsts.setdefault(entry.spec.family, spec)
     for spec in targets:
         verdict = memory.get(spec, NO_VERDICT)
         if verdict.error or verdict.crash or verdict.too_little:
@@ -124,7 +126,7 @@ def _judge_device(
             continue
         on_stage(f"{device.name}: validating {spec}")
         try:
-            request = asked._replace(spec=spec, kernels=spec == first)
+            request = asked._replace(spec=spec, kernels=spec in firsts.values())
             result = judge_target(device, place, request)
         except EmoExportError as error:
             found[spec] = refused(spec, error, device.name, device.kind)

@@ -14,7 +14,6 @@ from emo_export.base.child_process import child_environment
 from emo_export.base.disk import writing
 from emo_export.base.llama_library import LIBRARY
 from emo_export.errors import EmoExportError
-from emo_export.files.memory_need import model_files
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import HERE
 from emo_export.runtimes.devices.device import Finished
@@ -23,6 +22,7 @@ from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.options import EMULATED
 from emo_export.runtimes.devices.profiles import Profile
 from emo_export.runtimes.devices.source_zip import runtime_zip
+from emo_export.runtimes.families import LIGHT
 
 MODULE = "emo_export.runtimes.devices.far.on_device"
 MEMORY_RUN = "emo_export.runtimes.devices.far.memory_run"
@@ -54,7 +54,10 @@ class WatchedDevice:
 
     def place(self, folder: Path, targets: Mapping[str, TargetEntry]) -> str:
         """Nothing is copied: the process reads the package where it is."""
-        self._models = {spec: model_files(folder / entry.path) for spec, entry in targets.items()}
+        self._models = {
+            spec: LIGHT[entry.spec.family].files(folder / entry.path)
+            for spec, entry in targets.items()
+        }
         return str(folder.resolve())
 
     def run(self, arguments: Sequence[str]) -> Finished:

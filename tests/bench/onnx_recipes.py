@@ -23,13 +23,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from emo_export.base.json_file import read_json
-from emo_export.files.gguf_header import read_gguf
-from emo_export.files.onnx_header import read_onnx
-from emo_export.files.package import chosen_targets
-from emo_export.files.read_per_token import gguf_per_token, onnx_per_token
 from emo_export.interfaces import Runtime
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.opening import open_runtime
+from emo_export.runtimes.package import chosen_targets
 from tests.bench.quality import (
     Original,
     Quality,
@@ -103,15 +100,8 @@ def _row(name: str, path: Path, reference: Original, speed: float) -> Row:
     shipped = measure(path, reference)
     weights = shipped if name == "f32" else measure_exact(path, reference)
     _say(f"{name}: KL {shipped.kl:.5f}, of the weights alone {weights.kl:.5f}")
-    read = _per_token(path) / 1e6
+    read = family_at(path).per_token(path).weights / 1e6
     return Row(name, megabytes(path), read, weights, shipped, speed)
-
-
-def _per_token(path: Path) -> float:
-    if path.is_dir():
-        config = read_json(path / "config.json")
-        return onnx_per_token(path, read_onnx(path / "model.onnx"), config).weights
-    return gguf_per_token(path, read_gguf(path)).weights
 
 
 def _speeds(paths: dict[str, Path]) -> dict[str, float]:

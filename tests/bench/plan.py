@@ -17,13 +17,14 @@ import click
 from rich.console import Console
 
 from emo_export.base.child_process import child_environment
+from emo_export.base.disk import size_of
 from emo_export.cli.export import run_export
-from emo_export.files.memory_need import need_of
-from emo_export.files.package import chosen_targets, size_of
 from emo_export.job import ExportOptions
 from emo_export.planning.plan import TARGETS, make_plan
 from emo_export.planning.source import open_source
 from emo_export.runtimes.devices.memory.trial import try_memory
+from emo_export.runtimes.families import family_at
+from emo_export.runtimes.package import chosen_targets
 from tests.bench.synthetic import Size, write_checkpoint
 
 RAM = 64 << 30
@@ -87,7 +88,7 @@ def compare(
         fit, _ = try_memory(
             spec,
             path.resolve(),
-            need_of(path, context),
+            family_at(path).need(path, context),
             RAM,
             lambda line: [sys.executable, *line],
             child_environment(),

@@ -20,6 +20,7 @@ from gguf import GGUFReader
 
 from emo_export.cli.main import cli
 from emo_export.converters.onnx.data import LOCATION
+from emo_export.families import FAMILIES
 from emo_export.interfaces import F32, Ids, Runtime
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
@@ -28,12 +29,11 @@ from emo_export.parity.result import NotCompared
 from emo_export.reference.passes import logits
 from emo_export.reference.probes import HELDOUT
 from emo_export.report.sentences import not_compared
-from emo_export.runtimes.llama.model import LlamaCpp
-from emo_export.runtimes.ort.model import OnnxModel
+from emo_export.runtimes.families import family_at
+from emo_export.runtimes.opening import open_runtime
 from emo_export.text.first import sequences_of
 from emo_export.text.places import find_texts
 from emo_export.text.tokenizer import open_tokenizer
-from emo_export.validating import exact_opener
 from tests.kit.paths import NANO
 
 CALIBRATION = NANO / "calibration"
@@ -75,14 +75,14 @@ def original(tokens: int) -> Original:
 
 def measure(path: Path, reference: Original) -> Quality:
     """Judge a GGUF or an ONNX folder as it is: engines may round activations beside its weights."""
-    if path.is_dir():
-        return _judge(OnnxModel(path, threads=1), reference)
-    return _judge(LlamaCpp(path, threads=1, context=HELDOUT, parity=True), reference)
+    context = HELDOUT if family_at(path).reserves_cache else None
+    return _judge(open_runtime(path, 1, context=context, parity=True), reference)
 
 
 def measure_exact(path: Path, reference: Original) -> Quality:
     """Judge the weights alone, beside which activations stay float."""
-    with exact_opener(path, 1) as open_exact:
+    spec = family_at(path).entry_of(path).spec
+    with FAMILIES[spec.family].exact(path, 1) as open_exact:
         if isinstance(open_exact, NotCompared):
             raise RuntimeError(not_compared(open_exact))
         return _judge(open_exact(), reference)

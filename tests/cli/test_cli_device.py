@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from emo_export.files.memory_need import need_of
 from emo_export.runtimes.devices.memory.trial import CrashError, try_memory
+from emo_export.runtimes.families import family_at
 from tests.kit.command import Emo
 from tests.kit.packages import SMALL_TARGETS, package
 
@@ -78,5 +78,6 @@ def test_a_crash_while_memory_is_measured_is_a_failure(golden: Path, signal: str
     (path,) = package(golden / "base", SMALL_TARGETS).glob("*.gguf")
     command = ["/bin/sh", "-c", f"kill -{signal} $$"]
     with pytest.raises(CrashError, match=f"measuring its memory ended by SIG{signal}") as error:
-        try_memory(GGUF, path, need_of(path, 8), 1 << 31, lambda rest: command, os.environ)
+        need = family_at(path).need(path, 8)
+        try_memory(GGUF, path, need, 1 << 31, lambda rest: command, os.environ)
     assert error.value.exit_code == 1

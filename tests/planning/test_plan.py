@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from emo_export.base.child_process import child_environment
+from emo_export.base.disk import size_of
 from emo_export.errors import EmoExportError
 from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
-from emo_export.files.memory_need import need_of
-from emo_export.files.package import size_of
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.pipeline import Output, stream
@@ -25,6 +24,7 @@ from emo_export.planning.plan import Plan, make_plan
 from emo_export.planning.profiles import device_profile, device_profiles
 from emo_export.planning.source import open_source
 from emo_export.runtimes.devices.memory.trial import try_memory
+from emo_export.runtimes.families import LIGHT, family_at
 from emo_export.spec import Spec
 from tests.kit.exporting import exported
 from tests.kit.paths import GOLDEN, NANO
@@ -57,7 +57,9 @@ def test_bytes_are_those_of_the_written_files(tmp_path: Path) -> None:
     paths = written(product, TARGETS, tmp_path)
     planned = plan_of(GOLDEN / "base", TARGETS, "6").planned
     assert {str(p.spec): p.nbytes for p in planned} == {s: size_of(p) for s, p in paths.items()}
-    assert [p.need for p in planned] == [need_of(paths[str(p.spec)]) for p in planned]
+    assert [p.need for p in planned] == [
+        LIGHT[p.spec.family].need(paths[str(p.spec)]) for p in planned
+    ]
 
 
 def test_bytes_of_a_model_that_needs_zeros_in_its_stacks(tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_memory_is_what_a_run_takes(spec: str) -> None:
     fit, _ = try_memory(
         spec,
         path,
-        need_of(path, 512),
+        family_at(path).need(path, 512),
         2 << 30,
         lambda line: [sys.executable, *line],
         child_environment(),

@@ -18,6 +18,7 @@ import numpy as np
 
 from emo_export.base.memory_mark import wait_to_be_seen
 from emo_export.runtimes.devices.far.answer import answer
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.llama.model import REPACKED
 from emo_export.runtimes.opening import open_runtime
 
@@ -31,7 +32,8 @@ def run(path: Path, context: int, tokens: int, threads: int | None) -> dict[str,
     They are random, so that they choose as many experts as they can. Raises EmoExportError when
     the engine refuses.
     """
-    runtime = open_runtime(path, threads, context=context if path.is_file() else None)
+    reserved = context if family_at(path).reserves_cache else None
+    runtime = open_runtime(path, threads, context=reserved)
     try:
         count = max(1, min(tokens, context - STEPS))
         ids = np.random.default_rng(SEED).integers(0, runtime.vocab_size, count + STEPS)

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emo_export.files.package import chosen_targets
 from emo_export.parity.golden import Golden
 from emo_export.parity.judge import validate_target
 from emo_export.runtimes.devices.far.answer import answer
 from emo_export.runtimes.devices.far.machine import machine_facts
 from emo_export.runtimes.devices.request import VERSION, Request, parse
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
-from emo_export.runtimes.ort.path import nbits_paths
+from emo_export.runtimes.package import chosen_targets
 
 
 def judge(folder: Path, request: Request) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     package, targets = chosen_targets(folder, [request.spec])
     golden = request.share.of(Golden.load(package / "golden.npz"))
     path = package / targets[request.spec].path
-    kernels = nbits_paths() if path.is_dir() and request.kernels else {}
+    kernels = family_at(path).kernels() if request.kernels else {}
     result = validate_target(
         request.spec,
         golden,

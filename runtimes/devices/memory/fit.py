@@ -15,12 +15,9 @@ from typing import Any
 from emo_export.base.ram_size import shown
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need
-from emo_export.files.sizes import other_sizes
 from emo_export.runtimes.devices.memory.cap import MemoryFound
-from emo_export.spec import GGUF, Spec
-
-UNCALIBRATED = ("f32", "f16", "bf16", "q8_0")
-"""GGUF types to which importance adds nothing."""
+from emo_export.runtimes.families import LIGHT
+from emo_export.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -190,13 +187,13 @@ def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need
     weights = needs[fit.target].weights
     others = {
         other: beside + nbytes
-        for other, nbytes in other_sizes(Spec.parse(fit.target), path).items()
+        for other, nbytes in LIGHT[family].other_sizes(path, Spec.parse(fit.target)).items()
         if nbytes < weights and beside + nbytes <= fit.ram and str(other) not in needs
     }
     if not others:
         return f"no smaller format of {family} fits"
     best = max(others, key=lambda other: others[other])
-    calibration = " --calibration TEXT" if family == GGUF and best.type not in UNCALIBRATED else ""
+    calibration = " --calibration TEXT" if LIGHT[family].weighs(best) else ""
     return f"{best} would need {about} {shown(others[best])}: export --to {best}{calibration}"
 
 

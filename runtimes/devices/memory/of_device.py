@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.errors import EmoExportError
-from emo_export.files.memory_need import Need, need_of
+from emo_export.files.memory_need import Need
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.memory.fit import Fit, fit_failures
@@ -16,6 +16,7 @@ from emo_export.runtimes.devices.memory.trial import TOKENS, CrashError, try_mem
 from emo_export.runtimes.devices.options import DeviceOptions
 from emo_export.runtimes.devices.profiles import PROFILES
 from emo_export.runtimes.devices.watched import WatchedDevice
+from emo_export.runtimes.families import LIGHT
 
 EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
 
@@ -51,7 +52,7 @@ def try_targets(
     fits, verdicts = [], {}
     for spec, path in paths.items():
         try:
-            needs[spec] = need_of(path, options.context or None)
+            needs[spec] = LIGHT[targets[spec].spec.family].need(path, options.context or None)
             fit, found = try_memory(
                 spec,
                 path.resolve(),

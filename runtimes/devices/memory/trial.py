@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
-from emo_export.files.memory_need import Need, model_files
+from emo_export.files.memory_need import Need
 from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.device import answer_of
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit
+from emo_export.runtimes.families import family_at
 
 MODULE = "emo_export.runtimes.devices.far.memory_run"
 TOKENS = 512
@@ -52,7 +53,7 @@ def try_memory(
         return fit, None
     sizes = ["--context", str(need.context), "--tokens", str(tokens)]
     line = command(["-m", MODULE, str(path), *sizes])
-    finished, found = run_capped(line, env, ram, model_files(path), emulated)
+    finished, found = run_capped(line, env, ram, family_at(path).files(path), emulated)
     if found.oom_killed:
         return measured_fit(target, need, ram, found, 0), found
     label = f"{target}: its memory could not be measured"

@@ -12,8 +12,8 @@ from gguf import GGUFReader
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.twin import write_float_twin
 from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.files.gguf_types import FILE_TYPES
 from emo_export.files.manifest import Manifest
-from emo_export.files.package import FILE_TYPES
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 from emo_export.model.recipes import GGUF_RECIPES, NEXT_BETTER

@@ -19,7 +19,6 @@ from emo_export.converters.onnx.kinds import KINDS
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_needs import read_requirements
-from emo_export.files.package import spec_of
 from emo_export.inspect.checkpoint import inspect_path
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
@@ -27,6 +26,7 @@ from emo_export.model.product import Product
 from emo_export.model.recipes import ONNX_RECIPES
 from emo_export.parity.judge import tolerances
 from emo_export.reference.passes import logits
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.spec import GGUF, ONNX, Spec
 from tests.converters.onnx.test_to_onnx import EXACT, NO_FIT, SHIPPED, Session
@@ -137,7 +137,9 @@ def test_a_graph_has_the_operators_of_its_kind(graph: str) -> None:
 @pytest.mark.parametrize("graph", KINDS)
 def test_a_folder_says_what_it_is(graph: str) -> None:
     folder = exported(case("mha").folder, f"onnx:int8@{graph}")
-    assert str(spec_of(folder)) == ("onnx:int8" if graph == "qmoe" else f"onnx:int8@{graph}")
+    assert str(family_at(folder).entry_of(folder).spec) == (
+        "onnx:int8" if graph == "qmoe" else f"onnx:int8@{graph}"
+    )
     needs = json.loads((folder / "emo_export.json").read_text("utf-8"))
     assert needs["graph"] == graph and needs["type"] == "int8"
     assert needs["onnxruntime_min"] == KINDS[graph].onnxruntime_min

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from emo_export.base.process_memory import EMULATOR, descendants, held_by, read_mappings
-from emo_export.files.memory_need import need_of
 from emo_export.runtimes.devices.emulated.emulation import Emulation
 from emo_export.runtimes.devices.emulated.setup import emulation
 from emo_export.runtimes.devices.memory.cap import START, run_capped
 from emo_export.runtimes.devices.memory.trial import try_memory
+from emo_export.runtimes.families import family_at
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO, ROOT
 
@@ -116,7 +116,7 @@ def _spans(lines: Sequence[str]) -> list[tuple[int, int]]:
 def test_a_model(emulated: Emulation) -> None:
     """Emulated, it needs what it needs here, but for kernels that pack otherwise."""
     spec, path = "gguf:q4_0", exported(NANO, "gguf:q4_0")
-    need = need_of(path, 256)
+    need = family_at(path).need(path, 256)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     there, found = try_memory(
         spec,

@@ -11,12 +11,12 @@ from emo_export.base.process_memory import Held
 from emo_export.base.ram_size import parse_size, shown
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
-from emo_export.files.memory_need import Need, model_files, need_of
+from emo_export.files.memory_need import Need
 from emo_export.files.onnx_header import read_onnx
-from emo_export.files.sizes import other_sizes
 from emo_export.runtimes.devices.memory.cap import MemoryFound
 from emo_export.runtimes.devices.memory.fit import Fit, fit_failures, least_fit, measured_fit
 from emo_export.runtimes.devices.memory.trial import try_memory
+from emo_export.runtimes.families import family_at
 from emo_export.runtimes.llama.model import REPACKED, LlamaCpp
 from emo_export.spec import Spec
 from tests.kit.exporting import exported
@@ -31,26 +31,25 @@ def tensor_bytes(path: Path) -> int:
     return sum(tensor.nbytes for tensor in read_gguf(path).tensors)
 
 
+def need_of(path: Path, context: int | None = None) -> Need:
+    return family_at(path).need(path, context)
+
+
 def sizes_of(target: str, path: Path) -> dict[str, int]:
-    return {str(spec): nbytes for spec, nbytes in other_sizes(Spec.parse(target), path).items()}
+    found = family_at(path).other_sizes(path, Spec.parse(target))
+    return {str(spec): nbytes for spec, nbytes in found.items()}
 
 
 @pytest.mark.parametrize("start", ["gguf:q8_0", "gguf:q3_k_m"])
 def test_sizes_of_other_gguf_types(start: str) -> None:
-    sizes = {
-        str(other): nbytes
-        for other, nbytes in other_sizes(Spec.parse(start), exported(NANO, start)).items()
-    }
+    sizes = sizes_of(start, exported(NANO, start))
     for spec in ("gguf:f32", "gguf:q8_0", "gguf:q4_0", "gguf:q3_k_m"):
         assert sizes[spec] == tensor_bytes(exported(NANO, spec)), spec
 
 
 def test_sizes_where_a_row_fits_no_block(small_exports: dict[str, Path]) -> None:
     """Rows of other widths than 256 take the next better type."""
-    sizes = {
-        str(other): nbytes
-        for other, nbytes in other_sizes(Spec.parse("gguf:f32"), small_exports["gguf:f32"]).items()
-    }
+    sizes = sizes_of("gguf:f32", small_exports["gguf:f32"])
     assert sizes["gguf:q4_0"] == tensor_bytes(small_exports["gguf:q4_0"])
 
 
@@ -59,10 +58,7 @@ def test_sizes_of_other_onnx_types(graph: str) -> None:
     types = ["f32", "int8", *([] if graph == "@standard" else ["int4"])]
     paths = {f"onnx:{name}{graph}": exported(NANO, f"onnx:{name}{graph}") for name in types}
     for start in list(paths)[1:]:
-        sizes = {
-            str(other): nbytes
-            for other, nbytes in other_sizes(Spec.parse(start), paths[start]).items()
-        }
+        sizes = sizes_of(start, paths[start])
         assert set(sizes) == set(paths)
         for spec, path in paths.items():
             assert sizes[spec] == pytest.approx(tensor_bytes(path), rel=0.005), (start, spec)
@@ -78,8 +74,8 @@ def test_needs() -> None:
     need = need_of(onnx)
     assert need == Need(tensor_bytes(onnx), 2 * 3 * 4 * 64 * 4, 1024, False, False)
     assert need.cache_of_run(100) == 100 * 6144
-    assert model_files(gguf) == [gguf]
-    assert [file.name for file in model_files(onnx)] == ["model.onnx", "model.onnx.data"]
+    assert family_at(gguf).files(gguf) == [gguf]
+    assert [file.name for file in family_at(onnx).files(onnx)] == ["model.onnx", "model.onnx.data"]
     standard = need_of(exported(NANO, "onnx:int8@standard"))
     assert standard.stays_mapped and standard.per_position == 2 * 6144
     for path in (gguf, onnx):
@@ -177,10 +173,7 @@ def test_a_format_to_export_is_named() -> None:
     paths = {"gguf:q8_0": exported(NANO, "gguf:q8_0")}
     needs = needs_of(paths)
     (said,) = fit_failures([fit_of("gguf:q8_0", needs, 61 * MB, 50 * MB)], paths, needs).values()
-    sizes = {
-        str(other): nbytes
-        for other, nbytes in other_sizes(Spec.parse("gguf:q8_0"), paths["gguf:q8_0"]).items()
-    }
+    sizes = sizes_of("gguf:q8_0", paths["gguf:q8_0"])
     best = max((spec for spec in sizes if sizes[spec] <= 11 * MB), key=lambda spec: sizes[spec])
     assert f"{best} would need about" in said
     assert said.endswith(f"export --to {best} --calibration TEXT")

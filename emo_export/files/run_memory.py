@@ -9,17 +9,18 @@ experts of a token, E experts of a layer, H heads.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from emo_export.files.gguf_header import GgufArray, read_gguf
 from emo_export.files.memory_need import Need
-from emo_export.files.onnx_header import OnnxTensor, read_onnx
+from emo_export.files.onnx_header import read_onnx
+from emo_export.files.onnx_names import ANGLES, SCALES, WEIGHT, element_of, part_of
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.model.config import EmoConfig
+from emo_export.model.recipes import Part
 
 PROMPT = 512
 """Tokens of the longest prompt that the figures are for; llama.cpp reads as many at a time."""
@@ -32,10 +33,6 @@ LLAMA_FIXED, ORT_FIXED = 5_000_000, 6_000_000
 VOCABULARY_BYTES, MERGE_BYTES = 170, 150  # of llama.cpp's tables, for each token and each merge
 BRANCH_BYTES = 40_000  # of a branch in ONNX Runtime
 WINDOW = 64 << 10  # bytes of a file that Linux maps when one of its pages is touched
-
-_EMBEDDING = re.compile(r"embed\.(weight|scales)$")
-_TABLE = re.compile(r"(cos|sin)$")
-_ROUTED = re.compile(r"layers\.\d+\.experts\.")
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,9 @@ class Running:
         return {**asdict(self), "total": self.total}
 
 
-def running(path: Path, need: Need, config: EmoConfig) -> Running:
-    """Of the .gguf file or ONNX folder at `path`, which may be an outline without weights."""
-    tokens = min(PROMPT, need.context)
-    if path.is_dir():
-        return _onnx(path, need, config, tokens)
-    work = _llama_work(path, tokens)
+def gguf_running(path: Path, need: Need) -> Running:
+    """Of a .gguf file, which may be an outline without weights."""
+    work = _llama_work(path, min(PROMPT, need.context))
     return Running(need.weights, need.cache, LLAMA_ENGINE, LLAMA_LIBRARIES, work)
 
 
@@ -96,13 +90,14 @@ def _length(keys: Mapping[str, Any], name: str) -> int:
     return found.length if isinstance(found, GgufArray) else len(found)
 
 
-def _onnx(path: Path, need: Need, config: EmoConfig, tokens: int) -> Running:
-    """Of ONNX Runtime: its packed copies, the pages of the file that it goes on reading, and work.
+def onnx_running(path: Path, need: Need, config: EmoConfig) -> Running:
+    """Of an ONNX folder: packed copies, the pages of the file that it goes on reading, and work.
 
     A token holds the activations of its experts in float and in 8 bits, their outputs, and queries,
     keys and values. With branches it holds inputs and outputs of all its experts, and of one at a
     time the rest; the standard graph takes a token at a time through the experts.
     """
+    tokens = min(PROMPT, need.context)
     tensors, graph = read_onnx(path / "model.onnx").initializers, read_requirements(path).graph
     hidden, used = config.hidden_size, config.num_experts_per_tok
     wide = used * config.intermediate_size
@@ -112,19 +107,20 @@ def _onnx(path: Path, need: Need, config: EmoConfig, tokens: int) -> Running:
         each = 2 * wide + 8 * used * hidden + 22 * hidden
     if graph == "standard":
         fixed, each = 0, 12 * hidden + 6 * config.num_attention_heads * tokens
-    copied = _bytes(tensors, lambda t: not _EMBEDDING.match(t.name) and not _TABLE.match(t.name))
+    tables = sum(t.nbytes for t in tensors if t.name in ANGLES)
+    embedding = [t for t in tensors if part_of(t.name) == Part.EMBED]
+    copied = sum(t.nbytes for t in tensors) - tables - sum(t.nbytes for t in embedding)
     if need.stays_mapped:  # and every matrix but the routed experts' is copied beside
-        routed = _bytes(tensors, lambda t: bool(_ROUTED.match(t.name)))
-        weights = need.weights + copied - routed
+        routed = (Part.EXPERT, Part.EXPERT_DOWN)
+        weights = need.weights + copied
+        weights -= sum(t.nbytes for t in tensors if part_of(t.name) in routed)
     else:
-        weights = copied + _bytes(tensors, lambda t: t.name.endswith(".scales"))
-        weights += _bytes(tensors, lambda t: bool(_TABLE.match(t.name)))
-        weights += sum(_touched(t.nbytes, tokens) for t in tensors if t.name == "embed.weight")
+        weights = copied + tables
+        weights += sum(t.nbytes for t in tensors if element_of(t.name) == SCALES)
+        weights += sum(
+            _touched(t.nbytes, tokens) for t in embedding if element_of(t.name) == WEIGHT
+        )
     return Running(weights, need.cache, ORT_ENGINE, ORT_LIBRARIES, fixed + tokens * each)
-
-
-def _bytes(tensors: Iterable[OnnxTensor], counts: Callable[[OnnxTensor], bool]) -> int:
-    return sum(tensor.nbytes for tensor in tensors if counts(tensor))
 
 
 def _touched(nbytes: int, rows: int) -> int:

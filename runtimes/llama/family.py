@@ -1,0 +1,120 @@
+"""GGUF files and llama.cpp, as a family. Light: what a device uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from emo_export.base.install import need
+from emo_export.base.llama_library import own_library
+from emo_export.errors import EmoExportError
+from emo_export.files.gguf_header import GgufFile, read_gguf
+from emo_export.files.gguf_types import ARCHITECTURES, FILE_TYPES
+from emo_export.files.memory_need import Need, gguf_need
+from emo_export.files.read_per_token import PerToken, gguf_per_token
+from emo_export.files.run_memory import Running, gguf_running
+from emo_export.files.sizes import gguf_sizes
+from emo_export.files.target_entry import TargetEntry
+from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.model.config import EmoConfig
+from emo_export.spec import GGUF, Spec
+
+UNWEIGHED = ("f32", "f16", "bf16", "q8_0")
+"""Types to which importance adds nothing."""
+
+
+class LlamaFamily:
+    """The family; see `emo_export.runtimes.families.LightFamily`."""
+
+    extra = "llama"
+    memory_factor = 1.9  # of the released shape with 32 experts: all mapped, and what it repacks
+    packs_weights = False
+    reserves_cache = True
+
+    def is_at(self, path: Path) -> bool:
+        """A file."""
+        return path.is_file()
+
+    def entry_of(self, path: Path) -> TargetEntry:
+        """Its type, by the header; no recipe, since types of tensors are in the file."""
+        keys = read_gguf(path).keys
+        if keys.get("general.type") == "imatrix":
+            raise EmoExportError(f"{path}: is an importance matrix, not a model")
+        if keys.get("general.architecture") not in ARCHITECTURES:
+            raise EmoExportError(
+                f"{path}: architecture {keys.get('general.architecture')!r}; export writes "
+                f"{' or '.join(ARCHITECTURES)}"
+            )
+        kind = keys.get("general.file_type")
+        for name, number in FILE_TYPES.items():
+            if number == kind:
+                return TargetEntry(Spec(GGUF, name), path.name)
+        raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
+
+    def files(self, path: Path) -> list[Path]:
+        """The file."""
+        return [path]
+
+    def need(self, path: Path, context: int | None = None) -> Need:
+        """Weights, which stay mapped, and a float16 KV cache."""
+        return gguf_need(path, context)
+
+    def per_token(self, path: Path) -> PerToken:
+        """Bytes of a decode step."""
+        return gguf_per_token(path, read_gguf(path))
+
+    def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
+        """Of every type."""
+        return gguf_sizes(path)
+
+    def running(self, path: Path, need: Need, config: EmoConfig) -> Running:
+        """Of llama.cpp, by the keys of the file."""
+        return gguf_running(path, need)
+
+    def weighs(self, spec: Spec) -> bool:
+        """Types below 8 bits."""
+        return spec.type not in UNWEIGHED
+
+    def need_engine(self) -> None:
+        """Raise MissingDependencyError where llama.cpp is not installed."""
+        if own_library() is None:
+            need(["xllamacpp"], self.extra, "llama.cpp")
+
+    def open(
+        self,
+        path: Path,
+        threads: int | None,
+        *,
+        parity: bool,
+        context: int | None,
+        prepacked: Path | None,
+        spin: bool,
+    ) -> Runtime:
+        """Open a file; `prepacked` and `spin` have no meaning for llama.cpp."""
+        from emo_export.runtimes.llama.model import LlamaCpp
+
+        _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
+        return LlamaCpp(path, threads=threads, context=context, parity=parity)
+
+    def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
+        """The one in the file."""
+        from emo_export.runtimes.llama.model import LlamaCpp
+
+        if not isinstance(runtime, LlamaCpp):
+            raise TypeError(f"{path}: is open in {type(runtime).__name__}")
+        return runtime.tokenizer()
+
+    def kernels(self) -> Mapping[str, str]:
+        """None: every CPU computes the same."""
+        return {}
+
+
+def _check_experts(path: Path, file: GgufFile) -> None:
+    """Refuse counts of experts at which llama.cpp ends the process instead of answering."""
+    arch = str(file.keys.get("general.architecture"))
+    count, used = (file.keys.get(f"{arch}.{key}") for key in ("expert_count", "expert_used_count"))
+    if isinstance(count, int) and count > 0 and not (isinstance(used, int) and 0 < used <= count):
+        raise EmoExportError(
+            f"{path}: {arch}.expert_used_count is {used!r} of {count} experts, which llama.cpp "
+            "can't open; convert the checkpoint again"
+        )

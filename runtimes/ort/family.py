@@ -1,0 +1,108 @@
+"""ONNX folders and ONNX Runtime, as a family. Light: what a device uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from emo_export.base.install import need
+from emo_export.base.json_file import read_json
+from emo_export.errors import EmoExportError
+from emo_export.files.memory_need import Need, onnx_need
+from emo_export.files.onnx_header import read_onnx
+from emo_export.files.onnx_needs import REQUIREMENTS
+from emo_export.files.read_per_token import PerToken, onnx_per_token
+from emo_export.files.run_memory import Running, onnx_running
+from emo_export.files.sizes import onnx_sizes
+from emo_export.files.target_entry import TargetEntry
+from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.model.config import EmoConfig
+from emo_export.spec import ONNX, Spec
+
+MODEL = "model.onnx"
+
+
+class OrtFamily:
+    """The family; see `emo_export.runtimes.families.LightFamily`."""
+
+    extra = "ort"
+    memory_factor = 1.35  # of the released shape with 32 experts: a packed copy, a little mapped
+    packs_weights = True
+    reserves_cache = False
+
+    def is_at(self, path: Path) -> bool:
+        """A folder with a graph."""
+        return (path / MODEL).is_file()
+
+    def entry_of(self, path: Path) -> TargetEntry:
+        """Its type, its graph and the types of its parts."""
+        needs = path / REQUIREMENTS
+        if not needs.is_file():
+            raise EmoExportError(f"{path}: has no {REQUIREMENTS}; was it made by export?")
+        data = read_json(needs)
+        recipe = data.get("recipe")  # one of an early export has none
+        if recipe is not None and not (
+            isinstance(recipe, dict) and all(isinstance(v, str) for v in recipe.values())
+        ):
+            raise EmoExportError(
+                f"{needs}: recipe is {recipe!r}, expected a type for each part; was it changed? "
+                "export the folder again"
+            )
+        spec = Spec(ONNX, str(data.get("type")), str(data.get("graph", "")))
+        return TargetEntry(spec, path.name, recipe)
+
+    def files(self, path: Path) -> list[Path]:
+        """The graph and its weights."""
+        return sorted(file for file in path.glob(f"{MODEL}*") if file.is_file())
+
+    def need(self, path: Path, context: int | None = None) -> Need:
+        """Weights and a float32 KV cache, or two."""
+        return onnx_need(path, context)
+
+    def per_token(self, path: Path) -> PerToken:
+        """Bytes of a decode step."""
+        model = path / MODEL
+        return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
+
+    def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
+        """Of every type of the graph; none for a folder without its recipe."""
+        return onnx_sizes(path, spec)
+
+    def running(self, path: Path, need: Need, config: EmoConfig) -> Running:
+        """Of ONNX Runtime."""
+        return onnx_running(path, need, config)
+
+    def weighs(self, spec: Spec) -> bool:
+        """No type: importance is for GGUF."""
+        return False
+
+    def need_engine(self) -> None:
+        """Raise MissingDependencyError where ONNX Runtime is not installed."""
+        need(["onnxruntime", "tokenizers"], self.extra, "ONNX Runtime")
+
+    def open(
+        self,
+        path: Path,
+        threads: int | None,
+        *,
+        parity: bool,
+        context: int | None,
+        prepacked: Path | None,
+        spin: bool,
+    ) -> Runtime:
+        """Open a folder; `parity` has no meaning for ONNX Runtime, which computes the same."""
+        from emo_export.runtimes.ort.model import OnnxModel
+
+        return OnnxModel(path, threads=threads, context=context, prepacked=prepacked, spin=spin)
+
+    def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
+        """The tokenizer.json of the folder."""
+        from emo_export.runtimes.ort.tokenizer import HfTokenizer
+
+        return HfTokenizer(path)
+
+    def kernels(self) -> Mapping[str, str]:
+        """Those of MatMulNBits and QMoE, which differ from CPU to CPU."""
+        from emo_export.runtimes.ort.path import nbits_paths
+
+        return nbits_paths()
