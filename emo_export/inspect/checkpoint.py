@@ -21,6 +21,7 @@ from emo_export.files.manifest import Manifest
 from emo_export.inspect.finding import Finding
 from emo_export.inspect.gguf import gguf_inspection
 from emo_export.inspect.onnx import MODEL, has_tokenizer, onnx_facts
+from emo_export.model.chat_templates import chat_templates
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import DEFAULT_CONTEXT, EmoConfig, LayerShape
 from emo_export.model.names import shape_of, slots
@@ -126,6 +127,10 @@ def _checkpoint(path: Path, expressible: Mapping[str, str]) -> Inspection:
         facts["bytes_by_part"] = dict(parts)
     facts["pruning"] = _pruning(path, config, found.warnings)
     facts["tokenizer"] = {"present": has_tokenizer(path, found.warnings)}
+    try:
+        facts["tokenizer"]["chat_templates"] = list(chat_templates(path))
+    except EmoExportError as error:
+        warn(str(error))
     if not _has_eos(path, config, found.warnings):
         warn("no eos_token_id in config.json or generation_config.json: text would not end")
     if expressible:

@@ -12,6 +12,7 @@ import pytest
 from gguf import GGUFReader
 
 from emo_export.errors import EmoExportError
+from emo_export.inspect.checkpoint import inspect_path
 from emo_export.model.chat_templates import chat_templates
 from emo_export.runtimes.llama.abi import load_library
 from tests.kit.command import Emo
@@ -61,6 +62,8 @@ def test_where_templates_are_found(case: str, tmp_path: Path) -> None:
     given, wanted = PLACES[case]
     found = chat_templates(with_templates(tmp_path / "model", **given))
     assert list(found.items()) == list(wanted.items())
+    told = inspect_path(tmp_path / "model").facts["tokenizer"]
+    assert told["chat_templates"] == list(wanted)
 
 
 @pytest.mark.parametrize("setting", [7, {"default": CHAT}, [CHAT], [{"name": "x"}]])
@@ -73,6 +76,7 @@ def test_what_is_no_template_is_refused(setting: Any, tmp_path: Path) -> None:
         with_templates(folder, [{"name": name, "template": CHAT}])
         with pytest.raises(EmoExportError, match="is no name for a chat template"):
             chat_templates(folder)
+    assert "is no name for a chat template" in " ".join(inspect_path(folder).warnings)
     with_templates(folder, CHAT, "")
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(EmoExportError, match=r"chat_template\.jinja is not UTF-8"):

@@ -299,8 +299,10 @@ def test_the_line_that_makes_a_tokenizer_does(
     done = emo("export", folder, "-o", tmp_path / "out", "--to", "gguf:f32", "--no-golden")
     assert done.code == 0 and TOKENIZER in done.err
     assert TOKENIZER in " ".join(inspect_path(folder).warnings)
-    done = emo("export", folder, "-o", tmp_path / "no", "--to", "gguf:f32", "--calibration", folder)
-    assert done.code == 2 and TOKENIZER in done.err
+    for option in ("--calibration", "--heldout"):
+        place = (folder / "merges.txt", "-o", tmp_path / "no", "--to", "gguf:f32")
+        done = emo("export", folder, option, *place)
+        assert done.code == 2 and TOKENIZER in done.err and option in done.err
     monkeypatch.chdir(folder)
     exec(shlex.split(TOKENIZER)[2], {})  # noqa: S102  it is our own line
     made = read_tokenizer(folder, Checkpoint.open(folder).config)
