@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from emo_export.converters.gguf.formats import GGML_FORMATS
 from emo_export.files.manifest import Manifest
 from emo_export.text.sample import read_calibration
 from emo_export.text.tokenizer import open_tokenizer
-from tests.kit.command import Emo
+from tests.kit.command import Emo, run_here
 from tests.kit.exporting import case
 from tests.kit.oracle import Weights
 from tests.kit.paths import NANO
@@ -48,11 +46,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(wide: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "out"
-    command = [sys.executable, "-m", "emo_export.cli.main", "export", str(wide), "-o", str(out)]
-    command += [*TARGETS, "--calibration", str(texts), "--calibration-tokens", str(TOKENS)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert json.loads(done.stdout)["passed"] is True
+    options = ("--calibration", texts, "--calibration-tokens", TOKENS, "--json")
+    done = run_here("export", wide, "-o", out, *TARGETS, *options)
+    assert done.code == 0, done.err + done.out
+    assert json.loads(done.out)["passed"] is True
     return out
 
 

@@ -116,6 +116,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of make_checkpoint for each configuration that the tests go through."""
 
+LAYOUTS = (
+    *("mha", "gqa", "odd_48_20", "no_shared", "tied", "head_dim", "dense_first_bias"),
+    *("always_active_per_layer", "per_layer_odd_counts", "norm_topk_counts"),
+)
+"""Those between them that store each kind of matrix, for what depends on how one is stored."""
+
 ROUTER_GAIN = 2.0  # spread of the router's logits: near-ties at the K-th place become rare
 SHARED_ROW = 1e-15  # what a lone shared expert's router row trains to (docs/emo.md)
 MIN_TOKENIZER = 258  # 256 bytes and two special tokens

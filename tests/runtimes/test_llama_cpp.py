@@ -20,6 +20,7 @@ from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
 from tests.kit.hand_gguf import write_gguf
 from tests.kit.paths import GOLDEN, NANO
+from tests.kit.synth import make_checkpoint
 
 GgufOf = Callable[[Path], Path]
 Array = npt.NDArray[np.floating]
@@ -101,10 +102,10 @@ def test_describe_in_parity(base: LlamaCpp) -> None:
 
 
 def test_a_prompt_longer_than_a_micro_batch(tmp_path: Path) -> None:
-    path = tmp_path / "nano.gguf"
-    write_gguf(NANO, path)
-    model = LlamaCpp(path, parity=True)
-    ids = np.random.default_rng(3).integers(0, 4000, 700)
+    path = tmp_path / "long.gguf"
+    write_gguf(make_checkpoint(tmp_path / "long", max_position_embeddings=700), path)
+    model = LlamaCpp(path, threads=1, parity=True)
+    ids = np.random.default_rng(3).integers(0, 500, 700)
     whole = model.forward(ids)
     model.reset()
     parts = np.concatenate([model.forward(ids[:300]), model.forward(ids[300:])])

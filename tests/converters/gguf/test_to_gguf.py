@@ -121,9 +121,11 @@ def check_tensors(path: Path, folder: Path, type_name: str) -> None:
     assert reader.fields["general.file_type"].contents() == TYPES[type_name][2]
 
 
-@pytest.mark.parametrize("type_name", TYPES)
-def test_the_reader_finds_the_checkpoint(type_name: str) -> None:
-    check_tensors(exported(NANO, f"gguf:{type_name}"), NANO, type_name)
+@pytest.mark.parametrize(
+    ("folder", "type_name"), [(NANO, "q4_0"), *((GOLDEN / "sharded", name) for name in TYPES)]
+)
+def test_the_reader_finds_the_checkpoint(folder: Path, type_name: str) -> None:
+    check_tensors(exported(folder, f"gguf:{type_name}"), folder, type_name)
 
 
 @pytest.mark.parametrize("type_name", ["q8_0", "q4_0"])

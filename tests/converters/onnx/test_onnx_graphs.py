@@ -20,9 +20,7 @@ from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.inspect.checkpoint import inspect_path
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
-from emo_export.model.product import Product
 from emo_export.model.recipes import ONNX_RECIPES
 from emo_export.parity.judge import tolerances
 from emo_export.reference.passes import logits
@@ -42,18 +40,19 @@ from tests.kit.exporting import (
     exported,
     in_pieces,
     kl,
+    open_product,
     prefill,
     steps,
 )
 from tests.kit.paths import GOLDEN, GOLDENS, NANO
-from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.synth import CONFIGS, LAYOUTS, make_checkpoint
 
 OTHERS = [graph for graph in KINDS if graph != "qmoe"]
 QUANTISED = [
     (name, f"onnx:{kind}@{graph}")
     for graph in OTHERS
     for kind in ONNX_RECIPES[graph]
-    for name in CONFIGS
+    for name in LAYOUTS
     if kind != "f32" and not (graph == "if" and name in NO_FIT)  # rows fit any width
 ]
 
@@ -107,7 +106,7 @@ def test_float_activations_are_the_dequantised_weights(name: str, target: str) -
 
 @pytest.mark.parametrize("target", sorted({target for _, target in QUANTISED}))
 def test_the_trained_model(target: str) -> None:
-    ids = np.load(NANO / "golden.npz")["input_ids"][:3]
+    ids = np.load(NANO / "golden.npz")["input_ids"][:2]
     want = dequantised_logits(NANO, target, ids)
     model = exact(exported(NANO, target))
     for found in (prefill(model, ids), steps(model, ids)):
@@ -176,19 +175,19 @@ def test_a_folder_asks_for_the_version_that_its_operators_need(
 
 @pytest.mark.parametrize("kind", ["f32", "int4"])
 def test_plain_attention_is_the_dequantised_reference(kind: str, tmp_path: Path) -> None:
-    scheme = export_plain(tmp_path / "plain", NANO, kind)
-    ids = np.load(NANO / "golden.npz")["input_ids"][:2]
-    checkpoint = Checkpoint.open(NANO)
-    source = dequantised_source(Product.whole(checkpoint), scheme)
-    want = np.stack(logits(checkpoint.config, source, list(ids)))
+    made = case("gqa")
+    product, ids = open_product(made.folder), made.ids
+    source = dequantised_source(product, export_plain(tmp_path / "plain", made.folder, kind))
+    want = np.stack(logits(product.config, source, list(ids)))
     model = exact(tmp_path / "plain")
     for found in (prefill(model, ids), steps(model, ids)):
         assert_same(want, found, EXACT)
     model.close()
 
 
-@pytest.mark.parametrize("type_name", ONNX_RECIPES["standard"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "type_name"), [(n, "f32") for n in CONFIGS] + [(n, "int8") for n in LAYOUTS]
+)
 def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> None:
     made, exactly = case(name), type_name == "f32"
     folder = exported(made.folder, f"onnx:{type_name}@standard")
