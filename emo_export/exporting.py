@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
 from emo_export.model.chat_templates import DEFAULT, chat_templates
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
-from emo_export.parity.golden import ORIGINAL, Golden
+from emo_export.parity.golden import FULL, ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
-from emo_export.pipeline import Calibrating, Measured, Output, stream
+from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, stream
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
@@ -95,15 +94,18 @@ Validate = Callable[[Path, Mapping[str, TargetEntry], Golden], Sequence[Result]]
 
 @dataclass(frozen=True)
 class Measure:
-    """What quantisers are told of inputs, and what saves it in the folder afterwards."""
+    """What is measured on the way: `measured` tells quantisers of inputs, `save` keeps it.
 
-    measured: Measured
-    calibration: Calibrating | None
-    save: Callable[[Path], None]
+    `listeners` go along over the float weights of the product; `choice` tells which experts it has.
+    """
 
-    def output(self, writer: Writer) -> Output:
-        """A writer whose quantisers are told this."""
-        return Output(writer, self.measured, self.calibration)
+    measured: Measured | None = None
+    listeners: Sequence[Listener] = ()
+    choice: Choosing | None = None
+    save: Callable[[Path], None] = lambda folder: None
+
+
+NOTHING = Measure()
 
 
 def export(
@@ -114,7 +116,7 @@ def export(
     steps: Steps,
     *,
     validate: Validate | None,
-    measure: Measure | None = None,
+    measure: Measure = NOTHING,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Exported:
@@ -126,12 +128,12 @@ def export(
     """
     with staging(out, overwrite) as folder:
         targets = make_targets(folder)
-        steps.on_start(targets, product.nbytes)
-        golden_bytes = 0 if probes is None else probes.golden_bytes(len(targets), product.config)
+        steps.on_start(targets, product.source.nbytes)
+        variants = len(targets) + (0 if product.is_whole else 1)
+        golden_bytes = 0 if probes is None else probes.golden_bytes(variants, product.config)
         check_space(out, sum(target.nbytes for target in targets) + golden_bytes)
         golden = _write_targets(product, targets, probes, steps, device, measure)
-        if measure is not None:
-            measure.save(folder)
+        measure.save(folder)
         entries = {target.name: target.entry for target in targets}
         results: Sequence[Result] = ()
         if golden is not None:
@@ -140,7 +142,7 @@ def export(
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
-        source = _source(product.source)
+        source = _source(product)
         sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
         title = out.name.encode("utf-8", "replace").decode("utf-8")
         card = model_card(product, title, entries, sizes, results)
@@ -179,24 +181,32 @@ def make_golden(
     probes: Probes,
     steps: Steps,
     device: str,
-    outputs: Sequence[Output] = (),
+    making: Line | None = None,
     on_streamed: Callable[[], None] = lambda: None,
     unreadable: dict[str, EmoExportError] | None = None,
 ) -> Golden:
-    """The reference on the float weights, while outputs are written, and on what artifacts hold.
+    """The reference on the float weights, while `making` goes along, and on what artifacts hold.
 
-    `on_streamed` is called between the two, to finish the files that are then read back. A weight
-    of an artifact is read only where a token needs it. `unreadable` gets why an artifact can't be
-    read, which then has no variant; without it that is raised, as EmoExportError.
+    Of a product that leaves experts out, the full model has a variant of its own. `on_streamed` is
+    called between the two, to finish the files that are then read back. A weight of an artifact is
+    read only where a token needs it. `unreadable` gets why an artifact can't be read, which then
+    has no variant; without it that is raised, as EmoExportError.
     """
     from emo_export.reference.passes import greedy
     from emo_export.reference.probes import VariantSink
 
     config = product.config
+    making = making or Line(product)
     original = VariantSink(config, probes)
-    stream(product, outputs, [original.listening(device)], steps.on_bytes)
+    lines = [replace(making, listeners=[*making.listeners, original.listening(device)])]
+    full = None if product.is_whole else VariantSink(product.source.config, probes)
+    if full is not None:
+        lines.append(Line(Product.whole(product.source), listeners=[full.listening(device)]))
+    stream(lines, steps.on_bytes)
     on_streamed()
     variants = {ORIGINAL: original.variant()}
+    if full is not None:
+        variants[FULL] = full.variant()
     for spec, read_back in artifacts.items():
         steps.on_stage(f"reference on the weights that {spec} holds")
         sink = VariantSink(config, probes)
@@ -231,10 +241,11 @@ def _write_targets(
     probes: Probes | None,
     steps: Steps,
     device: str,
-    measure: Measure | None,
+    measure: Measure,
 ) -> Golden | None:
     writers = [target.writer for target in targets]
-    outputs = [measure.output(w) if measure else Output(w) for w in writers]
+    outputs = [Output(writer, measure.measured) for writer in writers]
+    making = Line(product, outputs, measure.listeners, measure.choice)
     golden = None
 
     def close() -> None:
@@ -246,11 +257,11 @@ def _write_targets(
         for writer in writers:
             writer.open()
         if probes is None:
-            stream(product, outputs, (), steps.on_bytes)
+            stream([making], steps.on_bytes)
             close()
         else:
             artifacts = {t.name: t.read_back for t in targets if not t.is_lossless}
-            golden = make_golden(product, artifacts, probes, steps, device, outputs, close)
+            golden = make_golden(product, artifacts, probes, steps, device, making, close)
     except BaseException:
         for writer in writers:
             writer.abort()
@@ -258,13 +269,15 @@ def _write_targets(
     return golden
 
 
-def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+def _source(product: Product) -> dict[str, Any]:
     """Where the weights came from, with enough to recognise them again."""
+    checkpoint = product.source
     return {
         "name": checkpoint.path.name,
         "config_sha256": digest(checkpoint.path / "config.json"),
         "files": {file.name: file.stat().st_size for file in checkpoint.files},
-        "pruning": checkpoint.pruning,
+        "pruning": product.pruning,
+        "kept": None if product.is_whole else product.all_kept,
     }
 
 

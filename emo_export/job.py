@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING
 
 from emo_export.base.install import CONVERT, need
 from emo_export.errors import EmoExportError
-from emo_export.exporting import QUIET, Exported, Steps, export, make_golden
+from emo_export.exporting import QUIET, Exported, Measure, Steps, export, make_golden
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
 from emo_export.files.target_entry import TargetEntry
 from emo_export.measuring import (
-    matrix_of,
-    measure_of,
+    CalibrationText,
     read_importance,
     read_sample,
+    save_importance,
     start_calibration,
 )
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
 from emo_export.parity.golden import Golden
+from emo_export.pruning import Pruned, make_safetensors, prune
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.spec import Spec
 from emo_export.text.documents import FIELD
@@ -37,6 +38,21 @@ from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
     from emo_export.reference.calibrate import Calibration
+    from emo_export.selection.choice import Choice
+    from emo_export.selection.keep import Selection
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of `prune`, as its help describes them; `max_shard_size` in bytes."""
+
+    selection: Selection
+    text: CalibrationText
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    max_shard_size: int = 5_000_000_000
+    loss: bool = True
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -47,8 +63,9 @@ class ExportOptions:
     heldout_tokens: int = 4096
     calibration: tuple[Path, ...] = ()
     calibration_tokens: int = CALIBRATION_TOKENS
-    calibration_seed: int = 0
+    seed: int = 0
     text_field: str = FIELD
+    selection: Selection | None = None
     imatrix: Path | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
@@ -56,12 +73,27 @@ class ExportOptions:
     golden: bool = True
     validate: bool = True
 
+    @property
+    def text(self) -> CalibrationText:
+        """What of the options is about calibration text."""
+        return CalibrationText(
+            self.calibration,
+            self.calibration_tokens,
+            self.seed,
+            self.text_field,
+            self.targets.context,
+        )
+
     def check(self) -> None:
         """Refuse what would have no effect."""
         if self.heldout and not self.golden:
             raise EmoExportError(
                 "--heldout is of no use with --no-golden, which computes no reference"
             )
+        if self.selection is not None and not self.calibration:
+            raise EmoExportError("--keep needs --calibration: text to choose the experts for")
+        if self.calibration and self.imatrix is not None:
+            raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
 
 
 def export_package(
@@ -80,10 +112,22 @@ def export_package(
     need(CONVERT, "convert", "export")
     options.check()
     steps = steps or QUIET
-    product = Product.whole(checkpoint)
-    importance = _importance(options, product, steps)
-    matrix = None if importance is None else matrix_of(importance)
     asked = [Spec.parse(spec) for spec in specs]
+    weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
+    product, choice = Product.whole(checkpoint), None
+    calibration, matrix = None, None
+    if options.selection is not None:
+        product = options.selection.awaiting(checkpoint)
+    if options.imatrix is not None:
+        matrix = read_importance(options.imatrix, product, options.targets.arch)
+    elif options.calibration:
+        sample = read_sample(options.text, product)
+        steps.on_texts(sample.texts)
+        calibration = start_calibration(sample, product, options.device)
+        # Text that is there to choose experts need not be of use to a quantiser, too.
+        matrix = calibration.matrix if weighed or options.selection is None else None
+    if options.selection is not None and calibration is not None:
+        choice = start_choice(options.selection, calibration, checkpoint)
     make = target_maker(asked, product, options.targets, matrix)
     if options.golden or options.calibration:
         prepare_torch(options.device, product.nbytes)
@@ -107,7 +151,12 @@ def export_package(
         probes,
         steps,
         validate=partial(validate_new, on_stage=steps.on_stage) if validates else None,
-        measure=measure_of(importance, product, options.targets.arch),
+        measure=Measure(
+            None if matrix is None else calibration or matrix,
+            () if calibration is None else (calibration,),
+            choice,
+            partial(_save, matrix, product, options.targets.arch),
+        ),
         device=options.device,
         overwrite=options.overwrite,
     )
@@ -116,26 +165,39 @@ def export_package(
     return made
 
 
-def _importance(
-    options: ExportOptions, product: Product, steps: Steps
-) -> Calibration | ImportanceMatrix | None:
-    if options.calibration and options.imatrix is not None:
-        raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
-    arch, context = options.targets.arch, options.targets.context
-    if options.imatrix is not None:
-        return read_importance(options.imatrix, product, arch)
-    if not options.calibration:
-        return None
-    sample = read_sample(
-        options.calibration,
-        product,
-        options.calibration_tokens,
-        context,
-        options.calibration_seed,
-        options.text_field,
-    )
+def start_choice(selection: Selection, calibration: Calibration, checkpoint: Checkpoint) -> Choice:
+    """What chooses the experts of a product by the text that goes along."""
+    from emo_export.selection.choice import Choice
+
+    return Choice(calibration.states, checkpoint.config, selection)
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint, output: Path, options: PruneOptions, steps: Steps
+) -> Pruned:
+    """A checkpoint with the experts that a text needs. Raises EmoExportError."""
+    need(["torch"], "convert", "prune")
+    prepare_torch(options.device, checkpoint.nbytes)
+    product = options.selection.awaiting(checkpoint)
+    sample = read_sample(options.text, product)
     steps.on_texts(sample.texts)
-    return start_calibration(sample, product, options.device)
+    calibration = start_calibration(sample, product, options.device)
+    choice = start_choice(options.selection, calibration, checkpoint)
+    probes = None
+    if options.loss:
+        from emo_export.reference.probes import choose_probes
+
+        heldout = heldout_texts(options.heldout, product.path)
+        steps.on_texts(heldout)
+        field = options.text.field if options.heldout else FIELD
+        probes = choose_probes(product, heldout.files, options.heldout_tokens, None, field)
+    writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
+    return prune(product, output, writing, calibration, choice, probes, steps, options.device)
+
+
+def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:
+    if matrix is not None:
+        save_importance(to, matrix, product, arch)
 
 
 def fresh_golden(
@@ -145,15 +207,17 @@ def fresh_golden(
     folder: Path,
     targets: Mapping[str, TargetEntry],
     stored: Golden | None,
+    kept: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Golden, dict[str, EmoExportError]]:
     """The reference computed now, on the token ids of the stored golden where there is one.
 
     The weights of each target are read back from its file; with it the targets of which that
-    can't be done (damaged, or of another model), and why.
+    can't be done (damaged, or of another model), and why. `kept`: the experts of the checkpoint
+    that the targets have (None: all).
     """
     from emo_export.reference.probes import Probes, choose_probes
 
-    product = Product.whole(checkpoint)
+    product = Product.whole(checkpoint) if kept is None else Product.keeping(checkpoint, kept)
     prepare_torch(device, product.nbytes)
     if stored is None:
         probes = choose_probes(product, heldout_texts((), product.path).files, 4096)

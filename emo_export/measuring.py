@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,21 +10,27 @@ from emo_export.errors import EmoExportError
 from emo_export.text.documents import FIELD
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Measure
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
     from emo_export.reference.calibrate import Calibration
     from emo_export.text.sample import Sample
 
 
-def read_sample(
-    places: Sequence[Path],
-    product: Product,
-    tokens: int,
-    context: int | None = None,
-    seed: int = 0,
-    field: str = FIELD,
-) -> Sample:
+@dataclass(frozen=True)
+class CalibrationText:
+    """Files or folders of text, of which `tokens` tokens are drawn, for sequences of `context`.
+
+    `field` holds the text in JSON lines.
+    """
+
+    places: tuple[Path, ...]
+    tokens: int
+    seed: int = 0
+    field: str = FIELD
+    context: int | None = None
+
+
+def read_sample(text: CalibrationText, product: Product) -> Sample:
     """A sample of calibration text in the tokens of a product, and in chunks of its context.
 
     Raises EmoExportError for a checkpoint without tokenizer or files without text.
@@ -40,8 +46,8 @@ def read_sample(
             f"--calibration needs the checkpoint's tokenizer, and {product.path} "
             f"{why_no_tokenizer(product.path)}"
         )
-    length = min(CHUNK, config.context_length(context))
-    sample = read_calibration(places, encode, tokens, length, seed, field)
+    length = min(CHUNK, config.context_length(text.context))
+    sample = read_calibration(text.places, encode, text.tokens, length, text.seed, text.field)
     if not sample.sequences:
         raise EmoExportError("--calibration: the text is too short; give at least two tokens")
     return sample
@@ -62,29 +68,12 @@ def read_importance(path: Path, product: Product, arch: str | None) -> Importanc
     return read_imatrix(path, product.config, choose_arch(product.config, arch))
 
 
-def measure_of(
-    found: Calibration | ImportanceMatrix | None, product: Product, arch: str | None
-) -> Measure | None:
-    """The importance for an export, which is saved in its folder as imatrix.gguf."""
-    if found is None:
-        return None
+def save_importance(
+    folder: Path, matrix: ImportanceMatrix, product: Product, arch: str | None
+) -> None:
+    """Write imatrix.gguf into an exported folder."""
     from emo_export.converters.gguf.graph import choose_arch
     from emo_export.converters.gguf.imatrix import write_imatrix
-    from emo_export.exporting import Measure
-    from emo_export.model.importance import IMATRIX, ImportanceMatrix
+    from emo_export.model.importance import IMATRIX
 
-    graph = choose_arch(product.config, arch)
-    matrix = matrix_of(found)
-    calibration = None if isinstance(found, ImportanceMatrix) else found
-
-    def save(folder: Path) -> None:
-        write_imatrix(folder / IMATRIX, matrix, product.config, graph)
-
-    return Measure(found, calibration, save)
-
-
-def matrix_of(found: Calibration | ImportanceMatrix) -> ImportanceMatrix:
-    """The matrix that a calibration fills, or the one that was read."""
-    from emo_export.model.importance import ImportanceMatrix
-
-    return found if isinstance(found, ImportanceMatrix) else found.matrix
+    write_imatrix(folder / IMATRIX, matrix, product.config, choose_arch(product.config, arch))

@@ -1,7 +1,8 @@
 """The one loop that everything goes through: block by block, step by step, each weight read once.
 
 A weight is quantised once for each distinct form, pushed to every writer, and fed to the passes
-whose logits become golden.npz and to the calibrations that tell quantisers of their inputs.
+whose logits become golden.npz and to the calibrations that tell quantisers of their inputs. Several
+products may be made of one source at a time; which experts they keep may be chosen on the way.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -23,12 +24,12 @@ from emo_export.interfaces import (
     Statistics,
     Writer,
 )
-from emo_export.model.names import Role, Slot, Step, blocks, row_spans
+from emo_export.model.names import Block, Kind, Role, Slot, Step, blocks, row_spans
 from emo_export.model.product import Product
 from emo_export.model.quantiser import Weighted
 
 if TYPE_CHECKING:  # a plain conversion has no use for torch, which takes seconds to import
-    from emo_export.reference.passes import Pass
+    pass
 
 T = TypeVar("T")
 
@@ -43,27 +44,75 @@ class Measured(Protocol):
         """Of a matrix's inputs, asked before it is fed; None where nothing was measured."""
 
 
-class Calibrating(Measured, Protocol):
-    """A calibration, which goes along over the float weights or (`own`) the quantised ones."""
+class Listener(Protocol):
+    """What weights of a product are fed to: a pass, a calibration."""
 
-    own: bool
+    def wants(self, step: Step, slot: Slot) -> bool:
+        """Whether a weight is needed."""
 
     def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
-        """Let it go on over rows of a weight."""
+        """Take rows of a weight, in the order of `names.blocks`."""
+
+
+class Calibrating(Measured, Listener, Protocol):
+    """A calibration: it goes along over weights, and tells of the inputs of those to come."""
+
+
+class Choosing(Protocol):
+    """Chooses which experts of a layer a product keeps, from what its earlier layers compute."""
+
+    @property
+    def tries_experts(self) -> bool:
+        """It wants every expert of a layer before it chooses, so that kept ones are read twice."""
+
+    def wants(self, step: Step) -> bool:
+        """Whether it has a use for an expert that it tries."""
+
+    def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
+        """The source's router, with the norm before it, then the experts that it tries."""
+
+    def choose(self, layer: int, count: int) -> Sequence[int]:
+        """The source's numbers of the experts to keep."""
 
 
 @dataclass(frozen=True)
 class Output:
     """A writer, the quantiser that it wants for a format, and what quantisers are told.
 
-    `calibration` is fed as the weights go by, float ones or, if it is its `own`, what this output
-    makes of them; `measured` (default: the calibration) answers for the inputs of a matrix.
+    `own` is a calibration of the quantised model: it is fed what this output makes of the weights.
+    `measured` (default: `own`) answers for the inputs of a matrix.
     """
 
     writer: Writer
     measured: Measured | None = None
-    calibration: Calibrating | None = None
+    own: Calibrating | None = None
     quantiser: Callable[[Format], Quantiser] = Weighted
+
+    @property
+    def told_by(self) -> Measured | None:
+        """What answers for the inputs."""
+        return self.measured or self.own
+
+
+@dataclass(frozen=True)
+class Line:
+    """One product of a source: what is written of it, and what listens to its float weights.
+
+    With `choice` the product awaits its experts, and learns them as each layer's router goes by.
+    """
+
+    product: Product
+    outputs: Sequence[Output] = ()
+    listeners: Sequence[Listener] = ()
+    choice: Choosing | None = None
+
+    def wants(self, step: Step, slot: Slot) -> bool:
+        """Whether it has a use for a weight of the source."""
+        place = self.product.place_of(slot)
+        if place is None:
+            return False
+        step = _step_at(step, place)
+        return bool(self.outputs) or any(each.wants(step, place) for each in self.listeners)
 
 
 @dataclass(frozen=True)
@@ -76,36 +125,193 @@ class Piece:
     rows: F32
     nbytes: int
     again: bool
-    """Read a second time for the passes alone: the embedding as a tied head."""
+    """Read a second time for the listeners alone: the embedding as a tied head."""
+
+    def of(self, product: Product) -> Piece | None:
+        """A piece of the source as a product numbers it; None for what is left out."""
+        place = product.place_of(self.slot)
+        if place is None:
+            return None
+        rows = self.rows
+        if self.slot.role == Role.ROUTER and len(rows) != len(product.kept[place.layer]):
+            rows = rows[list(product.kept[place.layer])]
+        return replace(self, step=_step_at(self.step, place), slot=place, rows=rows)
 
 
-def stream(
-    product: Product,
-    outputs: Sequence[Output],
-    passes: Sequence[Pass],
-    on_bytes: Callable[[int], None],
-) -> None:
-    """Read every weight in order and push it everywhere; `on_bytes` hears of the bytes read.
+@dataclass
+class Traffic:
+    """Bytes of the source that were read, and those that nothing had a use for."""
 
-    While one piece is written and fed to the passes, the next is quantised and those after it are
-    read; with a calibration on the quantised model's own states, quantising waits for the steps
-    before. Raises EmoExportError naming file and tensor when a weight is damaged or fits no format.
+    read: int = 0
+    skipped: int = 0
+
+
+def stream(lines: Sequence[Line], on_bytes: Callable[[int], None]) -> Traffic:
+    """Read the weights of a source in order and push each everywhere.
+
+    `on_bytes` hears of the bytes that are dealt with, read or not. While one piece is written, the
+    next is quantised and those after it are read; with a calibration on the quantised model's own
+    states, quantising waits for the steps before. Raises EmoExportError naming file and tensor when
+    a weight is damaged or fits no format.
     """
-    calibrations = {id(o.calibration): o.calibration for o in outputs if o.calibration}.values()
-    floats = [calibration for calibration in calibrations if not calibration.own]
-    depth = 1 if len(floats) == len(calibrations) else 0
-    pieces = _ahead("read", READ_AHEAD, _reading(product))
-    for piece, forms in _ahead("pack", depth, _packing(product, pieces, outputs, floats)):
-        for output in outputs:
-            if not piece.again:
-                output.writer.write(piece.slot, piece.start, forms.packed(output))
-            if output.calibration is not None and output.calibration.own:
-                rows = piece.rows if piece.again else forms.dequantised(output)
-                output.calibration.feed(piece.step, piece.slot, piece.start, rows)
-        for each in passes:
-            if each.wants(piece.step, piece.slot):
-                each.feed(piece.step, piece.slot, piece.start, piece.rows)
-        on_bytes(0 if piece.again else piece.nbytes)
+    traffic = Traffic()
+    for block in blocks(lines[0].product.source.config):
+        stream_block(block, lines, on_bytes, traffic)
+    return traffic
+
+
+def stream_block(
+    block: Block, lines: Sequence[Line], on_bytes: Callable[[int], None], traffic: Traffic
+) -> None:
+    """Go through one block; where lines choose experts, first with those that need not."""
+    flow = _Flow(Product.whole(lines[0].product.source), on_bytes, traffic)
+    at = next((i for i, step in enumerate(block.steps) if step.kind == Kind.ROUTER), None)
+    if at is None:
+        flow.push(block.steps, lines)
+        return
+    # Whether an expert is needed can be told when the router has been fed.
+    before, router, experts = block.steps[:at], block.steps[at : at + 1], block.steps[at + 1 :]
+    flow.push(before, lines)
+    choices = [(line.product, line.choice) for line in lines if line.choice is not None]
+    for piece in flow.read(router) if choices else ():
+        for _, choice in choices:
+            choice.feed(piece.step, piece.slot, piece.start, piece.rows)
+    trying = [choice for _, choice in choices if choice.tries_experts]
+    now = [line for line in lines if line.choice is None or not trying]
+    if trying:
+        flow.push(router, now)
+        flow.push(experts, now, trying)
+    for product, choice in choices:
+        count = product.config.layers[block.layer].num_experts
+        product.keep(block.layer, choice.choose(block.layer, count))
+    rest = [line for line in lines if line.choice is not None] if trying else now
+    flow.push(router, rest)
+    flow.push(experts, rest)
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """Pushes steps of a source through reading, quantising and writing."""
+
+    source: Product
+    on_bytes: Callable[[int], None]
+    traffic: Traffic
+
+    def read(self, steps: Sequence[Step]) -> Iterator[Piece]:
+        """Every piece of steps."""
+        for step in steps:
+            for slot in step.slots:
+                for start, stop in row_spans(slot, self.source.config):
+                    yield self._piece(step, slot, start, stop)
+
+    def push(
+        self, steps: Sequence[Step], lines: Sequence[Line], tried: Sequence[Choosing] = ()
+    ) -> None:
+        """Feed and write what lines want of steps; `tried` are choices that try them."""
+        waits = any(output.own is not None for line in lines for output in line.outputs)
+        pieces = _ahead("read", READ_AHEAD, self._reading(steps, lines, tried))
+        for piece, forms in _ahead("pack", 0 if waits else 1, self._packing(pieces, lines, tried)):
+            for form in forms:
+                form.deliver()
+            self.on_bytes(0 if piece.again or tried else piece.nbytes)
+
+    def _piece(self, step: Step, slot: Slot, start: int, stop: int) -> Piece:
+        tied = self.source.config.tie_word_embeddings and slot.role == Role.HEAD
+        rows = self.source.rows(slot, start, stop)
+        nbytes = self._row_bytes(slot) * (stop - start)
+        self.traffic.read += nbytes
+        return Piece(step, slot, start, rows, nbytes, tied)
+
+    def _row_bytes(self, slot: Slot) -> int:
+        return self.source.source.at(self.source.origin(slot)).row_bytes
+
+    def _reading(
+        self, steps: Sequence[Step], lines: Sequence[Line], tried: Sequence[Choosing]
+    ) -> Iterator[Callable[[], Piece]]:
+        for step in steps:
+            for slot in step.slots:
+                wanted = any(line.wants(step, slot) for line in lines)
+                wanted = wanted or any(choice.wants(step) for choice in tried)
+                for start, stop in row_spans(slot, self.source.config):
+                    if wanted:
+                        yield partial(self._piece, step, slot, start, stop)
+                    elif not tried:
+                        skipped = self._row_bytes(slot) * (stop - start)
+                        self.traffic.skipped += skipped
+                        self.on_bytes(skipped)
+
+    def _packing(
+        self, pieces: Iterable[Piece], lines: Sequence[Line], tried: Sequence[Choosing]
+    ) -> Iterator[Callable[[], tuple[Piece, list[_Form]]]]:
+        def pack(piece: Piece, forms: list[_Form]) -> tuple[Piece, list[_Form]]:
+            made: dict[tuple[int, ...], Packed] = {}
+            try:
+                for form in forms:
+                    form.pack(made)
+            except EmoExportError as error:
+                tensor = self.source.source.at(self.source.origin(piece.slot))
+                raise EmoExportError(f"{tensor.file}: tensor {tensor.name}: {error}") from error
+            return piece, forms
+
+        for piece in pieces:
+            forms = []
+            for line in lines:
+                part = piece.of(line.product)
+                if part is None:
+                    continue
+                forms += [_Form(part, output) for output in line.outputs]
+                for listener in line.listeners:
+                    if listener.wants(part.step, part.slot):
+                        listener.feed(part.step, part.slot, part.start, part.rows)
+            for choice in tried:
+                if choice.wants(piece.step):
+                    choice.feed(piece.step, piece.slot, piece.start, piece.rows)
+            yield partial(pack, piece, forms)
+
+
+class _Form:
+    """What one output makes of a piece; what others made of it alike is used again."""
+
+    def __init__(self, piece: Piece, output: Output) -> None:
+        self._piece, self._output = piece, output
+        self._told: InputStatistics | None = None
+        self._packed: Packed = {}
+        if piece.again:
+            return
+        self._format = output.writer.format_of(piece.slot)
+        self._quantiser = output.quantiser(self._format)
+        if output.told_by is not None:
+            # Asked now, while it can be had: before the weight itself is fed.
+            needs = self._quantiser.needs
+            self._told = output.told_by.statistics(piece.step, piece.slot, needs)
+
+    def pack(self, made: dict[tuple[int, ...], Packed]) -> None:
+        """Pack the rows, or take what an output of the same format and statistics has packed."""
+        if self._piece.again:
+            return
+        output = self._output
+        told = 0 if self._told is None else id(output.told_by)
+        key = (id(self._piece.rows), id(self._format), id(output.quantiser), told)
+        if key not in made:
+            made[key] = self._quantiser.quantize(self._piece.rows, self._told)
+        self._packed = made[key]
+
+    def deliver(self) -> None:
+        """Write what was packed, and feed it to the output's own calibration."""
+        piece, own = self._piece, self._output.own
+        if not piece.again:
+            self._output.writer.write(piece.slot, piece.start, self._packed)
+        if own is not None and own.wants(piece.step, piece.slot):
+            rows = piece.rows if piece.again else self._format.dequantize(self._packed)
+            own.feed(piece.step, piece.slot, piece.start, rows)
+
+
+def _step_at(step: Step, place: Slot) -> Step:
+    """A step as the product numbers its expert."""
+    if step.expert == place.expert:
+        return step
+    slots = tuple(replace(slot, expert=place.expert) for slot in step.slots)
+    return replace(step, expert=place.expert, slots=slots)
 
 
 def _ahead(name: str, depth: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
@@ -122,84 +328,3 @@ def _ahead(name: str, depth: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _reading(product: Product) -> Iterator[Callable[[], Piece]]:
-    tied = product.config.tie_word_embeddings
-
-    def read(step: Step, slot: Slot, start: int, stop: int) -> Piece:
-        rows, nbytes = product.rows(slot, start, stop), product.row_bytes(slot) * (stop - start)
-        return Piece(step, slot, start, rows, nbytes, tied and slot.role == Role.HEAD)
-
-    for block in blocks(product.config):
-        for step in block.steps:
-            for slot in step.slots:
-                for start, stop in row_spans(slot, product.config):
-                    yield partial(read, step, slot, start, stop)
-
-
-def _packing(
-    product: Product,
-    pieces: Iterable[Piece],
-    outputs: Sequence[Output],
-    floats: Sequence[Calibrating],
-) -> Iterator[Callable[[], tuple[Piece, _Forms]]]:
-    def pack(piece: Piece, forms: _Forms) -> tuple[Piece, _Forms]:
-        try:
-            for output in () if piece.again else outputs:
-                forms.packed(output)
-        except EmoExportError as error:
-            origin = product.origin(piece.slot)
-            file = product.source.at(origin).file
-            raise EmoExportError(f"{file}: tensor {origin.name}: {error}") from error
-        return piece, forms
-
-    for piece in pieces:
-        forms = _Forms(piece)
-        if not piece.again:
-            for output in outputs:
-                forms.ask(output)
-        for calibration in floats:
-            calibration.feed(piece.step, piece.slot, piece.start, piece.rows)
-        yield partial(pack, piece, forms)
-
-
-class _Forms:
-    """The rows of one piece, and each packed and dequantised form of them, made once."""
-
-    def __init__(self, piece: Piece) -> None:
-        self._piece = piece
-        self._told: dict[tuple[int, Statistics], InputStatistics | None] = {}
-        self._packed: dict[tuple[int, int, int], Packed] = {}
-        self._dequantised: dict[tuple[int, int, int], F32] = {}
-
-    def ask(self, output: Output) -> None:
-        """Ask for the statistics that the output's quantiser wants, while they can be had."""
-        measured, needs = output.measured or output.calibration, self._quantiser(output).needs
-        if measured is not None and (id(measured), needs) not in self._told:
-            piece = self._piece
-            told = measured.statistics(piece.step, piece.slot, needs)
-            self._told[id(measured), needs] = told
-
-    def packed(self, output: Output) -> Packed:
-        key = self._key(output)
-        if key not in self._packed:
-            quantiser = self._quantiser(output)
-            told = self._told.get((key[2], quantiser.needs))
-            self._packed[key] = quantiser.quantize(self._piece.rows, told)
-        return self._packed[key]
-
-    def dequantised(self, output: Output) -> F32:
-        key = self._key(output)
-        if key not in self._dequantised:
-            form = output.writer.format_of(self._piece.slot)
-            self._dequantised[key] = form.dequantize(self.packed(output))
-        return self._dequantised[key]
-
-    def _quantiser(self, output: Output) -> Quantiser:
-        return output.quantiser(output.writer.format_of(self._piece.slot))
-
-    def _key(self, output: Output) -> tuple[int, int, int]:
-        """What makes one form of another: format, quantiser and statistics."""
-        form = output.writer.format_of(self._piece.slot)
-        return id(form), id(output.quantiser), id(output.measured or output.calibration)

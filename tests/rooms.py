@@ -28,14 +28,14 @@ ORDER = (
     {"parity"},
     {"reference"},
     {"converters", "runtimes"},
-    {"pipeline"},
+    {"pipeline", "selection"},
     {"report", "inspect", "bench"},
     {"card_running"},
     {"card"},
     {"exporting"},
     {"families", "measuring"},
     {"planning"},
-    {"validating"},
+    {"validating", "pruning"},
     {"job"},
     {"testing"},
     {"pytest_plugin"},
@@ -47,7 +47,7 @@ ORDER = (
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
 WITHIN = {
-    "converters": ({"placed_file", "row_tasks", "split"}, {"gguf", "onnx"}),
+    "converters": ({"placed_file", "row_tasks", "split"}, {"gguf", "onnx", "safetensors"}),
     "runtimes": (
         {"checks", "generate", "timing"},
         {"llama", "ort"},

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from emo_export.cli.output import stdout
+from emo_export.cli.prune_command import FIELD, METHOD, SEED
+from emo_export.selection.method import Method
 
 
 @click.command()
@@ -39,21 +41,15 @@ from emo_export.cli.output import stdout
     help="Of all its files, sampled evenly where there is more; each takes some 30 bytes of memory "
     "per hidden feature: 2 GB for 2048.",
 )
+@FIELD
 @click.option(
-    "--calibration-seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Of the sample.",
+    "--keep",
+    metavar="K",
+    help="Keep so many experts of each layer, as 8 or 25%: those that --calibration's text needs. "
+    "Experts that every token uses always stay, and count.",
 )
-@click.option(
-    "--field",
-    "text_field",
-    default="text",
-    show_default=True,
-    metavar="NAME",
-    help="Of each line of .jsonl that --calibration or --heldout names.",
-)
+@METHOD
+@SEED
 @click.option(
     "--imatrix",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -123,8 +119,10 @@ def export(
     specs: tuple[str, ...],
     calibration: tuple[Path, ...],
     calibration_tokens: int,
-    calibration_seed: int,
     text_field: str,
+    keep: str | None,
+    method: str,
+    seed: int,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
     block_size: str | None,
@@ -153,18 +151,29 @@ def export(
     Best quality for its size, with importance from text like that it will see:
         emo-export export examples/emo-nano -o out --to gguf:q4_k_m \\
             --calibration examples/emo-nano/calibration
+
+    \b
+    A quarter of the experts, chosen for C code:
+        emo-export export examples/emo-nano -o out --to onnx:int4 \\
+            --keep 25% --calibration examples/emo-nano/calibration/c.jsonl
     """
     from emo_export.cli.export import run_export
     from emo_export.families.options import TargetOptions
     from emo_export.job import ExportOptions
 
+    selection = None
+    if keep is not None:
+        from emo_export.selection.keep import Keep, Selection
+
+        selection = Selection(Keep.parse(keep), Method(method), seed)
     options = ExportOptions(
         heldout=heldout,
         heldout_tokens=heldout_tokens,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
-        calibration_seed=calibration_seed,
+        seed=seed,
         text_field=text_field,
+        selection=selection,
         imatrix=imatrix,
         targets=TargetOptions(
             context,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from emo_export.report.checkpoint import note
 from emo_export.report.texts import passed_over
@@ -40,20 +47,51 @@ def open_checkpoint(source: str) -> Checkpoint:
     return checkpoint
 
 
-@contextmanager
-def progress_steps() -> Iterator[Steps]:
+class Bar:
     """A progress bar on stderr where that is a terminal, plain lines elsewhere."""
-    from emo_export.exporting import Steps
 
+    def __init__(self, progress: Progress, shown: bool) -> None:
+        self._progress, self._shown = progress, shown
+        self._task = progress.add_task("reading", total=None, visible=False)
+
+    def start(self, nbytes: int) -> None:
+        """So many bytes are to be dealt with."""
+        if not self._shown:
+            say(f"reading {nbytes / 1e6:.1f} MB once")
+        self._progress.update(self._task, total=nbytes, visible=True)
+
+    def advance(self, nbytes: int) -> None:
+        """Bytes were dealt with."""
+        self._progress.advance(self._task, nbytes)
+
+    def stage(self, text: str) -> None:
+        """Something else has begun."""
+        # Through the bar's console, which moves a bar that is still shown out of the way.
+        self._progress.update(self._task, visible=False)
+        self._progress.console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar that is there while the work goes on."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None, visible=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bar(progress, console.is_terminal)
+
+
+@contextmanager
+def progress_steps() -> Iterator[Steps]:
+    """What an export tells, on such a bar."""
+    from emo_export.exporting import Steps
+
+    with progress_bar() as bar:
 
         def on_start(targets: Sequence[Target], source_bytes: int) -> None:
             for target in targets:
@@ -62,19 +100,13 @@ def progress_steps() -> Iterator[Steps]:
                 _warn_fallbacks(target)
             for reason in {target.entry.no_genai for target in targets} - {None, ""}:
                 say(f"warning: no genai_config.json is written: {reason}")
-            if not console.is_terminal:
-                say(f"reading {source_bytes / 1e6:.1f} MB once")
-            bar.update(task, total=source_bytes, visible=True)
+            bar.start(source_bytes)
 
-        def on_stage(text: str) -> None:
-            # Through the bar's console, which moves a bar that is still shown out of the way.
-            bar.update(task, visible=False)
-            bar.console.print(text, markup=False, highlight=False)
-
-        yield Steps(on_start, lambda count: bar.advance(task, count), on_stage, _note_passed_over)
+        yield Steps(on_start, bar.advance, bar.stage, note_passed_over)
 
 
-def _note_passed_over(texts: Texts) -> None:
+def note_passed_over(texts: Texts) -> None:
+    """Tell of files that were no text."""
     if found := passed_over(texts):
         say(f"note: {found}")
 

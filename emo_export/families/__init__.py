@@ -33,6 +33,10 @@ Make = Callable[[Path], "Target"]
 class Family(Protocol):
     """What `export` and `validate` ask of a family. Its modules are imported when it is used."""
 
+    @property
+    def weighs_columns(self) -> bool:
+        """Whether types of it are better for an importance matrix."""
+
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where no target of the family can express a model."""
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Gguf:
     """The family; see `emo_export.families.Family`."""
 
+    weighs_columns = True
+
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where none of llama.cpp's graphs can express a model."""
         from emo_export.converters.gguf.scheme import gguf_scheme

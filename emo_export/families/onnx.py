@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Onnx:
     """The family; see `emo_export.families.Family`."""
 
+    weighs_columns = False
+
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where our graphs can't express a model."""
         from emo_export.converters.onnx.scheme import onnx_scheme

@@ -2,6 +2,7 @@
 
 A `Checkpoint` is the source. Keeping some experts of each layer makes a product of it, as the
 published pruning does: kept in ascending order, shared ones last, the router cut to their rows.
+Which ones may be told layer by layer, while the weights go by; how many is known from the first.
 Keeping all of them is the identity.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 from emo_export.model.checkpoint import Checkpoint
-from emo_export.model.config import EmoConfig
+from emo_export.model.config import EmoConfig, LayerShape
 from emo_export.model.names import Role, Slot, row_spans, slots
 
 
@@ -25,47 +26,80 @@ from emo_export.model.names import Role, Slot, row_spans, slots
 class Product:
     """`raw` is the product's config.json, `config` the same checked.
 
-    `kept` has for each layer the source's numbers of its experts, in the product's order.
+    `kept` has for each layer the source's numbers of its experts, in the product's order. Where
+    they are chosen while the weights go by (`awaiting`), a layer is in it once `keep` was called.
     """
 
     source: Checkpoint
     raw: Mapping[str, Any]
     config: EmoConfig
-    kept: tuple[tuple[int, ...], ...]
+    kept: dict[int, tuple[int, ...]]
+    method: str = ""
+    """How its experts were chosen, as pruning_metadata.json calls it."""
 
     @classmethod
     def whole(cls, source: Checkpoint) -> Product:
         """Every expert of every layer."""
-        kept = tuple(tuple(range(layer.num_experts)) for layer in source.config.layers)
+        kept = {i: tuple(range(layer.num_experts)) for i, layer in enumerate(source.config.layers)}
         return cls(source, source.raw, source.config, kept)
+
+    @classmethod
+    def awaiting(cls, source: Checkpoint, counts: Sequence[int], method: str = "") -> Product:
+        """So many experts of each layer, which ones is still to be told to `keep`.
+
+        Raises EmoExportError for a count that a layer can't have.
+        """
+        layers = source.config.layers
+        if len(counts) != len(layers):
+            raise EmoExportError(f"{len(counts)} counts of experts, the model has {len(layers)}")
+        for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
+            least = 0 if layer.is_dense else max(1, len(layer.forced))
+            if not least <= count <= layer.num_experts:
+                raise EmoExportError(
+                    f"{count} experts cannot be kept in layer {index}: it has {layer.num_experts}, "
+                    f"of which {least} must stay"
+                )
+        raw = _pruned(source.raw, source.config, counts)
+        config = EmoConfig.from_dict(raw, str(source.path / "config.json"))
+        dense: dict[int, tuple[int, ...]] = {i: () for i, lay in enumerate(layers) if lay.is_dense}
+        return cls(source, raw, config, dense, method)
 
     @classmethod
     def keeping(cls, source: Checkpoint, kept: Sequence[Sequence[int]]) -> Product:
         """Only these experts of each layer, by the source's numbers.
 
-        Raises EmoExportError for numbers that are not ascending or not there, and where an expert
+        Raises EmoExportError for numbers that are not there or named twice, and where an expert
         that every token uses is missing.
         """
-        layers = source.config.layers
-        if len(kept) != len(layers):
-            raise EmoExportError(f"{len(kept)} layers of kept experts, the model has {len(layers)}")
-        for index, (layer, experts) in enumerate(zip(layers, kept, strict=True)):
-            if list(experts) != sorted(set(experts) & set(range(layer.num_experts))):
-                raise EmoExportError(
-                    f"kept experts of layer {index}: expected ascending numbers below "
-                    f"{layer.num_experts}, found {list(experts)}"
-                )
-            if missing := set(layer.forced) - set(experts):
-                raise EmoExportError(
-                    f"kept experts of layer {index}: {sorted(missing)} must stay, since every "
-                    "token uses them"
-                )
+        product = cls.awaiting(source, [len(experts) for experts in kept])
+        for layer, experts in enumerate(kept):
+            product.keep(layer, experts)
         whole = cls.whole(source)
-        chosen = tuple(tuple(experts) for experts in kept)
-        if chosen == whole.kept:
-            return whole
-        raw = _pruned(source.raw, source.config, chosen)
-        return cls(source, raw, EmoConfig.from_dict(raw, str(source.path / "config.json")), chosen)
+        return whole if product.kept == whole.kept else product
+
+    def keep(self, layer: int, experts: Sequence[int]) -> None:
+        """Tell which experts of a layer are kept, in any order, as many as the config says.
+
+        Raises EmoExportError as `keeping` does.
+        """
+        shape, count = self.source.config.layers[layer], self.config.layers[layer].num_experts
+        chosen = set(experts)
+        if len(experts) != count or len(chosen & set(range(shape.num_experts))) != count:
+            raise EmoExportError(
+                f"kept experts of layer {layer}: expected {count} different numbers below "
+                f"{shape.num_experts}, found {list(experts)}"
+            )
+        if missing := set(shape.forced) - chosen:
+            raise EmoExportError(
+                f"kept experts of layer {layer}: {sorted(missing)} must stay, since every "
+                "token uses them"
+            )
+        self.kept[layer] = product_order(shape, experts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is left out, so that its config.json is the source's."""
+        return self.raw == self.source.raw
 
     @property
     def path(self) -> Path:
@@ -74,16 +108,29 @@ class Product:
 
     @property
     def pruning(self) -> Mapping[str, Any] | None:
-        """What the source says of its own pruning."""
-        return self.source.pruning
+        """What was left out, with the published keys; of a whole product, what its source says."""
+        if self.is_whole:
+            return self.source.pruning
+        return {
+            "original_model": self.path.resolve().name,
+            "prune_keep_k": self.config.num_experts,
+            "num_shared_experts": self.config.num_shared_experts,
+            "pruning_method": self.method,
+            "experts_kept_per_layer": self.all_kept,
+        }
+
+    @property
+    def all_kept(self) -> list[list[int]]:
+        """The source's numbers of the experts of each layer, all of which have been chosen."""
+        return [list(self.kept[layer]) for layer in range(self.config.num_hidden_layers)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors as the source stores them."""
+        """Bytes of all its tensors as the source stores them, whichever experts are kept."""
         pieces = (
             (slot, span) for slot in slots(self.config) for span in row_spans(slot, self.config)
         )
-        return sum(self.row_bytes(slot) * (stop - start) for slot, (start, stop) in pieces)
+        return sum(self.source.at(slot).row_bytes * (end - start) for slot, (start, end) in pieces)
 
     def origin(self, slot: Slot) -> Slot:
         """The source's slot from which a slot of the product comes; a tied head is the embedding.
@@ -96,9 +143,12 @@ class Product:
             return slot
         return replace(slot, expert=self.kept[slot.layer][slot.expert])
 
-    def row_bytes(self, slot: Slot) -> int:
-        """Bytes of a row of a slot in the source's file."""
-        return self.source.at(self.origin(slot)).row_bytes
+    def place_of(self, slot: Slot) -> Slot | None:
+        """The product's slot to which a slot of the source goes; None for what is left out."""
+        if slot.expert < 0:
+            return slot
+        kept = self.kept[slot.layer]
+        return replace(slot, expert=kept.index(slot.expert)) if slot.expert in kept else None
 
     def rows(self, slot: Slot, start: int, stop: int) -> F32:
         """Rows start..stop of a slot as float32 (stop - start, C), read now.
@@ -109,15 +159,15 @@ class Product:
         if slot.role != Role.ROUTER:
             return tensor.rows(start, stop)
         chosen = np.array(self.kept[slot.layer][start:stop])
-        whole = tensor.rows(int(chosen[0]), int(chosen[-1]) + 1)
-        return whole if len(whole) == len(chosen) else whole[chosen - chosen[0]]
+        first = int(chosen.min())
+        rows: F32 = tensor.rows(first, int(chosen.max()) + 1)[chosen - first]
+        return rows
 
 
-def _pruned(
-    raw: Mapping[str, Any], config: EmoConfig, kept: Sequence[Sequence[int]]
-) -> dict[str, Any]:
+def _pruned(raw: Mapping[str, Any], config: EmoConfig, counts: Sequence[int]) -> Mapping[str, Any]:
     """config.json of the product, with the keys that the published pruning changes."""
-    counts = [len(experts) for experts in kept]
+    if list(counts) == [layer.num_experts for layer in config.layers]:
+        return raw
     sparse = [count for count in counts if count]
     out = {**raw, "num_experts": max(sparse, default=0)}
     if raw.get("num_experts_per_layer") is not None or len(set(counts)) > 1:
@@ -128,8 +178,19 @@ def _pruned(
     out["num_experts_per_tok"] = min([config.num_experts_per_tok, *sparse])
     if any(layer.always_active_experts for layer in config.layers):
         out.pop("always_active_experts", None)
+        always = [layer.always_active_experts for layer in config.layers]
         out["always_active_experts_per_layer"] = [
-            [list(experts).index(expert) for expert in layer.always_active_experts]
-            for layer, experts in zip(config.layers, kept, strict=True)
+            list(numbers if count == layer.num_experts else range(len(numbers)))
+            for layer, count, numbers in zip(config.layers, counts, always, strict=True)
         ]
     return out
+
+
+def product_order(shape: LayerShape, experts: Sequence[int]) -> tuple[int, ...]:
+    """Kept experts as the published pruning orders them: ascending, shared ones last.
+
+    Always active ones come first, so that the config is known before the others are chosen. A
+    layer of which all are kept stays as it is.
+    """
+    first = shape.always_active_experts if len(experts) < shape.num_experts else ()
+    return (*first, *sorted(set(experts) - set(first)))

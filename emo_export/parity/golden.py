@@ -22,6 +22,8 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, Runtime
 
 ORIGINAL = "original"
+FULL = "full"
+"""The variant of all experts, where the original is a product that leaves some out."""
 PAD = -1
 
 SEQUENCE = 48  # tokens of a sequence whose logits are all kept

@@ -29,9 +29,9 @@ UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
 class Calibration:
     """A pass over calibration sequences, token ids (T,) each, that fills `matrix`.
 
-    With `own` it carries the hidden states of the quantised model: it is fed what the earlier
-    matrices became, so that a later one is calibrated on what it will meet. Without, those of the
-    float model.
+    Fed float weights, it carries the hidden states of the float model; fed what the earlier
+    matrices became, those of the quantised model, so that a later one is calibrated on what it will
+    meet.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class Calibration:
         sequences: Sequence[Ids],
         source: str,
         device: str = "cpu",
-        *,
-        own: bool = False,
     ) -> None:
-        self.own = own
         self.matrix = ImportanceMatrix(source, sum(len(ids) for ids in sequences))
         self._pass = Pass(States.of(config, sequences, device=device))
+
+    @property
+    def states(self) -> States:
+        """What the text gives the model so far."""
+        return self._pass.states
 
     @torch.no_grad()
     def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
@@ -65,8 +67,11 @@ class Calibration:
 
     def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
         """Let the pass go on over rows of a weight."""
-        if self._pass.wants(step, slot):
-            self._pass.feed(step, slot, start, rows)
+        self._pass.feed(step, slot, start, rows)
+
+    def wants(self, step: Step, slot: Slot) -> bool:
+        """Whether the pass needs a weight: the head and an expert that no token chose are not."""
+        return self._pass.wants(step, slot)
 
 
 def _squares(inputs: Tensor, slot: Slot) -> F32:

@@ -35,7 +35,8 @@ class States:
     """What one variant has computed so far, for the T tokens of all sequences.
 
     `hidden` (T, D); `normed` (T, D), the input of q, k, v, then of router, gate and up; `inner`,
-    the input of o, then of down; `logits` (T, E) and `routing` of the router.
+    the input of o, then of down; `logits` (T, E) and `routing` of the router; `out` (n, D) what the
+    last expert gave its n tokens, before the router's weight.
 
     `States.of` makes those before the embedding. `copy` keeps a layer's states aside, so that the
     layer can be tried again with other weights.
@@ -51,6 +52,7 @@ class States:
     inner: Tensor
     logits: Tensor | None = None
     routing: Routing | None = None
+    out: Tensor | None = None
 
     @classmethod
     def of(
@@ -153,8 +155,8 @@ class States:
             self.hidden += F.linear(self.inner, weights[Role.DENSE_DOWN], bias)
         elif step.kind == Kind.DOWN:
             tokens, weight = self._routing().uses(step.expert)
-            out = F.linear(self.inner, weights[Role.DOWN])
-            self.hidden.index_add_(0, tokens, out * weight)
+            self.out = F.linear(self.inner, weights[Role.DOWN])
+            self.hidden.index_add_(0, tokens, self.out * weight)
         else:
             raise ValueError(f"a layer has no step of kind {step.kind}")
 

@@ -52,7 +52,7 @@ def test_a_folder_a_field_and_a_seed(tiny: Path, corpus: Path, tmp_path: Path, e
         tiny, tmp_path / "b", emo, "--calibration", corpus / "towns.jsonl", *given[2:]
     )
     assert again == first and "passed over" not in said
-    other, _, _ = matrix(tiny, tmp_path / "c", emo, *given, "--calibration-seed", 7)
+    other, _, _ = matrix(tiny, tmp_path / "c", emo, *given, "--seed", 7)
     assert other != first
 
 

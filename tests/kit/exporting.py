@@ -26,7 +26,7 @@ from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
 from emo_export.model.recipes import Part
 from emo_export.model.scheme import QuantScheme
-from emo_export.pipeline import Output, stream
+from emo_export.pipeline import Line, Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import Rows, logits
 from emo_export.spec import GGUF, ONNX, Spec
@@ -74,11 +74,7 @@ def export_to(
         settings: dict[str, int] = {"context": context, "accuracy_level": accuracy_level}
         settings["last_only"] = last_only
         writers.append(OnnxWriter(place, product, scheme, **settings))
-    for writer in writers:
-        writer.open()
-    stream(product, [Output(w) for w in writers], [], lambda count: None)
-    for writer in writers:
-        writer.close()
+    write_all(product, *writers)
     return made
 
 
@@ -90,10 +86,17 @@ def export_plain(folder: Path, checkpoint_path: Path, kind: str) -> QuantScheme:
     scheme = onnx_scheme(Spec(ONNX, kind, "if"), config, changed)
     settings = {"context": config.context_length(), "accuracy_level": 4}
     writer = OnnxWriter(folder, product, scheme, plain_attention=True, **settings)
-    writer.open()
-    stream(product, [Output(writer)], [], lambda count: None)
-    writer.close()
+    write_all(product, writer)
     return scheme
+
+
+def write_all(product: Product, *writers: Writer) -> None:
+    """Open the writers, push every weight of a product to them, close them."""
+    for writer in writers:
+        writer.open()
+    stream([Line(product, [Output(writer) for writer in writers])], lambda count: None)
+    for writer in writers:
+        writer.close()
 
 
 def open_product(path: Path) -> Product:
@@ -245,6 +248,7 @@ class Idle:
         return
 
 
-def idle(calibration: Calibration) -> list[Output]:
-    """What a pass that only calibrates writes: nothing."""
-    return [Output(Idle(), calibration=calibration)]
+def run_calibration(product: Product, calibration: Calibration) -> None:
+    """A pass that only calibrates, as for quantising, and writes nothing."""
+    line = Line(product, [Output(Idle(), calibration)], [calibration])
+    stream([line], lambda count: None)

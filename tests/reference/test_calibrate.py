@@ -21,13 +21,13 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import VECTORS, Block, Role, Slot, Step, blocks, row_spans, slots
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
-from emo_export.pipeline import Output, stream
+from emo_export.pipeline import Line, Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.forward import KeyValues
 from emo_export.reference.passes import Pass, Rows
 from emo_export.reference.states import States
 from emo_export.spec import ONNX, Spec
-from tests.kit.exporting import Array, Idle, case, dequantised_source, idle, open_product
+from tests.kit.exporting import Array, Idle, case, dequantised_source, open_product, run_calibration
 from tests.kit.oracle import F64, Weights, _sequence
 from tests.kit.synth import make_checkpoint
 
@@ -65,7 +65,7 @@ def listen(folder: Path, sequences: list[Array]) -> Listening:
 def calibrate(folder: Path, sequences: list[Array]) -> Calibration:
     checkpoint = Checkpoint.open(folder)
     calibration = Calibration(checkpoint.config, sequences, "a text")
-    stream(Product.whole(checkpoint), idle(calibration), [], lambda count: None)
+    run_calibration(Product.whole(checkpoint), calibration)
     return calibration
 
 
@@ -173,10 +173,11 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
     folder = case(name).folder
     product = open_product(folder)
     scheme = onnx_scheme(Spec(ONNX, "int4"), product.config)
-    calibration = Calibration(product.config, SEQUENCES, "a text", own=own)
+    calibration = Calibration(product.config, SEQUENCES, "a text")
     told = Told(calibration)
-    outputs = [Output(Packing(scheme), told, calibration, Asking)]
-    stream(product, outputs, [], lambda count: None)
+    output = Output(Packing(scheme), told, calibration if own else None, Asking)
+    line = Line(product, [output], [] if own else [calibration])
+    stream([line], lambda count: None)
     stored = tmp_path / "stored"
     stored.mkdir()
     source = dequantised_source(product, scheme) if own else product.rows

@@ -19,7 +19,7 @@ from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 from emo_export.model.recipes import GGUF_RECIPES, NEXT_BETTER
 from emo_export.model.scheme import part_of
 from emo_export.parity.judge import EXACT, SHIPPED, tolerances
-from emo_export.pipeline import Output, stream
+from emo_export.pipeline import Line, Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
@@ -73,8 +73,8 @@ def make_all_types(folder: Path) -> None:
     }
     for writer in writers.values():
         writer.open()
-    outputs = [Output(writer, calibration=calibration) for writer in writers.values()]
-    stream(product, outputs, [], lambda count: None)
+    outputs = [Output(writer, calibration) for writer in writers.values()]
+    stream([Line(product, outputs, [calibration])], lambda count: None)
     for writer in writers.values():
         writer.close()
     computed = {}

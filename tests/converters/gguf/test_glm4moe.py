@@ -17,7 +17,6 @@ from emo_export.converters.gguf.twin import write_float_twin
 from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
-from emo_export.pipeline import Output, stream
 from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
 from tests.converters.gguf.test_gguf_graph import GLM4MOE
@@ -31,6 +30,7 @@ from tests.kit.exporting import (
     dequantised_source,
     prefill,
     steps,
+    write_all,
 )
 from tests.kit.hand_gguf import read_weights
 from tests.kit.synth import CONFIGS
@@ -75,9 +75,7 @@ def export(folder: Path, type_name: str, path: Path, arch: str = "glm4moe") -> P
     scheme = fit_to_graph(gguf_scheme(type_name, config), config, arch)
     settings: dict[str, Any] = {"tokenizer": None, "model_name": "x", "context": 64}
     writer = GgufWriter(path, config, scheme, arch=arch, **settings)
-    writer.open()
-    stream(Product.whole(checkpoint), [Output(writer)], [], lambda count: None)
-    writer.close()
+    write_all(Product.whole(checkpoint), writer)
     return path
 
 

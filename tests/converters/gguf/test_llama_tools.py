@@ -19,12 +19,11 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import CHUNK, IMATRIX, ImportanceMatrix
 from emo_export.model.names import Role
 from emo_export.model.product import Product
-from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.probes import TRICKY
 from emo_export.text.documents import read_documents
 from emo_export.text.places import find_texts
-from tests.kit.exporting import idle
+from tests.kit.exporting import run_calibration
 from tests.kit.llama_tools import LlamaTools, tools, unavailable
 from tests.kit.paths import NANO
 
@@ -125,7 +124,7 @@ def test_our_sums_are_those_of_llama_imatrix(theirs: Path, text: Path) -> None:
     ids = np.array(encoded.ids, dtype=np.int64)
     chunks = [ids[s : s + CHUNK] for s in range(0, len(ids) - CHUNK + 1, CHUNK)]
     calibration = Calibration(checkpoint.config, chunks, "chunks")
-    stream(Product.whole(checkpoint), idle(calibration), [], lambda count: None)
+    run_calibration(Product.whole(checkpoint), calibration)
     found, want = calibration.matrix, read_imatrix(theirs, checkpoint.config, "deepseek")
     assert len(chunks) >= 5 and want.tokens == found.tokens == CHUNK * len(chunks)
     assert set(found.sums) == set(want.sums)

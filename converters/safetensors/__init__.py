@@ -1,0 +1,1 @@
+"""Safetensors checkpoints, as Hugging Face stores them."""

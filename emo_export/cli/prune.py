@@ -1,0 +1,44 @@
+"""The work of `prune`: what it prints, around the job itself (emo_export/job.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from emo_export.base.install import CONVERT, need
+from emo_export.cli.work import open_checkpoint, progress_steps, say
+from emo_export.report.pruning import loss_table, unsteady_warning
+
+if TYPE_CHECKING:
+    from emo_export.job import PruneOptions
+
+
+def run_prune(
+    source: str, output: Path, options: PruneOptions, out: Console, in_json: bool = False
+) -> None:
+    """Prune, and print what that costs."""
+    need(CONVERT, "convert", "prune")
+    from emo_export.job import prune_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    with progress_steps() as steps:
+        made = prune_checkpoint(checkpoint, output, options, steps)
+    warning = unsteady_warning(made.choice.layers)
+    if warning:
+        say(warning)
+    if in_json:
+        layers = {str(n): asdict(layer) for n, layer in made.choice.layers.items()}
+        content = {
+            "pruning": made.product.pruning,
+            "loss": [asdict(one) for one in made.loss],
+            "layers": layers,
+        }
+        click.echo(json.dumps(content, indent=2))
+    elif made.loss:
+        out.print(loss_table(made.loss))
+    say(f"{output}: {made.product.config.num_experts} experts a layer were kept")

@@ -1,0 +1,112 @@
+"""`prune`: the loop of an export with a safetensors writer, to a checkpoint with fewer experts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export.base.disk import check_space, writing
+from emo_export.files.manifest import staging
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.hub import HUB_FILES
+from emo_export.model.product import Product
+from emo_export.parity.pruning import PruningLoss, pruning_loss
+from emo_export.pipeline import Line, Listener, Output, stream
+
+if TYPE_CHECKING:
+    from emo_export.exporting import Steps
+    from emo_export.interfaces import Writer
+    from emo_export.reference.calibrate import Calibration
+    from emo_export.reference.probes import Probes
+    from emo_export.selection.choice import Choice
+
+MADE = ("config.json", "pruning_metadata.json", "*.safetensors", "model.safetensors.index.json")
+"""What a pruned checkpoint has of its own; the rest of HUB_FILES goes along unchanged."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was kept, and what that costs on held-out text (empty: not measured)."""
+
+    product: Product
+    choice: Choice
+    loss: tuple[PruningLoss, ...]
+
+
+def measure_lines(
+    product: Product,
+    outputs: Sequence[Output],
+    calibration: Calibration,
+    choice: Choice,
+    probes: Probes | None,
+    device: str,
+    on_bytes: Callable[[int], None],
+) -> tuple[PruningLoss, ...]:
+    """Stream a product that chooses its experts; with probes, beside the full model."""
+    listeners: list[Listener] = [calibration]
+    if probes is None:
+        stream([Line(product, outputs, listeners, choice)], on_bytes)
+        return ()
+    from emo_export.reference.probes import VariantSink
+
+    sinks = VariantSink(product.source.config, probes), VariantSink(product.config, probes)
+    full = Line(Product.whole(product.source), listeners=[sinks[0].listening(device)])
+    listeners.append(sinks[1].listening(device))
+    stream([Line(product, outputs, listeners, choice), full], on_bytes)
+    nlls = [sink.variant().heldout_nll for sink in sinks]
+    return pruning_loss(nlls[0], nlls[1], probes.domains)
+
+
+def make_safetensors(product: Product, folder: Path, max_shard_size: int) -> Writer:
+    """What writes a checkpoint."""
+    from emo_export.converters.safetensors.writer import SafetensorsWriter
+
+    return SafetensorsWriter(folder, product, max_shard_size)
+
+
+def prune(
+    product: Product,
+    out: Path,
+    make_writer: Callable[[Path], Writer],
+    calibration: Calibration,
+    choice: Choice,
+    probes: Probes | None,
+    steps: Steps,
+    device: str = "cpu",
+) -> Pruned:
+    """Write the checkpoint; `out` appears only when it is whole. Raises EmoExportError."""
+    with staging(out, False) as folder:
+        writer = make_writer(folder)
+        check_space(out, sum(decl.nbytes for decl in writer.declarations()))
+        steps.on_start((), product.source.nbytes)
+        try:
+            writer.open()
+            outputs = [Output(writer)]
+            loss = measure_lines(
+                product, outputs, calibration, choice, probes, device, steps.on_bytes
+            )
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        write_json(folder / "config.json", product.raw)
+        write_json(folder / "pruning_metadata.json", product.pruning)
+        _copy_rest(product.source, folder)
+    return Pruned(product, choice, loss)
+
+
+def _copy_rest(source: Checkpoint, folder: Path) -> None:
+    for pattern in HUB_FILES:
+        for path in () if pattern in MADE else sorted(source.path.glob(pattern)):
+            with writing(folder / path.name):
+                shutil.copyfile(path, folder / path.name)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write an object as a Hugging Face checkpoint has it."""
+    with writing(path):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Which experts of a layer a product keeps."""

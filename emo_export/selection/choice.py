@@ -1,0 +1,121 @@
+"""Choosing the experts of each layer as its router goes by, on states of what was kept before.
+
+Source: the greedy layerwise pruning of arXiv 2605.06663: a layer's experts are ranked by what the
+text gives the already pruned layers before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from emo_export.interfaces import F32
+from emo_export.model.config import EmoConfig, LayerShape
+from emo_export.model.names import Kind, Role, Slot, Step
+from emo_export.reference.forward import Tensor
+from emo_export.reference.states import States
+from emo_export.selection.keep import Selection
+from emo_export.selection.method import Method
+from emo_export.selection.scores import Scores, Trial, random_scores, router_scores
+
+SPLITS = 16
+"""Random halves of the text that are compared to tell how steady a choice is."""
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What was chosen in a layer, of which scores.
+
+    `unsteady`: how many of the kept experts another half of the text would replace, on average.
+    """
+
+    kept: tuple[int, ...]
+    scores: tuple[float, ...]
+    unsteady: float
+
+
+class Choice:
+    """Ranks experts by a method over the states of a calibration, whose product is being kept."""
+
+    def __init__(self, states: States, source: EmoConfig, selection: Selection) -> None:
+        """`states`: of the product, fed along; `source`: the config that counts all experts."""
+        self.layers: dict[int, LayerChoice] = {}
+        self._states, self._source = states, source
+        self._method, self._seed = selection.method, selection.seed
+        self._held: dict[Role, Tensor] = {}
+        self._scores: Scores | None = None
+        self._trial: Trial | None = None
+
+    @property
+    def tries_experts(self) -> bool:
+        """Whether experts are read before the choice, too."""
+        return self._method.tries_experts
+
+    def wants(self, step: Step) -> bool:
+        """Whether an expert's output is asked for."""
+        return self._trial is not None and step.expert >= 0 and self._trial.uses(step)
+
+    @torch.no_grad()
+    def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
+        """The norm before the router, the router, then each expert's matrices in order."""
+        weight = torch.from_numpy(np.ascontiguousarray(rows)).to(self._states.hidden.device)
+        if slot.role == Role.FFN_NORM:
+            self._states.take_norm(Role.FFN_NORM, weight[0])
+        elif slot.role == Role.ROUTER:
+            self._route(step, weight)
+        else:
+            self._held[slot.role] = weight
+            if slot == step.slots[-1] and self._trial is not None:
+                held, self._held = self._held, {}
+                self._trial.advance(step, held)
+
+    def _route(self, step: Step, weight: Tensor) -> None:
+        shape = self._source.layers[step.layer]
+        if self._method == Method.RANDOM:
+            self._scores = random_scores(self._states, shape, self._seed, step.layer)
+            return
+        whole = replace(self._states, config=self._source)
+        whole.advance(replace(step, kind=Kind.ROUTER), {Role.ROUTER: weight})
+        if self._method.tries_experts:
+            self._trial = Trial(whole, shape)
+        elif whole.logits is not None:
+            self._scores = router_scores(self._states, shape, whole.logits)
+
+    def choose(self, layer: int, count: int) -> Sequence[int]:
+        """The `count` experts of the highest score, those that every token uses among them."""
+        shape = self._source.layers[layer]
+        scores = self._scores
+        if self._trial is not None:
+            scores = self._trial.scores(self._method)
+        self._scores, self._trial = None, None
+        if scores is None:
+            raise ValueError("a choice before its router")
+        kept = best(scores.of(), shape, count)
+        found = tuple(float(score) for score in scores.of())
+        self.layers[layer] = LayerChoice(kept, found, _unsteady(scores, shape, count, self._seed))
+        return kept
+
+
+def best(scores: Sequence[float] | np.ndarray, shape: LayerShape, count: int) -> tuple[int, ...]:
+    """The experts that stay: forced ones, then those of the highest score; ties go to the first."""
+    routed = np.array(shape.routed, dtype=np.int64)
+    order = np.argsort(-np.asarray(scores)[routed], kind="stable")
+    chosen = routed[order[: count - len(shape.forced)]].tolist()
+    return tuple(sorted({*shape.forced, *chosen}))
+
+
+def _unsteady(scores: Scores, shape: LayerShape, count: int, seed: int) -> float:
+    """Of the kept experts, how many differ between two random halves of the sequences, on mean."""
+    n = len(scores.sums)
+    if n < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    changed = []
+    for _ in range(SPLITS):
+        order = rng.permutation(n)
+        one, other = (best(scores.of(half), shape, count) for half in np.array_split(order, 2))
+        changed.append(len(set(one) - set(other)))
+    return float(np.mean(changed))

@@ -1,0 +1,74 @@
+"""How many experts are kept, and how they are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from emo_export.errors import EmoExportError
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.config import EmoConfig
+from emo_export.model.product import Product
+from emo_export.selection.method import Method
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A number of experts of each layer, or a part of them; shared and always active ones count."""
+
+    amount: int | Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> Keep:
+        """`8`, `25%` or `0.25`. Raises EmoExportError for anything else."""
+        number = text.strip()
+        try:
+            if number.isdecimal():
+                return cls(int(number))
+            whole = number.endswith("%")
+            part = Fraction(number.rstrip("%")) / (100 if whole else 1)
+        except (ValueError, ZeroDivisionError):
+            part = Fraction(0)
+        if not 0 < part <= 1:
+            raise EmoExportError(f"--keep {text}: expected a number of experts, as 8, or 25%")
+        return cls(part)
+
+    def counts(self, config: EmoConfig) -> list[int]:
+        """How many experts each layer keeps: all where it has fewer than asked for.
+
+        Raises EmoExportError where not even those fit that every token uses, or for a model
+        without experts.
+        """
+        if all(layer.is_dense for layer in config.layers):
+            raise EmoExportError("--keep: this model has no experts to choose from")
+        counts = []
+        for index, layer in enumerate(config.layers):
+            wanted = self.amount
+            if isinstance(wanted, Fraction):
+                wanted = round(wanted * layer.num_experts)
+            least = max(1, len(layer.forced))
+            if not layer.is_dense and wanted < least:
+                raise EmoExportError(
+                    f"--keep: {wanted} of {layer.num_experts} experts of layer {index} are too "
+                    f"few: {least} must stay, which every token uses"
+                )
+            counts.append(min(wanted, layer.num_experts))
+        if counts == [layer.num_experts for layer in config.layers]:
+            raise EmoExportError(
+                f"--keep {self.amount}: the model has {config.num_experts} experts in a layer, so "
+                "nothing would be left out; ask for fewer, or leave --keep out"
+            )
+        return counts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked for: how many, ranked by which method, `seed` for what is drawn."""
+
+    keep: Keep
+    method: Method = Method.ROUTER
+    seed: int = 0
+
+    def awaiting(self, source: Checkpoint) -> Product:
+        """The product whose experts are to be chosen as the weights go by."""
+        return Product.awaiting(source, self.keep.counts(source.config), self.method.published)
