@@ -82,6 +82,11 @@ class SafetensorsWriter:
             with writing(self._folder / INDEX):
                 (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
+    def outline(self) -> None:
+        """Headers and index, and files of their full size without data."""
+        self.open()
+        self.abort()
+
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         """Put rows in place."""
         self._files[self._place[slot]].write(slot.name, start, packed["rows"])
