@@ -109,7 +109,10 @@ def _reference(
     need(CONVERT, "convert", "--reference")
     from emo_export.job import fresh_golden
 
-    return fresh_golden(open_checkpoint(source), device, steps, folder, targets, stored)
+    # An export that chose experts tells in its manifest which of the checkpoint's it has.
+    kept = Manifest.load(folder).kept if (folder / MANIFEST).is_file() else None
+    checkpoint = open_checkpoint(source)
+    return fresh_golden(checkpoint, device, steps, folder, targets, stored, kept)
 
 
 def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Result]) -> None:

@@ -55,6 +55,21 @@ class Manifest:
     targets: Mapping[str, TargetEntry]
     files: tuple[FileEntry, ...]
 
+    @property
+    def kept(self) -> list[list[int]] | None:
+        """The source's experts of each layer that the targets have; None: all.
+
+        Raises EmoExportError for anything else than lists of numbers.
+        """
+        kept = self.source.get("kept")
+        if kept is None:
+            return None
+        if not isinstance(kept, list) or not all(
+            isinstance(row, list) and all(type(n) is int for n in row) for row in kept
+        ):
+            raise EmoExportError(f"{NAME}: source.kept is no list of experts for each layer")
+        return kept
+
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""
