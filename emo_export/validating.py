@@ -128,13 +128,12 @@ def judge(spec: Spec, path: Path, golden: Golden, threads: int | None = None) ->
     """
     shipped = partial(open_runtime, path, threads, parity=True)
     tokenizer = partial(tokenizer_of, path)
-    name = str(spec)
-    if EXACT not in tolerances(name):
-        return validate_target(name, golden, shipped, tokenizer)
+    if EXACT not in tolerances(spec):
+        return validate_target(spec, golden, shipped, tokenizer)
     with FAMILIES[spec.family].exact(path, threads) as exact:
         if isinstance(exact, NotCompared):
-            return validate_target(name, golden, shipped, tokenizer, not_compared=exact)
-        return validate_target(name, golden, shipped, tokenizer, exact)
+            return validate_target(spec, golden, shipped, tokenizer, not_compared=exact)
+        return validate_target(spec, golden, shipped, tokenizer, exact)
 
 
 def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]:

@@ -44,25 +44,25 @@ MOST = 1e4  # times the tokens: what is so near to its limit can't be told
 TINY = 5e-324  # the logarithm of a ratio that fell to zero
 
 
-def tolerances(target: str, profile: str = "") -> Mapping[str, Mapping[str, float]]:
+def tolerances(target: Spec, profile: str = "") -> Mapping[str, Mapping[str, float]]:
     """The limits of one target, from tolerances.json: its own, or those of its type in any graph.
 
     On the device of a `profile` its kernels' limits replace them where it has any.
 
-    Raises EmoExportError for an unknown target.
+    Raises EmoExportError for a target without any.
     """
     table = json.loads(
         resources.files("emo_export.parity").joinpath("tolerances.json").read_text("utf-8")
     )
     special = table["devices"].get(profile, {}) if profile else {}
-    for name in (target, str(replace(Spec.parse(target), graph=""))):
+    for name in map(str, (target, replace(target, graph=""))):
         if name in table:
             return {**table[name], **special.get(name, {})}
     raise EmoExportError(f"{target}: tolerances.json has no limits for this target")
 
 
 def validate_target(
-    target: str,
+    target: Spec,
     golden: Golden,
     open_shipped: OpenRuntime,
     open_tokenizer: OpenTokenizer,
@@ -81,7 +81,7 @@ def validate_target(
     runtime = open_shipped()
     try:
         _check_fits(target, golden, runtime)
-        rows += _dequantised_rows(target, golden, runtime, SHIPPED, limits)
+        rows += _dequantised_rows(str(target), golden, runtime, SHIPPED, limits)
         rows.append(_original_row(golden, runtime, limits[ORIGINAL]))
         greedy = run_greedy(runtime, golden.greedy_prompt, len(golden.greedy))
         engine = dict(runtime.describe())
@@ -91,11 +91,11 @@ def validate_target(
     if open_exact is not None and EXACT in limits:
         runtime = open_exact()
         try:
-            rows += _dequantised_rows(target, golden, runtime, EXACT, limits)
+            rows += _dequantised_rows(str(target), golden, runtime, EXACT, limits)
         finally:
             runtime.close()
     return Result(
-        target=target,
+        target=str(target),
         engine=engine,
         rows=tuple(rows),
         greedy_steps=len(golden.greedy),
@@ -125,7 +125,7 @@ def _compare_tokenizer(
     return TokenizerFailure(place, endless) if endless or place is not None else None
 
 
-def _check_fits(target: str, golden: Golden, runtime: Runtime) -> None:
+def _check_fits(target: Spec, golden: Golden, runtime: Runtime) -> None:
     size = golden.variants[ORIGINAL].logits.shape[-1]
     if runtime.vocab_size != size:
         raise EmoExportError(

@@ -138,14 +138,43 @@ class Refusal:
     exit_code: int
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """Another target, which the memory holds, and the bytes that it needs.
+
+    `ran`: they were measured. `there`: it is one of this package. `known`: what it needs beside
+    weights is known from another run. `weighed`: importance of the inputs makes its type better.
+    """
+
+    target: str
+    nbytes: int
+    ran: bool
+    there: bool
+    known: bool
+    weighed: bool
+
+
+@dataclass(frozen=True)
+class TooLittle:
+    """The memory that was asked for does not hold a target; `Result.memory` has what it needs.
+
+    `smaller`: the largest of the smaller targets of its `family` that fit, if any does. `early`:
+    the run ended before a model was opened, so that none can.
+    """
+
+    family: str
+    smaller: Smaller | None = None
+    early: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """One target, judged or not, in one place.
 
     `device` is `here` or what `--device` names, `kind` here, emulated, ssh or adb. `rows` is empty
-    where the run did not get to an end; then `crash` or `refusal` tells why. A `refusal` beside
-    rows: what was asked for beside parity, such as speed, could not be had. `damage`: files that
-    are not those that export wrote.
+    where the run did not get to an end; then `crash`, `refusal` or `too_little` tells why. A
+    `refusal` beside rows: what was asked for beside parity, such as speed, could not be had.
+    `damage`: files that are not those that export wrote.
 
     `greedy_difference` is the first step at which greedy text differs from the float original's
     (None: never in `greedy_steps`). The judged positions use `experts_used` of `experts_routed`
@@ -173,6 +202,7 @@ class Result:
     damage: tuple[Problem, ...] = ()
     crash: Crash | None = None
     refusal: Refusal | None = None
+    too_little: TooLittle | None = None
     machine: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, Any] | None = None
@@ -188,7 +218,9 @@ class Result:
     @property
     def exit_code(self) -> int:
         """0, or that of the error which this result is (see `errors`)."""
-        if any(row.failures for row in self.rows) or self.tokenizer or self.damage or self.crash:
+        if any(row.failures for row in self.rows) or self.tokenizer or self.damage:
+            return FAILED
+        if self.crash or self.too_little:
             return FAILED
         if self.refusal:
             return self.refusal.exit_code

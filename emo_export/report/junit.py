@@ -79,8 +79,9 @@ def _suite(result: Result, package: str) -> ET.Element:
 def _cases(result: Result) -> Iterator[_Case]:
     """The run itself, each comparison, the tokenizer."""
     if not result.rows:
-        large = (result.memory or {}).get("needs", {}).get("holds") is False
-        verdict, kind = ("failure", "DeviceFailure") if large else ("error", "DidNotRun")
+        verdict, kind = (
+            ("failure", "DeviceFailure") if result.too_little else ("error", "DidNotRun")
+        )
         yield _Case("run", verdict, kind, tuple(faults(result)))
         return
     yield _case("run", "DeviceFailure", beside(result))

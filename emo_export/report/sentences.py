@@ -29,6 +29,7 @@ from emo_export.parity.result import (
     Row,
     TokenizerFailure,
 )
+from emo_export.report.memory import too_little
 
 NO_RESULT = "the run ended without a result"
 AGAINST = {ORIGINAL: "the float original", "dequantised": "the dequantised reference"}
@@ -82,10 +83,13 @@ def faults(result: Result) -> list[str]:
 
 
 def beside(result: Result) -> list[str]:
-    """What is wrong beside the comparisons: crash, refusal, files that are not the export's."""
+    """What is wrong beside the comparisons: crash, refusal, memory, files not the export's."""
     found = [crash(result.crash)] if result.crash else []
     if result.refusal:
         found.append(result.refusal.text if result.rows else f"not judged: {result.refusal.text}")
+    if result.too_little:
+        needs = (result.memory or {})["needs"]
+        found.append(f"not judged: {too_little(result.target, needs, result.too_little)}")
     return found + [problem(one) for one in result.damage]
 
 

@@ -56,17 +56,17 @@ class Device(Protocol):
         """Leave nothing behind there but what is kept for the next time."""
 
 
-def judge_target(device: Device, place: str, request: Request) -> Result:
+def judge_target(device: Device, place: str, target: Spec, request: Request) -> Result:
     """Run one target of the package at `place`, as `Device.place` answered.
 
     Raises EmoExportError with what the far side refused, MissingDependencyError where its engine is
     missing there. A crash is a result that did not pass.
     """
-    spec = request.spec
-    arguments = request._replace(profile=device.profile).arguments(place)
+    spec = str(target)
+    arguments = request._replace(profile=device.profile).arguments(place, target)
     finished = device.run(arguments)
     known = device.facts()
-    engine = known.get("engine of " + Spec.parse(spec).family, "")
+    engine = known.get(f"engine of {target.family}", "")
     answer = answer_of(device.name, finished, f"the run of {spec}", engine)
     if isinstance(answer, Crash):
         result = Result(target=spec, crash=answer)

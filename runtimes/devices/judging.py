@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Problem
 from emo_export.files.target_entry import TargetEntry
-from emo_export.parity.result import FAILED, HERE, Refusal, Result, refused
+from emo_export.parity.result import HERE, Refusal, Result, refused
 from emo_export.runtimes.devices.device import judge_target
 from emo_export.runtimes.devices.memory.of_device import MemoryVerdict, try_targets
 from emo_export.runtimes.devices.options import ADB, SSH, DeviceOptions, kind_of
 from emo_export.runtimes.devices.profiles import profile_named
 from emo_export.runtimes.devices.watched import WatchedDevice, emulated_device, this_machine
+from emo_export.spec import Spec
 
 if TYPE_CHECKING:
     from emo_export.runtimes.devices.device import Device
@@ -111,7 +112,7 @@ def _judge_device(
     """Add the result of each target to `found` as it comes."""
     place = device.place(folder, targets)
     asked = options.request(device.kind)
-    memory = {}
+    memory: Mapping[Spec, MemoryVerdict] = {}
     if isinstance(device, WatchedDevice) and (options.ram or options.context):
         on_stage(f"{device.name}: measuring memory of {', '.join(targets)}")
         memory = try_targets(device, folder, targets, options)
@@ -119,15 +120,15 @@ def _judge_device(
     firsts: dict[str, str] = {}
     for spec, entry in targets.items():
         firsts.setdefault(entry.spec.family, spec)
-    for spec in targets:
-        verdict = memory.get(spec, NO_VERDICT)
+    for spec, entry in targets.items():
+        verdict = memory.get(entry.spec, NO_VERDICT)
         if verdict.error or verdict.crash or verdict.too_little:
             found[spec] = _not_run(device, spec, verdict)
             continue
         on_stage(f"{device.name}: validating {spec}")
         try:
-            request = asked._replace(spec=spec, kernels=spec in firsts.values())
-            result = judge_target(device, place, request)
+            request = asked._replace(kernels=spec in firsts.values())
+            result = judge_target(device, place, entry.spec, request)
         except EmoExportError as error:
             found[spec] = refused(spec, error, device.name, device.kind)
             continue
@@ -140,13 +141,12 @@ def _judge_device(
 def _not_run(device: Device, spec: str, verdict: MemoryVerdict) -> Result:
     if verdict.error:
         return refused(spec, verdict.error, device.name, device.kind)
-    too_little = Refusal(verdict.too_little, FAILED) if verdict.too_little else None
     return Result(
         target=spec,
         device=device.name,
         kind=device.kind,
         crash=verdict.crash,
-        refusal=too_little,
+        too_little=verdict.too_little,
         machine=device.facts(),
         memory=verdict.facts,
     )

@@ -100,7 +100,7 @@ class DeviceOptions:
         tokens = self.tokens
         if tokens is None:
             tokens = EMULATED_TOKENS if kind == EMULATED else 0
-        return Request("", "", self.threads, self.context, share_of(tokens))
+        return Request("", self.threads, self.context, share_of(tokens))
 
 
 def share_of(tokens: int) -> Share:

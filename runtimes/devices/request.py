@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from emo_export.interfaces import Ids
 from emo_export.parity.golden import PAD, Golden, Variant
+from emo_export.spec import Spec
 
 VERSION = 3  # of the answer
 
@@ -66,15 +67,14 @@ class Request(NamedTuple):
     (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets.
     """
 
-    spec: str
     profile: str = ""
     threads: int | None = None
     context: int = 0
     share: Share = Share()
     kernels: bool = False
 
-    def arguments(self, folder: str) -> list[str]:
-        """The command line after the module, for the package at `folder` over there."""
+    def arguments(self, folder: str, target: Spec) -> list[str]:
+        """The command line after the module, for a target of the package at `folder` there."""
         options: dict[str, object] = {
             "--profile": self.profile,
             "--threads": self.threads,
@@ -83,14 +83,14 @@ class Request(NamedTuple):
         options |= {f"--{key.replace('_', '-')}": n for key, n in vars(self.share).items()}
         given = [(key, str(value)) for key, value in options.items() if value]
         flags = ["--kernels"] if self.kernels else []
-        return [folder, self.spec, *(text for pair in given for text in pair), *flags]
+        return [folder, str(target), *(text for pair in given for text in pair), *flags]
 
 
-def parse(arguments: Sequence[str]) -> tuple[Path, Request]:
-    """Read what `Request.arguments` wrote."""
+def parse(arguments: Sequence[str]) -> tuple[Path, str, Request]:
+    """Read what `Request.arguments` wrote; the target is one of the manifest's names."""
     parser = argparse.ArgumentParser(prog="python -m emo_export.runtimes.devices.far.on_device")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("spec")
+    parser.add_argument("target")
     parser.add_argument("--profile", default="")
     parser.add_argument("--threads", type=int)
     names = [f"--{name.replace('_', '-')}" for name in ("context", *Share.__dataclass_fields__)]
@@ -100,4 +100,4 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Request]:
     found = parser.parse_args(arguments)
     share = Share(found.sequences, found.positions, found.heldout_tokens, found.greedy_steps)
     how = (found.profile, found.threads, found.context, share, found.kernels)
-    return found.folder, Request(found.spec, *how)
+    return found.folder, found.target, Request(*how)

@@ -86,7 +86,7 @@ def compare(
     for spec, entry in chosen_targets(out)[1].items():
         path, said = out / entry.path, planned[spec]
         fit, _ = try_memory(
-            spec,
+            entry.spec,
             path.resolve(),
             family_at(path).need(path, context),
             RAM,

@@ -16,6 +16,7 @@ import pytest
 
 from emo_export.runtimes.devices.memory.trial import CrashError, try_memory
 from emo_export.runtimes.families import family_at
+from emo_export.spec import Spec
 from tests.kit.command import Emo
 from tests.kit.packages import SMALL_TARGETS, package
 
@@ -79,5 +80,5 @@ def test_a_crash_while_memory_is_measured_is_a_failure(golden: Path, signal: str
     command = ["/bin/sh", "-c", f"kill -{signal} $$"]
     with pytest.raises(CrashError, match=f"measuring its memory ended by SIG{signal}") as error:
         need = family_at(path).need(path, 8)
-        try_memory(GGUF, path, need, 1 << 31, lambda rest: command, os.environ)
+        try_memory(Spec.parse(GGUF), path, need, 1 << 31, lambda rest: command, os.environ)
     assert error.value.exit_code == 1

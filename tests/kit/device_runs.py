@@ -9,6 +9,7 @@ from typing import Any
 from emo_export.parity.result import Result
 from emo_export.runtimes.devices.device import Device, judge_target
 from emo_export.runtimes.devices.request import Request
+from emo_export.spec import Spec
 
 
 def judged_on(
@@ -18,5 +19,5 @@ def judged_on(
     request: Request | None = None,
 ) -> list[Result]:
     place = device.place(folder, targets)
-    asked = request or Request("")
-    return [judge_target(device, place, asked._replace(spec=spec)) for spec in targets]
+    asked = request or Request()
+    return [judge_target(device, place, Spec.parse(name), asked) for name in targets]

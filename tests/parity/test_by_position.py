@@ -27,6 +27,7 @@ from emo_export.reference.probes import (
     choose_probes,
     domain_names,
 )
+from emo_export.spec import Spec
 from tests.kit.exporting import case
 from tests.kit.oracle import oracle_logits, route
 from tests.kit.paths import NANO
@@ -168,7 +169,11 @@ class Words:
 def report(broken: bool = False) -> Result:
     engine = Answers(broken)
     return validate_target(
-        "gguf:q4_0", with_domains(), lambda: engine, lambda runtime: Words(), lambda: engine
+        Spec("gguf", "q4_0"),
+        with_domains(),
+        lambda: engine,
+        lambda runtime: Words(),
+        lambda: engine,
     )
 
 

@@ -25,6 +25,7 @@ from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.judge import judged, validate_target
 from emo_export.parity.result import Doubt, Failure, Row
 from emo_export.runtimes.llama.model import LlamaCpp
+from emo_export.spec import Spec
 from tests.kit.exporting import export_to
 from tests.kit.paths import GOLDEN
 from tests.parity.test_by_position import Words
@@ -143,7 +144,7 @@ def test_a_bad_artifact_fails_on_a_short_text(package: Path, tmp_path: Path) -> 
         save_file({**source, **changed}, folder / "model.safetensors")
         (file,) = export_to(folder / "made", folder, gguf=("f32",)).values()
         result = validate_target(
-            target,
+            Spec.parse(target),
             golden,
             lambda: LlamaCpp(file, threads=1, parity=True),
             lambda runtime: WORDS,
@@ -173,7 +174,7 @@ def test_a_bug_at_one_position_is_no_matter_of_spread(package: Path) -> None:
     wrong[0, 7] = wrong[0, 7, ::-1]
     variants = {ORIGINAL: original, "gguf:f32": replace(original, logits=wrong)}
     result = validate_target(
-        "gguf:f32",
+        Spec("gguf", "f32"),
         replace(golden, variants=variants),
         lambda: LlamaCpp(package / "model-F32.gguf", threads=1, parity=True),
         lambda runtime: WORDS,

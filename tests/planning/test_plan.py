@@ -148,7 +148,7 @@ def test_memory_is_what_a_run_takes(spec: str) -> None:
     """But for libraries, of which a run that shares them with others is told a share alone."""
     path = exported(NANO, spec)
     fit, _ = try_memory(
-        spec,
+        Spec.parse(spec),
         path,
         family_at(path).need(path, 512),
         2 << 30,

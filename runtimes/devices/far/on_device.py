@@ -26,17 +26,18 @@ from emo_export.runtimes.opening import open_runtime, tokenizer_of
 from emo_export.runtimes.package import chosen_targets
 
 
-def judge(folder: Path, request: Request) -> dict[str, Any]:
+def judge(folder: Path, target: str, request: Request) -> dict[str, Any]:
     """The answer for one target of a package.
 
     Raises EmoExportError for a folder without golden.npz or the target, or an engine that refuses.
     """
-    package, targets = chosen_targets(folder, [request.spec])
+    package, targets = chosen_targets(folder, [target])
+    (entry,) = targets.values()
     golden = request.share.of(Golden.load(package / "golden.npz"))
-    path = package / targets[request.spec].path
+    path = package / entry.path
     kernels = family_at(path).kernels() if request.kernels else {}
     result = validate_target(
-        request.spec,
+        entry.spec,
         golden,
         partial(open_runtime, path, request.threads, parity=True, context=request.context or None),
         partial(tokenizer_of, path),
@@ -44,15 +45,15 @@ def judge(folder: Path, request: Request) -> dict[str, Any]:
     )
     return {
         "version": VERSION,
-        "target": request.spec,
+        "target": target,
         "result": replace(result, machine=machine_facts(), kernels=kernels).as_dict(),
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge and answer; an error that a user can mend is an answer too, with its exit code."""
-    folder, request = parse(sys.argv[1:] if arguments is None else arguments)
-    return answer(lambda: judge(folder, request))
+    folder, target, request = parse(sys.argv[1:] if arguments is None else arguments)
+    return answer(lambda: judge(folder, target, request))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emo_export.base.ram_size import shown
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need
+from emo_export.parity.result import Smaller, TooLittle
 from emo_export.runtimes.devices.memory.cap import MemoryFound
 from emo_export.runtimes.families import LIGHT
 from emo_export.spec import Spec
@@ -31,7 +31,7 @@ class Fit:
     model was opened.
     """
 
-    target: str
+    target: Spec
     ram: int
     context: int
     total: int
@@ -52,10 +52,10 @@ class Fit:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "target": str(self.target), "holds": self.holds}
 
 
-def least_fit(target: str, need: Need, ram: int) -> Fit:
+def least_fit(target: Spec, need: Need, ram: int) -> Fit:
     """By the headers alone, before anything is run: weights and cache, and nothing else."""
     mapped = need.weights if need.stays_mapped else 0
     return Fit(
@@ -75,7 +75,7 @@ def least_fit(target: str, need: Need, ram: int) -> Fit:
 
 
 def measured_fit(
-    target: str, need: Need, ram: int, found: MemoryFound, cache_of_run: int, repacked: int = 0
+    target: Spec, need: Need, ram: int, found: MemoryFound, cache_of_run: int, repacked: int = 0
 ) -> Fit:
     """From a run: what was measured, with the KV cache of the context in place of the run's.
 
@@ -123,88 +123,54 @@ def measured_fit(
     )
 
 
-def fit_failures(
-    fits: Sequence[Fit], paths: Mapping[str, Path], needs: Mapping[str, Need]
-) -> dict[str, str]:
-    """Target -> why the memory does not hold it, and which smaller format it does hold.
+def too_little(
+    fits: Sequence[Fit], paths: Mapping[Spec, Path], needs: Mapping[Spec, Need]
+) -> dict[Spec, TooLittle]:
+    """The targets that the memory does not hold, and which smaller format it does hold.
 
     `fits` are of all targets of one package; `paths` and `needs` are by target too.
     """
     return {
-        fit.target: f"{_too_large(fit)}; {_instead(fit, fits, paths[fit.target], needs)}"
+        fit.target: _too_little(fit, fits, paths[fit.target], needs)
         for fit in fits
         if not fit.holds
     }
 
 
-def _too_large(fit: Fit) -> str:
-    cache = f"a KV cache of {shown(fit.cache)} at {fit.context} tokens"
-    if fit.oom_killed:
-        return (
-            f"{fit.target} needs more than --ram {shown(fit.ram)}: the kernel ended it there, with "
-            f"{shown(fit.anonymous)} anonymous{_base(fit)}; its weights and {cache} alone are "
-            f"{shown(fit.least)}"
-        )
-    if not fit.measured:
-        return (
-            f"{fit.target} needs {shown(fit.total)} for its weights and {cache} alone{_base(fit)}: "
-            f"more than --ram {shown(fit.ram)}"
-        )
-    runs = fit.anonymous + fit.libraries <= fit.ram
-    return (
-        f"{fit.target} needs {shown(fit.total)} with {cache}: {shown(fit.anonymous)} anonymous and "
-        f"{shown(fit.weights_mapped + fit.libraries)} file-backed, of which "
-        f"{shown(fit.weights_mapped)} are weights{_base(fit)}; more than --ram {shown(fit.ram)}"
-        f"{'' if fit.enforced else ' (not enforced: sampled)'}"
-        f"{', so it runs, but reads weights from the disk for each token' if runs else ''}"
-    )
-
-
-def _base(fit: Fit) -> str:
-    if fit.base is None:
-        return ""
-    return f" (Python and the engine took {shown(fit.base)} before it was opened)"
-
-
-def _instead(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[str, Need]) -> str:
-    """The largest of the smaller formats that fits: of this package, or else to be exported."""
+def _too_little(fit: Fit, fits: Sequence[Fit], path: Path, needs: Mapping[Spec, Need]) -> TooLittle:
+    """With the largest smaller format that fits: of this package, or else to be exported."""
+    family = fit.target.family
     there = {other.target: other.total for other in fits if other.holds and other.measured}
     if fit.oom_killed and fit.base is None and not there:
-        return "that was before a model was opened, so that no other format would fit either"
+        return TooLittle(family, early=True)
     beside, known = _beside_weights(fit, fits, needs)
     run = {other.target for other in fits}
-    family = Spec.parse(fit.target).family
     for spec, need in needs.items():
         total = beside + need.weights
-        if spec not in run and Spec.parse(spec).family == family and total <= fit.ram:
+        if spec not in run and spec.family == family and total <= fit.ram:
             there[spec] = total
-    about = "about" if known else "at least"
-    if smaller := {spec: total for spec, total in there.items() if total < fit.total}:
-        spec = max(smaller, key=lambda name: smaller[name])
-        if spec in run:
-            return f"{spec} of this package needs {shown(smaller[spec])} and fits"
-        return f"{spec} of this package would need {about} {shown(smaller[spec])}"
+    here = {spec: total for spec, total in there.items() if total < fit.total}
     weights = needs[fit.target].weights
-    others = {
-        other: beside + nbytes
-        for other, nbytes in LIGHT[family].other_sizes(path, Spec.parse(fit.target)).items()
-        if nbytes < weights and beside + nbytes <= fit.ram and str(other) not in needs
+    others = here or {
+        spec: beside + nbytes
+        for spec, nbytes in LIGHT[family].other_sizes(path, fit.target).items()
+        if nbytes < weights and beside + nbytes <= fit.ram and spec not in needs
     }
     if not others:
-        return f"no smaller format of {family} fits"
-    best = max(others, key=lambda other: others[other])
-    calibration = " --calibration TEXT" if LIGHT[family].weighs(best) else ""
-    return f"{best} would need {about} {shown(others[best])}: export --to {best}{calibration}"
+        return TooLittle(family)
+    best = max(others, key=lambda spec: others[spec])
+    weighed = LIGHT[best.family].weighs(best)
+    smaller = Smaller(str(best), others[best], best in run, bool(here), known, weighed)
+    return TooLittle(family, smaller)
 
 
-def _beside_weights(fit: Fit, fits: Sequence[Fit], needs: Mapping[str, Need]) -> tuple[int, bool]:
+def _beside_weights(fit: Fit, fits: Sequence[Fit], needs: Mapping[Spec, Need]) -> tuple[int, bool]:
     """Bytes that a format of this engine takes beside its weights, and whether they are measured.
 
     Where this target was not run to its end, those of another one of the engine; else what is
     known of it, its cache and what was there before it was opened.
     """
-    family = Spec.parse(fit.target).family
     for other in (fit, *fits):
-        if other.measured and Spec.parse(other.target).family == family:
+        if other.measured and other.target.family == fit.target.family:
             return other.total - needs[other.target].weights, True
     return fit.cache + (fit.base or 0), False

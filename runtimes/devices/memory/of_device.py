@@ -10,13 +10,14 @@ from typing import Any
 from emo_export.errors import EmoExportError
 from emo_export.files.memory_need import Need
 from emo_export.files.target_entry import TargetEntry
-from emo_export.parity.result import Crash
-from emo_export.runtimes.devices.memory.fit import Fit, fit_failures
+from emo_export.parity.result import Crash, TooLittle
+from emo_export.runtimes.devices.memory.fit import Fit, too_little
 from emo_export.runtimes.devices.memory.trial import TOKENS, CrashError, try_memory
 from emo_export.runtimes.devices.options import DeviceOptions
 from emo_export.runtimes.devices.profiles import PROFILES
 from emo_export.runtimes.devices.watched import WatchedDevice
 from emo_export.runtimes.families import LIGHT
+from emo_export.spec import Spec
 
 EMULATED_TOKENS = 32  # of the prompt; a longer one would take minutes
 
@@ -30,7 +31,7 @@ class MemoryVerdict:
     """
 
     facts: Mapping[str, Any]
-    too_little: str = ""
+    too_little: TooLittle | None = None
     crash: Crash | None = None
     error: EmoExportError | None = None
 
@@ -40,19 +41,19 @@ def try_targets(
     folder: Path,
     targets: Mapping[str, TargetEntry],
     options: DeviceOptions,
-) -> dict[str, MemoryVerdict]:
+) -> dict[Spec, MemoryVerdict]:
     """Run each target in the memory that was asked for, with its KV cache.
 
     With a context and no limit, the most that the device is sold with is the limit, and what is
     told is which sizes hold it. A target that can't be tried keeps no other from it.
     """
     limit = options.ram or max(PROFILES[device.name].memory)
-    paths = {spec: folder / entry.path for spec, entry in targets.items()}
-    needs: dict[str, Need] = {}
+    paths = {entry.spec: folder / entry.path for entry in targets.values()}
+    needs: dict[Spec, Need] = {}
     fits, verdicts = [], {}
     for spec, path in paths.items():
         try:
-            needs[spec] = LIGHT[targets[spec].spec.family].need(path, options.context or None)
+            needs[spec] = LIGHT[spec.family].need(path, options.context or None)
             fit, found = try_memory(
                 spec,
                 path.resolve(),
@@ -72,9 +73,9 @@ def try_targets(
             measured = {} if found is None else found.as_dict()
             facts = {**measured, "needs": fit.as_dict(), **_sizes(device.name, fit)}
             verdicts[spec] = MemoryVerdict(facts)
-    why = fit_failures(fits, paths, needs)
+    why = too_little(fits, paths, needs)
     return verdicts | {
-        spec: MemoryVerdict(verdicts[spec].facts, text) for spec, text in why.items()
+        spec: MemoryVerdict(verdicts[spec].facts, told) for spec, told in why.items()
     }
 
 

@@ -11,7 +11,8 @@ from emo_export.parity.result import Crash
 from emo_export.runtimes.devices.device import answer_of
 from emo_export.runtimes.devices.memory.cap import MemoryFound, run_capped
 from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit
-from emo_export.runtimes.families import family_at
+from emo_export.runtimes.families import LIGHT
+from emo_export.spec import Spec
 
 MODULE = "emo_export.runtimes.devices.far.memory_run"
 TOKENS = 512
@@ -23,14 +24,14 @@ class CrashError(EmoExportError):
 
     exit_code = 1
 
-    def __init__(self, target: str, found: Crash) -> None:
+    def __init__(self, target: Spec, found: Crash) -> None:
         """`found` tells which signal."""
         super().__init__(f"{target}: measuring its memory ended by {found.name}: {found.said}")
         self.crash = found
 
 
 def try_memory(
-    target: str,
+    target: Spec,
     path: Path,
     need: Need,
     ram: int,
@@ -53,7 +54,7 @@ def try_memory(
         return fit, None
     sizes = ["--context", str(need.context), "--tokens", str(tokens)]
     line = command(["-m", MODULE, str(path), *sizes])
-    finished, found = run_capped(line, env, ram, family_at(path).files(path), emulated)
+    finished, found = run_capped(line, env, ram, LIGHT[target.family].files(path), emulated)
     if found.oom_killed:
         return measured_fit(target, need, ram, found, 0), found
     label = f"{target}: its memory could not be measured"

@@ -23,6 +23,7 @@ from emo_export.pipeline import Line, Output, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.model import LlamaCpp
+from emo_export.spec import Spec
 from tests.kit.command import Emo
 from tests.kit.exporting import (
     TIGHT,
@@ -92,7 +93,7 @@ def test_llama_cpp_computes_the_dequantised_reference(name: str, tmp_path: Path)
     for found in (prefill(model, IDS), steps(model, IDS)):
         assert_same(want, found, TIGHT)
     model.close()
-    limits = tolerances(f"gguf:{name}")
+    limits = tolerances(Spec.parse(f"gguf:{name}"))
     assert EXACT in limits or name == "f32"
     model = LlamaCpp(path, threads=1, parity=True)
     assert kl(want, prefill(model, IDS)).mean() <= limits[SHIPPED]["kl_mean"]

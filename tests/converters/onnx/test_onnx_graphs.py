@@ -318,9 +318,9 @@ def test_a_type_that_a_graph_lacks_is_refused_naming_the_graphs_that_have_it() -
 
 
 def test_limits_are_those_of_the_type() -> None:
-    assert tolerances("onnx:int4@if") == tolerances("onnx:int4")
+    assert tolerances(Spec.parse("onnx:int4@if")) == tolerances(Spec.parse("onnx:int4"))
     with pytest.raises(EmoExportError, match="onnx:int3@if: tolerances"):
-        tolerances("onnx:int3@if")
+        tolerances(Spec.parse("onnx:int3@if"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from emo_export.parity.judge import tolerances
 from emo_export.runtimes.generate import generate
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
+from emo_export.spec import Spec
 from tests.converters.gguf.test_llama_tools import ADVERSARIAL
 from tests.converters.onnx.test_to_onnx import exact
 from tests.kit.exporting import (
@@ -95,7 +96,7 @@ def test_logits_are_the_references(web: Path, golden: dict[str, Array], target: 
         assert_same(want, found, TIGHT)
         assert_same(want[:, :STEPS], stepped, TIGHT)
         return
-    limits = tolerances(f"onnx:{target}")["shipped"]
+    limits = tolerances(Spec.parse(f"onnx:{target}"))["shipped"]
     for got, reference in ((found, want), (stepped, want[:, :STEPS])):
         assert kl(reference, got).mean() <= limits["kl_mean"]
         assert (got.argmax(-1) == reference.argmax(-1)).mean() >= limits["top1"]

@@ -28,7 +28,7 @@ def test_judges_both_formats_on_a_phone(
     folder = package(golden / "base", SMALL_TARGETS)
     targets = Manifest.load(folder).targets
     device = open_adb("adb", lambda: made, lambda text: None)
-    asked = Request("", share=SHARE)
+    asked = Request(share=SHARE)
     reports = judged_on(device, folder, targets, asked)
     device.close()
     assert [report.passed for report in reports] == [True, True]

@@ -18,6 +18,7 @@ from emo_export.runtimes.devices.emulated.setup import emulation
 from emo_export.runtimes.devices.memory.cap import START, run_capped
 from emo_export.runtimes.devices.memory.trial import try_memory
 from emo_export.runtimes.families import family_at
+from emo_export.spec import Spec
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO, ROOT
 
@@ -115,7 +116,7 @@ def _spans(lines: Sequence[str]) -> list[tuple[int, int]]:
 
 def test_a_model(emulated: Emulation) -> None:
     """Emulated, it needs what it needs here, but for kernels that pack otherwise."""
-    spec, path = "gguf:q4_0", exported(NANO, "gguf:q4_0")
+    spec, path = Spec("gguf", "q4_0"), exported(NANO, "gguf:q4_0")
     need = family_at(path).need(path, 256)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     there, found = try_memory(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.memory_need import Need
 from emo_export.files.onnx_header import read_onnx
+from emo_export.parity.result import Result
+from emo_export.report.sentences import faults
 from emo_export.runtimes.devices.memory.cap import MemoryFound
-from emo_export.runtimes.devices.memory.fit import Fit, fit_failures, least_fit, measured_fit
+from emo_export.runtimes.devices.memory.fit import Fit, least_fit, measured_fit, too_little
 from emo_export.runtimes.devices.memory.trial import try_memory
 from emo_export.runtimes.families import family_at
 from emo_export.runtimes.llama.model import REPACKED, LlamaCpp
@@ -108,22 +112,49 @@ COPIED = replace(MAPPED, stays_mapped=False, whole_cache=False)
 
 
 def test_what_a_run_shows() -> None:
-    fit = measured_fit("gguf:q8_0", MAPPED, 100 * MB, found(), 1 * MB)
+    fit = measured_fit(Spec.parse("gguf:q8_0"), MAPPED, 100 * MB, found(), 1 * MB)
     assert (fit.anonymous, fit.weights_mapped, fit.libraries) == (53 * MB, 30 * MB, 10 * MB)
     assert fit.total == 93 * MB and fit.holds and fit.base == 30 * MB
     # What was copied is anonymous already, and its pages are not read again.
-    assert measured_fit("gguf:q4_0", MAPPED, 100 * MB, found(), 1 * MB, 20 * MB).total == 73 * MB
+    assert (
+        measured_fit(Spec.parse("gguf:q4_0"), MAPPED, 100 * MB, found(), 1 * MB, 20 * MB).total
+        == 73 * MB
+    )
     # An engine with a copy of its own keeps little of the file.
-    assert measured_fit("onnx:int4", COPIED, 100 * MB, found(), 0).total == 89 * MB
-    ended = measured_fit("gguf:q8_0", MAPPED, 100 * MB, found(oom_killed=True, finished=False), 0)
+    assert measured_fit(Spec.parse("onnx:int4"), COPIED, 100 * MB, found(), 0).total == 89 * MB
+    ended = measured_fit(
+        Spec.parse("gguf:q8_0"), MAPPED, 100 * MB, found(oom_killed=True, finished=False), 0
+    )
     assert not ended.holds and not ended.measured and ended.total == 100 * MB + 1
-    least = least_fit("gguf:q8_0", MAPPED, 33 * MB)
+    least = least_fit(Spec.parse("gguf:q8_0"), MAPPED, 33 * MB)
     assert least.total == 34 * MB and not least.holds and least.as_dict()["holds"] is False
 
 
 def test_a_run_that_nobody_saw() -> None:
     with pytest.raises(EmoExportError, match="ended before its memory could be looked at"):
-        measured_fit("gguf:q8_0", MAPPED, 100 * MB, MemoryFound(100 * MB, finished=True), 0)
+        measured_fit(
+            Spec.parse("gguf:q8_0"), MAPPED, 100 * MB, MemoryFound(100 * MB, finished=True), 0
+        )
+
+
+def sentences_of(
+    fits: Sequence[Fit], paths: Mapping[str, Path], needs: Mapping[str, Need]
+) -> dict[str, str]:
+    found = too_little(
+        fits,
+        {Spec.parse(name): path for name, path in paths.items()},
+        {Spec.parse(name): need for name, need in needs.items()},
+    )
+    said = {}
+    for fit in fits:
+        if why := found.get(fit.target):
+            memory = {"needs": fit.as_dict()}
+            result = Result(target=str(fit.target), memory=memory, too_little=why)
+            result = Result.from_dict(json.loads(json.dumps(result.as_dict())))
+            assert result.exit_code == 1
+            (text,) = faults(result)
+            said[result.target] = text.removeprefix("not judged: ")
+    return said
 
 
 def gguf_paths() -> dict[str, Path]:
@@ -138,7 +169,7 @@ def fit_of(spec: str, needs: dict[str, Need], ram: int, beside: int, **changes: 
     """A measured fit: `beside` bytes that are not weights."""
     need = needs[spec]
     return replace(
-        least_fit(spec, need, ram),
+        least_fit(Spec.parse(spec), need, ram),
         total=need.weights + beside,
         anonymous=beside,
         measured=True,
@@ -151,7 +182,7 @@ def test_the_next_smaller_of_the_package_is_named() -> None:
     paths = gguf_paths()
     needs = needs_of(paths)
     fits = [fit_of(spec, needs, 70 * MB, 50 * MB) for spec in paths]
-    said = fit_failures(fits, paths, needs)
+    said = sentences_of(fits, paths, needs)
     assert list(said) == ["gguf:q8_0"]
     assert said["gguf:q8_0"] == (
         "gguf:q8_0 needs 73.2 MB with a KV cache of 3.1 MB at 1024 tokens: 50.0 MB anonymous and "
@@ -159,10 +190,10 @@ def test_the_next_smaller_of_the_package_is_named() -> None:
         "but reads weights from the disk for each token; gguf:q4_0 of this package needs 64.1 MB "
         "and fits"
     )
-    alone = fit_failures(fits[:1], paths, needs)  # the others of the package were not run
+    alone = sentences_of(fits[:1], paths, needs)  # the others of the package were not run
     assert alone["gguf:q8_0"].endswith("gguf:q4_0 of this package would need about 64.1 MB")
     tighter = [fit_of(spec, needs, 63 * MB, 50 * MB) for spec in paths]
-    said = fit_failures(tighter, paths, needs)
+    said = sentences_of(tighter, paths, needs)
     assert set(said) == {"gguf:q8_0", "gguf:q4_0"}
     assert all(
         "gguf:q3_k_m of this package needs 60.7 MB and fits" in line for line in said.values()
@@ -172,15 +203,15 @@ def test_the_next_smaller_of_the_package_is_named() -> None:
 def test_a_format_to_export_is_named() -> None:
     paths = {"gguf:q8_0": exported(NANO, "gguf:q8_0")}
     needs = needs_of(paths)
-    (said,) = fit_failures([fit_of("gguf:q8_0", needs, 61 * MB, 50 * MB)], paths, needs).values()
+    (said,) = sentences_of([fit_of("gguf:q8_0", needs, 61 * MB, 50 * MB)], paths, needs).values()
     sizes = sizes_of("gguf:q8_0", paths["gguf:q8_0"])
     best = max((spec for spec in sizes if sizes[spec] <= 11 * MB), key=lambda spec: sizes[spec])
     assert f"{best} would need about" in said
     assert said.endswith(f"export --to {best} --calibration TEXT")
-    (said,) = fit_failures([fit_of("gguf:q8_0", needs, 51 * MB, 50 * MB)], paths, needs).values()
+    (said,) = sentences_of([fit_of("gguf:q8_0", needs, 51 * MB, 50 * MB)], paths, needs).values()
     assert said.endswith("; no smaller format of gguf fits")
-    (said,) = fit_failures(
-        [least_fit("gguf:q8_0", needs["gguf:q8_0"], 20 * MB)], paths, needs
+    (said,) = sentences_of(
+        [least_fit(Spec.parse("gguf:q8_0"), needs["gguf:q8_0"], 20 * MB)], paths, needs
     ).values()
     assert said.startswith(
         "gguf:q8_0 needs 26.4 MB for its weights and a KV cache of 3.1 MB at 1024 tokens alone: "
@@ -193,8 +224,8 @@ def test_no_format_is_named_where_the_engine_itself_did_not_fit() -> None:
     paths = gguf_paths()
     needs = needs_of(paths)
     early = replace(found(oom_killed=True, finished=False), base=None)
-    ended = measured_fit("gguf:q4_0", needs["gguf:q4_0"], 25 * MB, early, 0)
-    (said,) = fit_failures([ended], paths, needs).values()
+    ended = measured_fit(Spec.parse("gguf:q4_0"), needs["gguf:q4_0"], 25 * MB, early, 0)
+    (said,) = sentences_of([ended], paths, needs).values()
     assert said.endswith("before a model was opened, so that no other format would fit either")
 
 
@@ -202,10 +233,14 @@ def test_the_sentence_of_a_process_that_was_ended() -> None:
     paths = gguf_paths()
     needs = needs_of(paths)
     ended = measured_fit(
-        "gguf:q8_0", needs["gguf:q8_0"], 60 * MB, found(oom_killed=True, finished=False), 0
+        Spec.parse("gguf:q8_0"),
+        needs["gguf:q8_0"],
+        60 * MB,
+        found(oom_killed=True, finished=False),
+        0,
     )
     others = [fit_of(spec, needs, 60 * MB, 49 * MB) for spec in ("gguf:q4_0", "gguf:q3_k_m")]
-    said = fit_failures([ended, *others], paths, needs)
+    said = sentences_of([ended, *others], paths, needs)
     assert said["gguf:q8_0"] == (
         "gguf:q8_0 needs more than --ram 60.0 MB: the kernel ended it there, with 50.0 MB "
         "anonymous (Python and the engine took 30.0 MB before it was opened); its weights and a KV "
@@ -218,7 +253,7 @@ def test_sampled_is_said() -> None:
     paths = gguf_paths()
     needs = needs_of(paths)
     fit = replace(fit_of("gguf:q8_0", needs, 40 * MB, 50 * MB), enforced=False)
-    (said,) = fit_failures([fit], paths, needs).values()
+    (said,) = sentences_of([fit], paths, needs).values()
     assert "more than --ram 40.0 MB (not enforced: sampled); no smaller" in said
 
 
@@ -227,7 +262,9 @@ def run(spec: str, ram: int, context: int = 1024) -> tuple[Fit, MemoryFound]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     path = exported(NANO, spec)
     need = need_of(path, context)
-    fit, memory = try_memory(spec, path, need, ram, lambda rest: [sys.executable, *rest], env)
+    fit, memory = try_memory(
+        Spec.parse(spec), path, need, ram, lambda rest: [sys.executable, *rest], env
+    )
     assert memory is not None
     return fit, memory
 
@@ -256,7 +293,7 @@ def test_too_large_fails_and_the_next_smaller_is_named() -> None:
     paths = {spec: exported(NANO, spec) for spec in ("gguf:f32", "gguf:q8_0")}
     ram = run("gguf:q8_0", parse_size("300MB"))[0].total + 30 * MB
     fits = [run(spec, ram)[0] for spec in paths]
-    said = fit_failures(fits, paths, needs_of(paths))
+    said = sentences_of(fits, paths, needs_of(paths))
     assert list(said) == ["gguf:f32"]
     assert said["gguf:f32"].startswith("gguf:f32 needs 1")
     assert f"more than --ram {shown(ram)}" in said["gguf:f32"]
@@ -272,7 +309,9 @@ def test_the_context_counts() -> None:
 
 def test_too_much_by_its_header_is_not_run(tmp_path: Path) -> None:
     need = need_of(exported(NANO, "gguf:q8_0"))
-    fit, memory = try_memory("gguf:q8_0", tmp_path, need, 20 * MB, lambda rest: ["/none"], {})
+    fit, memory = try_memory(
+        Spec.parse("gguf:q8_0"), tmp_path, need, 20 * MB, lambda rest: ["/none"], {}
+    )
     assert memory is None and not fit.holds and not fit.measured
 
 
@@ -284,4 +323,11 @@ def test_an_engine_that_refuses(tmp_path: Path) -> None:
     with pytest.raises(
         EmoExportError, match=r"gguf:q8_0: its memory could not be measured: .*GGUF"
     ):
-        try_memory("gguf:q8_0", broken, need, 99 * MB, lambda rest: [sys.executable, *rest], env)
+        try_memory(
+            Spec.parse("gguf:q8_0"),
+            broken,
+            need,
+            99 * MB,
+            lambda rest: [sys.executable, *rest],
+            env,
+        )

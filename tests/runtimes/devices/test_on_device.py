@@ -21,6 +21,7 @@ from emo_export.report.sentences import faults
 from emo_export.runtimes.devices.device import Device, Finished
 from emo_export.runtimes.devices.far.machine import arm64_features, machine_facts
 from emo_export.runtimes.devices.request import VERSION, Request, Share, parse
+from emo_export.spec import Spec
 from tests.kit.device_runs import judged_on
 from tests.kit.packages import SMALL_TARGETS, package
 
@@ -91,7 +92,7 @@ def test_a_share_of_the_tokens_is_judged_like_the_whole(exported: Path) -> None:
     np.testing.assert_array_equal(part.input_ids, whole.input_ids[:1, :5])
     assert part.greedy.tolist() == whole.greedy[:3].tolist()
     assert 8 <= (part.heldout_ids[:, 1:] >= 0).sum() < 16
-    for report in judged(exported, Process(), Request("", share=share)):
+    for report in judged(exported, Process(), Request(share=share)):
         assert report.passed
         assert report.rows[0].measured.positions == 5
         assert report.greedy_steps == 3
@@ -105,21 +106,22 @@ def test_nothing_of_a_share_is_beyond_the_whole(exported: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("target", "request_"),
     [
-        Request("gguf:q4_0"),
-        Request("onnx:int4@if", "pi4", 2, 128, Share(1, 2, 3, 4), True),
+        ("gguf:q4_0", Request()),
+        ("onnx:int4@if", Request("pi4", 2, 128, Share(1, 2, 3, 4), True)),
     ],
 )
-def test_a_request_is_read_as_it_was_written(request_: Request) -> None:
-    assert parse(request_.arguments("a b")) == (Path("a b"), request_)
+def test_a_request_is_read_as_it_was_written(target: str, request_: Request) -> None:
+    written = request_.arguments("a b", Spec.parse(target))
+    assert parse(written) == (Path("a b"), target, request_)
 
 
 def test_what_the_far_side_refuses_is_the_near_sides_error(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(EmoExportError, match=r"here: .*: there is no such file or folder"):
         judged(tmp_path / "absent", Process())
     with pytest.raises(EmoExportError, match=r"context is 999999"):
-        judged(exported, Process(), Request("", context=999999))
+        judged(exported, Process(), Request(context=999999))
 
 
 def test_a_missing_engine_there_is_exit_3(exported: Path) -> None:

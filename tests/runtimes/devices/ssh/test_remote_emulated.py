@@ -42,7 +42,7 @@ def test_an_emulated_pi_4_is_judged_over_ssh(
         device = SshDevice(server.url, said.append)
         try:
             request = Request(
-                "", share=Share(sequences=1, positions=8, heldout_tokens=32, greedy_steps=2)
+                share=Share(sequences=1, positions=8, heldout_tokens=32, greedy_steps=2)
             )
             reports = judged_on(device, folder, targets, request)
         finally:
