@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +38,7 @@ GREEDY = 24
 SEED = 20260507
 
 BUILT_IN_TEXT = "emo-export's own sample text"
-SAMPLE = (
-    "The router reads each token and chooses a few experts; the shared expert is always there. "
-    "A layer normalises its input, mixes what came before through attention, and then asks its "
-    "experts. On a small board with four cores, memory bandwidth decides how fast text appears.\n"
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n"
-    "    return total / len(values)\n\n"
-    '#include <stdio.h>\nint main(void) {\n    printf("%d\\n", 42);\n    return 0;\n}\n\n'
-    "In the morning the harbour was quiet. Three boats lay at the pier, and a dog slept in the sun "
-    "beside the nets. Nobody had told the weather that it was winter, so the light stayed warm "
-    "until late, and people walked home slowly, carrying bread and talking about nothing much.\n"
-)
+SAMPLE = resources.files("emo_export.reference").joinpath("sample.txt").read_text("utf-8")
 
 # What engines split differently when a tokenizer is converted wrongly.
 TRICKY = (
