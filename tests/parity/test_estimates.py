@@ -131,7 +131,7 @@ def test_what_no_interval_can_tell() -> None:
 def test_a_bad_artifact_fails_on_a_short_text(package: Path, tmp_path: Path) -> None:
     """What its own weights can't tell: a dropped expert, other rows, rounding down, garbage."""
     golden = Golden.load(package / "golden.npz")
-    assert (golden.heldout_ids[:, 1:] >= 0).sum() < 500
+    assert (golden.heldout_ids[:, 1:] >= 0).sum() < 2000
     source = load_file(GOLDEN / "base" / "model.safetensors")
     counts = golden.usage.sum(axis=0)
     layer, expert = np.unravel_index(counts.argmax(), counts.shape)
