@@ -11,6 +11,7 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
+from emo_export.report.pruning import STEPS, steps_of
 from emo_export.report.sentences import interval, not_compared, tokenizer
 
 
@@ -30,6 +31,7 @@ def model_card(
         _files(targets, sizes),
         _recipes(targets),
         _parity(results),
+        _losses(results),
         running(targets, results, sizes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -157,6 +159,30 @@ def _parity(results: Sequence[Result]) -> str:
         "",
         f"Perplexity over {first.heldout_tokens} tokens of {first.heldout_source}. "
         "`emo-export validate` on this folder repeats these figures.",
+    ]
+    return "\n".join(lines)
+
+
+def _losses(results: Sequence[Result]) -> str:
+    """What pruning and what bits cost; nothing where the export left no expert out."""
+    told = [r for r in results if r.losses is not None and r.losses.pruning]
+    if not told:
+        return ""
+    lines = [
+        "## What was lost",
+        "",
+        "Perplexity on held-out text, times that of the model before, with its standard error: "
+        "`pruning` from all experts to those kept, both in float; `bits` from there to the file; "
+        "`both` the whole way. The `original` of the tables above is the pruned float model.",
+        "",
+        "| target | text | " + " | ".join(STEPS) + " |",
+        "|---|---|" + "---|" * len(STEPS),
+    ]
+    lines += [
+        f"| {r.target} | " + " | ".join(line) + " |"
+        for r in told
+        if r.losses is not None
+        for line in steps_of(r.losses)
     ]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from emo_export.files.manifest import staging
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
-from emo_export.parity.pruning import PruningLoss, pruning_loss
+from emo_export.parity.losses import Loss, by_domain
 from emo_export.pipeline import Line, Listener, Output, stream
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Pruned:
 
     product: Product
     choice: Choice
-    loss: tuple[PruningLoss, ...]
+    loss: tuple[Loss, ...]
 
 
 def measure_lines(
@@ -45,7 +45,7 @@ def measure_lines(
     probes: Probes | None,
     device: str,
     on_bytes: Callable[[int], None],
-) -> tuple[PruningLoss, ...]:
+) -> tuple[Loss, ...]:
     """Stream a product that chooses its experts; with probes, beside the full model."""
     listeners: list[Listener] = [calibration]
     if probes is None:
@@ -58,7 +58,7 @@ def measure_lines(
     listeners.append(sinks[1].listening(device))
     stream([Line(product, outputs, listeners, choice), full], on_bytes)
     nlls = [sink.variant().heldout_nll for sink in sinks]
-    return pruning_loss(nlls[0], nlls[1], probes.domains)
+    return by_domain(nlls[0], nlls[1], probes.domains)
 
 
 def make_safetensors(product: Product, folder: Path, max_shard_size: int) -> Writer:

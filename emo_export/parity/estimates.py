@@ -37,8 +37,19 @@ class Interval:
     independent: str
 
 
-def mean_interval(values: F64) -> Interval | None:
-    """The interval of a mean over (n sequences, T tokens); NaN: not scored.
+@dataclass(frozen=True)
+class Spread:
+    """A mean over `tokens` tokens and its standard error, over `units` tokens or sequences."""
+
+    mean: float
+    stderr: float
+    tokens: int
+    units: int
+    independent: str
+
+
+def spread(values: F64) -> Spread | None:
+    """Of a mean over (n sequences, T tokens); NaN: not scored.
 
     None where there is none: fewer than two tokens, or values that are infinite.
     """
@@ -52,8 +63,16 @@ def mean_interval(values: F64) -> Interval | None:
     parts = rest.sum(axis=1)[scored.any(axis=1)] if clustered else rest[scored]
     units = len(parts)
     error = math.sqrt(units / (units - 1) * float((parts**2).sum())) / tokens
-    reach = student(units - 1) * error
-    return Interval(mean - reach, mean + reach, tokens, SEQUENCES if clustered else TOKENS)
+    return Spread(mean, error, tokens, units, SEQUENCES if clustered else TOKENS)
+
+
+def mean_interval(values: F64) -> Interval | None:
+    """The interval of such a mean; None where there is none."""
+    found = spread(values)
+    if found is None:
+        return None
+    reach = student(found.units - 1) * found.stderr
+    return Interval(found.mean - reach, found.mean + reach, found.tokens, found.independent)
 
 
 def ratio_interval(nll: F32, original: F32) -> Interval | None:
@@ -67,9 +86,9 @@ def ratio_interval(nll: F32, original: F32) -> Interval | None:
 
 def share_interval(count: int, of: int) -> Interval:
     """The interval of a share (Wilson 1927), which has a width where all agree, too."""
-    share, spread = count / of, _Z**2 / of
-    middle = (share + spread / 2) / (1 + spread)
-    reach = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)
+    share, unit = count / of, _Z**2 / of
+    middle = (share + unit / 2) / (1 + unit)
+    reach = math.sqrt(unit * share * (1 - share) + unit**2 / 4) / (1 + unit)
     return Interval(max(middle - reach, 0.0), min(middle + reach, 1.0), of, TOKENS)
 
 

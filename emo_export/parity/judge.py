@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib import resources
 
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import F32, Runtime, Tokenizer
 from emo_export.parity.by_position import by_domain, by_position
 from emo_export.parity.estimates import Interval, logit_intervals, ratio_interval
 from emo_export.parity.golden import (
@@ -23,6 +23,7 @@ from emo_export.parity.golden import (
     run_logits,
     run_nll,
 )
+from emo_export.parity.losses import losses
 from emo_export.parity.result import (
     DECODE,
     EXACT,
@@ -82,7 +83,8 @@ def validate_target(
     try:
         _check_fits(target, golden, runtime)
         rows += _dequantised_rows(str(target), golden, runtime, SHIPPED, limits)
-        rows.append(_original_row(golden, runtime, limits[ORIGINAL]))
+        nll = run_nll(runtime, golden.heldout_ids)
+        rows.append(_original_row(golden, runtime, nll, limits[ORIGINAL]))
         greedy = run_greedy(runtime, golden.greedy_prompt, len(golden.greedy))
         engine = dict(runtime.describe())
         tokenizer = _compare_tokenizer(golden, open_tokenizer, runtime)
@@ -98,6 +100,7 @@ def validate_target(
         target=str(target),
         engine=engine,
         rows=tuple(rows),
+        losses=losses(golden, nll),
         greedy_steps=len(golden.greedy),
         greedy_difference=first_difference(golden.greedy, greedy),
         experts_used=int(golden.variants[ORIGINAL].experts[0]),
@@ -153,12 +156,11 @@ def _dequantised_rows(
     return rows
 
 
-def _original_row(golden: Golden, runtime: Runtime, limit: Mapping[str, float]) -> Row:
+def _original_row(golden: Golden, runtime: Runtime, nll: F32, limit: Mapping[str, float]) -> Row:
     """Judged by intervals: what quantisation costs is estimated from the tokens at hand."""
     reference = golden.variants[ORIGINAL]
     logits = run_logits(runtime, golden.input_ids, 0)
     figures = measure(reference.logits, logits, reference.margin, limit["tie"])
-    nll = run_nll(runtime, golden.heldout_ids)
     found = perplexity(nll)
     ratio = found / perplexity(reference.heldout_nll)
     intervals = {

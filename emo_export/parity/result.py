@@ -17,6 +17,7 @@ from emo_export.files.manifest import Problem
 from emo_export.parity.by_position import ByPosition, DomainFigures
 from emo_export.parity.estimates import Interval
 from emo_export.parity.golden import ORIGINAL, Measured
+from emo_export.parity.losses import Losses
 
 HERE = "here"
 SHIPPED, EXACT = "shipped", "exact"
@@ -174,7 +175,7 @@ class Result:
     `device` is `here` or what `--device` names, `kind` here, emulated, ssh or adb. `rows` is empty
     where the run did not get to an end; then `crash`, `refusal` or `too_little` tells why. A
     `refusal` beside rows: what was asked for beside parity, such as speed, could not be had.
-    `damage`: files that are not those that export wrote.
+    `damage`: files that are not those that export wrote. `losses`: what pruning and bits cost.
 
     `greedy_difference` is the first step at which greedy text differs from the float original's
     (None: never in `greedy_steps`). The judged positions use `experts_used` of `experts_routed`
@@ -191,6 +192,7 @@ class Result:
     kind: str = HERE
     engine: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
+    losses: Losses | None = None
     greedy_steps: int = 0
     greedy_difference: int | None = None
     experts_used: int = 0

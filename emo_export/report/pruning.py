@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from rich import box
 from rich.table import Table
 
-from emo_export.parity.pruning import PruningLoss
+from emo_export.parity.losses import Loss, Losses
 
 
 class Chosen(Protocol):
@@ -27,9 +28,15 @@ UNSTEADY = 0.15
 """Of the kept experts; beyond it more text is worth its time."""
 
 
-def loss_table(loss: Sequence[PruningLoss]) -> Table:
+def loss_table(loss: Sequence[Loss]) -> Table:
     """Perplexity with all experts and with those kept, by kind of held-out text."""
-    table = Table(title="What pruning costs on held-out text", title_justify="left", box=None)
+    table = Table(
+        title="What pruning costs on held-out text",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     table.add_column("text")
     for name in ("tokens", "all experts", "kept", "×"):
         table.add_column(name, justify="right")
@@ -37,16 +44,46 @@ def loss_table(loss: Sequence[PruningLoss]) -> Table:
         table.add_row(
             one.domain,
             str(one.tokens),
-            f"{one.full:.4g}",
-            f"{one.pruned:.4g}",
-            f"{one.ratio:.3f} {interval(one.ratio, one.stderr)}",
+            f"{one.before:.4g}",
+            f"{one.after:.4g}",
+            times(one),
         )
     return table
 
 
-def interval(ratio: float, stderr: float) -> str:
-    """The standard error of a ratio whose logarithm has `stderr`."""
-    return "" if math.isnan(stderr) else f"± {ratio * stderr:.3f}"
+def times(loss: Loss) -> str:
+    """A ratio with its standard error, as `1.034 ± 0.011`."""
+    error = "" if loss.stderr is None else f" ± {loss.ratio * loss.stderr:.3f}"
+    return f"{loss.ratio:.3f}{error}"
+
+
+STEPS = ("pruning", "bits", "both")
+
+
+def steps_of(losses: Losses) -> list[tuple[str, str, str, str]]:
+    """A line for each kind of text: its name, then what pruning, bits and both cost.
+
+    Empty where nothing was pruned on the way: then bits are all that there is.
+    """
+    lines = zip(losses.pruning, losses.bits, losses.both, strict=False)
+    return [(one.domain, times(one), times(bits), times(both)) for one, bits, both in lines]
+
+
+def losses_table(target: str, losses: Losses) -> Table:
+    """The three figures, told apart, for a terminal."""
+    table = Table(
+        title=f"Perplexity times that of the model before: {target}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("text")
+    for name in STEPS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in steps_of(losses):
+        table.add_row(*line)
+    return table
 
 
 def unsteady_warning(layers: Mapping[int, Chosen]) -> str:

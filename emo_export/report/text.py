@@ -11,14 +11,15 @@ from rich.table import Table
 from emo_export.base.ram_size import shown
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import HERE, Result, Row
+from emo_export.report.pruning import losses_table
 from emo_export.report.sentences import faults, intervals, name, not_compared, sentences
 
 TITLE = "Parity with the reference"
 TABLE_LEGEND = (
     "against: dequantised = the reference on the weights as the format stores them, original = the "
-    "float checkpoint; arithmetic: shipped = as the engine runs it, exact = with float "
-    "activations; KL in nats per position; ties: positions whose routing hangs on a near tie, "
-    "scored apart (rounding alone may choose another expert there)"
+    "float checkpoint (of the experts that are kept); arithmetic: shipped = as the engine runs it, "
+    "exact = with float activations; KL in nats per position; ties: positions whose routing hangs "
+    "on a near tie, scored apart (rounding alone may choose another expert there)"
 )
 
 
@@ -39,6 +40,8 @@ def details(results: Sequence[Result], out: Console) -> list[str]:
     judged = [result for result in results if result.rows]
     for result in judged:
         out.print(_table(result), "", sep="\n")
+        if result.losses is not None and result.losses.pruning:
+            out.print(losses_table(result.target, result.losses), "", sep="\n")
     lines = [TABLE_LEGEND, "", *verdicts(judged)] if judged else []
     return lines + list(takes(results))
 

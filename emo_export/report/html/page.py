@@ -20,7 +20,7 @@ from emo_export.errors import MissingDependencyError
 from emo_export.files.manifest import Manifest
 from emo_export.parity.golden import ORIGINAL, Golden
 from emo_export.parity.result import Result, worst
-from emo_export.report import sentences
+from emo_export.report import pruning, sentences
 from emo_export.report.html import charts, memory_words
 from emo_export.report.html import view as report_view
 from emo_export.report.html import words as report_words
@@ -115,6 +115,7 @@ def _environment() -> Environment:
         "words": report_words,
         "memory_words": memory_words,
         "sentences": sentences,
+        "pruning": pruning,
         "view": report_view,
         "original": ORIGINAL,
     }

@@ -155,8 +155,14 @@ def about_usage(domain: str, usage: Ids, tokens: int) -> str:
     )
 
 
-def about_pruning(manifest: Manifest | None) -> str:
-    """What is known of pruning: this version measures no loss of it."""
+def about_pruning(manifest: Manifest | None, results: Sequence[Result]) -> str:
+    """What is known of pruning, and of its loss."""
+    if any(r.losses is not None and r.losses.pruning for r in results):
+        return (
+            "Pruning, bits and both: held-out perplexity times that of the model before, with its "
+            "standard error. Pruning leads from all experts to those kept, both in float; bits "
+            "from there to the file. The float original of the other figures is the pruned model."
+        )
     if manifest is None:
         return (
             "There is no manifest.json, so nothing is known of pruning; its loss was not measured."
