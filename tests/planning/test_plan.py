@@ -16,7 +16,7 @@ from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
-from emo_export.pipeline import Output, stream
+from emo_export.pipeline import Line, Output, stream
 from emo_export.planning.choice import choose
 from emo_export.planning.keeping import kept_count
 from emo_export.planning.outline import Planned
@@ -42,7 +42,7 @@ def written(product: Product, specs: tuple[str, ...], folder: Path) -> dict[str,
     targets = target_maker([Spec.parse(spec) for spec in specs], product, TargetOptions())(folder)
     for target in targets:
         target.writer.open()
-    stream(product, [Output(target.writer) for target in targets], [], lambda count: None)
+    stream([Line(product, [Output(target.writer) for target in targets])], lambda count: None)
     for target in targets:
         target.writer.close()
     return {str(target.entry.spec): folder / target.entry.path for target in targets}
