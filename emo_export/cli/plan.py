@@ -152,11 +152,19 @@ def _lines(plan: Plan) -> Iterator[str]:
     for kept in plan.kept:
         yield (
             f"keep {kept.experts}: one export to {len(kept.planned)} targets takes "
-            f"{shown(kept.export.disk)} of disk, {_time(plan, kept.export)}"
+            f"{shown(kept.export.disk)} of disk; {_memory(kept.export)}; {_time(plan, kept.export)}"
         )
     if any(planned.calibrated for planned in plan.planned):
         yield "* needs --calibration or --imatrix, whose name adds a few bytes to the file"
     yield LEGEND
+
+
+def _memory(export: ExportNeed) -> str:
+    return (
+        f"about {shown(export.converting)} of memory with --no-golden, "
+        f"{shown(export.with_reference)} with --no-validate, and more than "
+        f"{shown(export.validated_least)} to validate too"
+    )
 
 
 def _time(plan: Plan, export: ExportNeed) -> str:

