@@ -15,6 +15,7 @@ from emo_export.base.disk import check_space, size_of, writing
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.errors import EmoExportError
+from emo_export.files.domains import write_domains
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
@@ -27,7 +28,7 @@ from emo_export.parity.result import Result, as_json
 from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, stream
 
 if TYPE_CHECKING:
-    from emo_export.reference.probes import Probes
+    from emo_export.reference.probes import Probes, VariantSink
     from emo_export.text.places import Texts
 
 TOOLS = ("torch", "numpy", "gguf", "onnx", "onnxruntime", "xllamacpp", "tokenizers")
@@ -44,6 +45,8 @@ class Target:
     writer: Writer
     scheme: QuantScheme
     read_back: Callable[[], Rows]
+    domain: str = ""
+    """The domain whose folder it goes to, where an export makes several."""
 
     @property
     def name(self) -> str:
@@ -108,15 +111,22 @@ class Measure:
 NOTHING = Measure()
 
 
+@dataclass(frozen=True)
+class Package:
+    """What one exported folder is to hold: targets of a product, and what is measured for them."""
+
+    product: Product
+    make_targets: Callable[[Path], Sequence[Target]]
+    measure: Measure = NOTHING
+
+
 def export(
-    product: Product,
+    package: Package,
     out: Path,
-    make_targets: Callable[[Path], Sequence[Target]],
     probes: Probes | None,
     steps: Steps,
     *,
     validate: Validate | None,
-    measure: Measure = NOTHING,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Exported:
@@ -127,29 +137,108 @@ def export(
     returned results. Raises EmoExportError with nothing left behind.
     """
     with staging(out, overwrite) as folder:
-        targets = make_targets(folder)
-        steps.on_start(targets, product.source.nbytes)
-        variants = len(targets) + (0 if product.is_whole else 1)
-        golden_bytes = 0 if probes is None else probes.golden_bytes(variants, product.config)
-        check_space(out, sum(target.nbytes for target in targets) + golden_bytes)
-        golden = _write_targets(product, targets, probes, steps, device, measure)
-        measure.save(folder)
-        entries = {target.name: target.entry for target in targets}
-        results: Sequence[Result] = ()
-        if golden is not None:
-            golden.save(folder / "golden.npz")
-        if golden is not None and validate is not None:
+        begun = _Begun(package, folder, _title(out), package.make_targets(folder), steps)
+        (made,) = _make([begun], out, probes, steps, validate, device)
+    return made
+
+
+def export_domains(
+    packages: Mapping[str, Package],
+    out: Path,
+    probes: Probes | None,
+    steps: Steps,
+    *,
+    validate: Validate | None,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> dict[str, Exported]:
+    """Export several products of one source in one pass over it, each to a folder in `out`.
+
+    Each folder is what `export` would make of its package; they appear together. Raises as
+    `export` does.
+    """
+    with staging(out, overwrite) as folder:
+        begun = []
+        for name, package in packages.items():
+            inside = folder / name
+            inside.mkdir()
+            targets = [replace(one, domain=name) for one in package.make_targets(inside)]
+            title = f"{_title(out)}, {name}"
+            begun.append(_Begun(package, inside, title, targets, _prefixed(steps, name)))
+        made = _make(begun, out, probes, steps, validate, device)
+        write_domains(folder, list(packages))
+    return dict(zip(packages, made, strict=True))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A package whose files have a place."""
+
+    package: Package
+    folder: Path
+    title: str
+    targets: Sequence[Target]
+    steps: Steps
+
+
+def _title(out: Path) -> str:
+    return out.name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _prefixed(steps: Steps, domain: str) -> Steps:
+    return replace(steps, on_stage=lambda text: steps.on_stage(f"{domain}: {text}"))
+
+
+def _make(
+    begun: Sequence[_Begun],
+    out: Path,
+    probes: Probes | None,
+    steps: Steps,
+    validate: Validate | None,
+    device: str,
+) -> list[Exported]:
+    source = begun[0].package.product.source
+    needed = 0
+    for one in begun:
+        product, variants = one.package.product, len(one.targets)
+        needed += sum(target.nbytes for target in one.targets)
+        if probes is not None:
+            variants += 0 if product.is_whole else 1
+            needed += probes.golden_bytes(variants, product.config)
+    steps.on_start([target for one in begun for target in one.targets], source.nbytes)
+    check_space(out, needed)
+    runs = _write_targets(begun, probes, steps, device)
+    return [
+        _finish(one, run, probes, validate, device) for one, run in zip(begun, runs, strict=True)
+    ]
+
+
+def _finish(
+    begun: _Begun,
+    run: FloatRun | None,
+    probes: Probes | None,
+    validate: Validate | None,
+    device: str,
+) -> Exported:
+    """Everything of a folder that comes after its weights; the manifest last."""
+    folder, product, steps = begun.folder, begun.package.product, begun.steps
+    begun.package.measure.save(folder)
+    entries = {target.name: target.entry for target in begun.targets}
+    results: Sequence[Result] = ()
+    if run is not None and probes is not None:
+        artifacts = {t.name: t.read_back for t in begun.targets if not t.is_lossless}
+        golden = golden_of(run, artifacts, probes, steps, device)
+        golden.save(folder / "golden.npz")
+        if validate is not None:
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
-        source = _source(product)
-        sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
-        title = out.name.encode("utf-8", "replace").decode("utf-8")
-        card = model_card(product, title, entries, sizes, results)
-        with writing(folder / "README.md"):
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        _write_modelfiles(folder, entries, product.path)
-        manifest = write_manifest(folder, source, _tools(), entries)
+    sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
+    card = model_card(product, begun.title, entries, sizes, results)
+    with writing(folder / "README.md"):
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_modelfiles(folder, entries, product.path)
+    manifest = write_manifest(folder, _source(product), _tools(), entries)
     return Exported(manifest, tuple(results))
 
 
@@ -175,38 +264,58 @@ def write_parity(path: Path, results: Sequence[Result]) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def make_golden(
-    product: Product,
+@dataclass(frozen=True)
+class FloatRun:
+    """What the float weights of a product say of the probes, and those of the full model.
+
+    `full` is None for a product that leaves nothing out.
+    """
+
+    product: Product
+    original: VariantSink
+    full: VariantSink | None
+
+
+def run_floats(
+    lines: Sequence[Line], probes: Probes, on_bytes: Callable[[int], None], device: str
+) -> list[FloatRun]:
+    """Stream lines of one source with the probes going along, the full model's once for all."""
+    from emo_export.reference.probes import VariantSink
+
+    whole = Product.whole(lines[0].product.source)
+    full, beside = None, []
+    if not all(line.product.is_whole for line in lines):
+        full = VariantSink(whole.config, probes)
+        beside = [Line(whole, listeners=[full.listening(device)])]
+    runs, heard = [], []
+    for line in lines:
+        original = VariantSink(line.product.config, probes)
+        runs.append(FloatRun(line.product, original, None if line.product.is_whole else full))
+        heard.append(replace(line, listeners=[*line.listeners, original.listening(device)]))
+    stream([*heard, *beside], on_bytes)
+    return runs
+
+
+def golden_of(
+    run: FloatRun,
     artifacts: Mapping[str, Callable[[], Rows]],
     probes: Probes,
     steps: Steps,
     device: str,
-    making: Line | None = None,
-    on_streamed: Callable[[], None] = lambda: None,
     unreadable: dict[str, EmoExportError] | None = None,
 ) -> Golden:
-    """The reference on the float weights, while `making` goes along, and on what artifacts hold.
+    """The reference of a product, whose float weights have been run, and on what artifacts hold.
 
-    Of a product that leaves experts out, the full model has a variant of its own. `on_streamed` is
-    called between the two, to finish the files that are then read back. A weight of an artifact is
-    read only where a token needs it. `unreadable` gets why an artifact can't be read, which then
-    has no variant; without it that is raised, as EmoExportError.
+    A weight of an artifact is read only where a token needs it. `unreadable` gets why an artifact
+    can't be read, which then has no variant; without it that is raised, as EmoExportError.
     """
     from emo_export.reference.passes import greedy
     from emo_export.reference.probes import VariantSink
 
-    config = product.config
-    making = making or Line(product)
-    original = VariantSink(config, probes)
-    lines = [replace(making, listeners=[*making.listeners, original.listening(device)])]
-    full = None if product.is_whole else VariantSink(product.source.config, probes)
-    if full is not None:
-        lines.append(Line(Product.whole(product.source), listeners=[full.listening(device)]))
-    stream(lines, steps.on_bytes)
-    on_streamed()
-    variants = {ORIGINAL: original.variant()}
-    if full is not None:
-        variants[FULL] = full.variant()
+    product, config = run.product, run.product.config
+    variants = {ORIGINAL: run.original.variant()}
+    if run.full is not None:
+        variants[FULL] = run.full.variant()
     for spec, read_back in artifacts.items():
         steps.on_stage(f"reference on the weights that {spec} holds")
         sink = VariantSink(config, probes)
@@ -231,42 +340,36 @@ def make_golden(
         greedy=greedy(config, product.rows, prompt, steps_after, device),
         variants=variants,
         domains=probes.domains,
-        usage=original.usage,
+        usage=run.original.usage,
     )
 
 
 def _write_targets(
-    product: Product,
-    targets: Sequence[Target],
-    probes: Probes | None,
-    steps: Steps,
-    device: str,
-    measure: Measure,
-) -> Golden | None:
-    writers = [target.writer for target in targets]
-    outputs = [Output(writer, measure.measured) for writer in writers]
-    making = Line(product, outputs, measure.listeners, measure.choice)
-    golden = None
-
-    def close() -> None:
-        steps.on_stage("flushing to disk")
-        for writer in writers:
-            writer.close()
-
+    begun: Sequence[_Begun], probes: Probes | None, steps: Steps, device: str
+) -> Sequence[FloatRun | None]:
+    """Write every target of all packages in one pass."""
+    writers = [target.writer for one in begun for target in one.targets]
+    lines = []
+    for one in begun:
+        measure = one.package.measure
+        outputs = [Output(target.writer, measure.measured) for target in one.targets]
+        lines.append(Line(one.package.product, outputs, measure.listeners, measure.choice))
+    runs: Sequence[FloatRun | None] = [None] * len(lines)
     try:
         for writer in writers:
             writer.open()
         if probes is None:
-            stream([making], steps.on_bytes)
-            close()
+            stream(lines, steps.on_bytes)
         else:
-            artifacts = {t.name: t.read_back for t in targets if not t.is_lossless}
-            golden = make_golden(product, artifacts, probes, steps, device, making, close)
+            runs = run_floats(lines, probes, steps.on_bytes, device)
+        steps.on_stage("flushing to disk")
+        for writer in writers:
+            writer.close()
     except BaseException:
         for writer in writers:
             writer.abort()
         raise
-    return golden
+    return runs
 
 
 def _source(product: Product) -> dict[str, Any]:

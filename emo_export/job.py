@@ -13,9 +13,21 @@ from typing import TYPE_CHECKING
 
 from emo_export.base.install import CONVERT, need
 from emo_export.errors import EmoExportError
-from emo_export.exporting import QUIET, Exported, Measure, Steps, export, make_golden
+from emo_export.exporting import (
+    QUIET,
+    Exported,
+    Measure,
+    Package,
+    Steps,
+    Validate,
+    export,
+    export_domains,
+    golden_of,
+    run_floats,
+)
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
+from emo_export.files.domains import check_name
 from emo_export.files.target_entry import TargetEntry
 from emo_export.measuring import (
     CalibrationText,
@@ -28,6 +40,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
 from emo_export.parity.golden import Golden
+from emo_export.pipeline import Line
 from emo_export.pruning import Pruned, make_safetensors, prune
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.spec import Spec
@@ -38,6 +51,7 @@ from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
     from emo_export.reference.calibrate import Calibration
+    from emo_export.reference.probes import Probes
     from emo_export.selection.choice import Choice
     from emo_export.selection.keep import Selection
 
@@ -62,6 +76,7 @@ class ExportOptions:
     heldout: tuple[Path, ...] = ()
     heldout_tokens: int = 4096
     calibration: tuple[Path, ...] = ()
+    domains: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     text_field: str = FIELD
@@ -73,15 +88,10 @@ class ExportOptions:
     golden: bool = True
     validate: bool = True
 
-    @property
-    def text(self) -> CalibrationText:
-        """What of the options is about calibration text."""
+    def text(self, places: tuple[Path, ...]) -> CalibrationText:
+        """Calibration text from places, as the options draw it."""
         return CalibrationText(
-            self.calibration,
-            self.calibration_tokens,
-            self.seed,
-            self.text_field,
-            self.targets.context,
+            places, self.calibration_tokens, self.seed, self.text_field, self.targets.context
         )
 
     def check(self) -> None:
@@ -90,7 +100,18 @@ class ExportOptions:
             raise EmoExportError(
                 "--heldout is of no use with --no-golden, which computes no reference"
             )
-        if self.selection is not None and not self.calibration:
+        if self.domains and (self.calibration or self.imatrix is not None):
+            raise EmoExportError(
+                "--domain brings the calibration text of its own package; leave out --calibration "
+                "and --imatrix"
+            )
+        if self.domains and self.selection is None:
+            raise EmoExportError("--domain needs --keep: how many experts each domain gets")
+        for name in self.domains:
+            check_name(name)
+        if len({name.casefold() for name in self.domains}) < len(self.domains):
+            raise EmoExportError("--domain: two names differ in case alone, as folders may not")
+        if self.selection is not None and not self.calibration and not self.domains:
             raise EmoExportError("--keep needs --calibration: text to choose the experts for")
         if self.calibration and self.imatrix is not None:
             raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")
@@ -109,10 +130,72 @@ def export_package(
     `on_matrix` gets the importance matrix that was used, once it is filled. Raises EmoExportError
     when it can't be made; a target that is out of tolerance is told in the results.
     """
+    steps = steps or QUIET
+    asked = _checked(specs, options)
+    package, matrix = _package(checkpoint, asked, options, options.calibration, steps)
+    probes, validate = _judging(package.product, asked, options, steps)
+    made = export(
+        package,
+        output,
+        probes,
+        steps,
+        validate=validate,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    if matrix is not None:
+        on_matrix(matrix)
+    return made
+
+
+def export_domain_packages(
+    checkpoint: Checkpoint,
+    output: Path,
+    specs: Sequence[str],
+    options: ExportOptions,
+    steps: Steps | None = None,
+    on_matrix: Callable[[ImportanceMatrix], None] = lambda matrix: None,
+) -> dict[str, Exported]:
+    """Export a package for each of the options' domains, in one pass over the checkpoint.
+
+    By name, in `output / name`; else as `export_package`.
+    """
+    steps = steps or QUIET
+    asked = _checked(specs, options)
+    packages, matrices = {}, []
+    for name, places in options.domains.items():
+        packages[name], matrix = _package(checkpoint, asked, options, places, steps)
+        matrices.append(matrix)
+    probes, validate = _judging(Product.whole(checkpoint), asked, options, steps)
+    made = export_domains(
+        packages,
+        output,
+        probes,
+        steps,
+        validate=validate,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    for matrix in matrices:
+        if matrix is not None:
+            on_matrix(matrix)
+    return made
+
+
+def _checked(specs: Sequence[str], options: ExportOptions) -> list[Spec]:
     need(CONVERT, "convert", "export")
     options.check()
-    steps = steps or QUIET
-    asked = [Spec.parse(spec) for spec in specs]
+    return [Spec.parse(spec) for spec in specs]
+
+
+def _package(
+    checkpoint: Checkpoint,
+    asked: Sequence[Spec],
+    options: ExportOptions,
+    places: tuple[Path, ...],
+    steps: Steps,
+) -> tuple[Package, ImportanceMatrix | None]:
+    """What one folder is to hold, with calibration text from `places`; and its importance."""
     weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
     product, choice = Product.whole(checkpoint), None
     calibration, matrix = None, None
@@ -120,16 +203,29 @@ def export_package(
         product = options.selection.awaiting(checkpoint)
     if options.imatrix is not None:
         matrix = read_importance(options.imatrix, product, options.targets.arch)
-    elif options.calibration:
-        sample = read_sample(options.text, product)
+    elif places:
+        sample = read_sample(options.text(places), product)
         steps.on_texts(sample.texts)
         calibration = start_calibration(sample, product, options.device)
         # Text that is there to choose experts need not be of use to a quantiser, too.
         matrix = calibration.matrix if weighed or options.selection is None else None
     if options.selection is not None and calibration is not None:
         choice = start_choice(options.selection, calibration, checkpoint)
+    measure = Measure(
+        None if matrix is None else calibration or matrix,
+        () if calibration is None else (calibration,),
+        choice,
+        partial(_save, matrix, product, options.targets.arch),
+    )
     make = target_maker(asked, product, options.targets, matrix)
-    if options.golden or options.calibration:
+    return Package(product, make, measure), matrix
+
+
+def _judging(
+    product: Product, asked: Sequence[Spec], options: ExportOptions, steps: Steps
+) -> tuple[Probes | None, Validate | None]:
+    """What an export is judged by, and what judges it; torch is made ready."""
+    if options.golden or options.calibration or options.domains:
         prepare_torch(options.device, product.nbytes)
     validates = options.validate and options.golden
     if validates:
@@ -144,25 +240,7 @@ def export_package(
         context = options.targets.context
         field = options.text_field if options.heldout else FIELD
         probes = choose_probes(product, heldout.files, options.heldout_tokens, context, field)
-    made = export(
-        product,
-        output,
-        make,
-        probes,
-        steps,
-        validate=partial(validate_new, on_stage=steps.on_stage) if validates else None,
-        measure=Measure(
-            None if matrix is None else calibration or matrix,
-            () if calibration is None else (calibration,),
-            choice,
-            partial(_save, matrix, product, options.targets.arch),
-        ),
-        device=options.device,
-        overwrite=options.overwrite,
-    )
-    if matrix is not None:
-        on_matrix(matrix)
-    return made
+    return probes, partial(validate_new, on_stage=steps.on_stage) if validates else None
 
 
 def start_choice(selection: Selection, calibration: Calibration, checkpoint: Checkpoint) -> Choice:
@@ -230,7 +308,8 @@ def fresh_golden(
         for spec, entry in targets.items()
     }
     unreadable: dict[str, EmoExportError] = {}
-    golden = make_golden(product, artifacts, probes, steps, device, unreadable=unreadable)
+    (run,) = run_floats([Line(product)], probes, steps.on_bytes, device)
+    golden = golden_of(run, artifacts, probes, steps, device, unreadable)
     return golden, unreadable
 
 

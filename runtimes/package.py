@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
+from emo_export.files.domains import is_domains
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
 from emo_export.files.target_entry import TargetEntry
@@ -22,7 +23,7 @@ def chosen_targets(path: Path, only: Sequence[str] = ()) -> tuple[Path, Mapping[
     """
     if not path.exists():
         raise EmoExportError(f"{path}: there is no such file or folder")
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or is_domains(path):
         targets = Manifest.load(path).targets
         only = [spec.removesuffix(f"@{GRAPHS[ONNX][0]}") for spec in only]
         for spec in only:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,19 @@ from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.work import open_checkpoint, progress_steps, say
+from emo_export.errors import EmoExportError
 from emo_export.parity.result import as_json
 from emo_export.report.sentences import check
 from emo_export.report.text import show
 
 if TYPE_CHECKING:
+    from emo_export.exporting import Exported
     from emo_export.job import ExportOptions
+    from emo_export.model.checkpoint import Checkpoint
     from emo_export.model.importance import ImportanceMatrix
 
 MOST_NAMED = 8
+NOT_JUDGED: Mapping[str, object] = {"passed": None, "targets": []}
 
 
 def run_export(
@@ -33,6 +38,71 @@ def run_export(
 ) -> None:
     """Export, print the parity table. Raises what the verdict calls for."""
     from emo_export.job import export_package
+
+    checkpoint = _open(source, options)
+    used: list[ImportanceMatrix] = []
+    with progress_steps() as steps:
+        made = export_package(checkpoint, output, specs, options, steps, used.append)
+    for matrix in used:
+        warn_unseen(matrix)
+    _say_size(output, made)
+    if options.validate and options.golden:
+        if in_json:
+            click.echo(json.dumps(as_json(made.results), indent=2))
+        else:
+            show(made.results, out)
+        check(made.results)
+    elif in_json:
+        click.echo(json.dumps(NOT_JUDGED))
+
+
+def run_domains(
+    source: str,
+    output: Path,
+    specs: Sequence[str],
+    options: ExportOptions,
+    out: Console,
+    in_json: bool = False,
+) -> None:
+    """Export a package for each domain; else as `run_export`."""
+    from emo_export.job import export_domain_packages
+
+    checkpoint = _open(source, options)
+    used: list[ImportanceMatrix] = []
+    with progress_steps() as steps:
+        made = export_domain_packages(checkpoint, output, specs, options, steps, used.append)
+    for matrix in used:
+        warn_unseen(matrix)
+    for name, one in made.items():
+        _say_size(output / name, one)
+    judged = options.validate and options.golden
+    if in_json:
+        each = {n: as_json(one.results) if judged else NOT_JUDGED for n, one in made.items()}
+        click.echo(json.dumps({"domains": each}, indent=2))
+    results = [
+        replace(result, target=f"{name}/{result.target}")
+        for name, one in made.items()
+        for result in one.results
+    ]
+    if judged and not in_json:
+        show(results, out)
+    check(results)
+
+
+def domain_places(given: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """NAME=PLACE of --domain, by name. Raises EmoExportError for anything else."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for text in given:
+        name, sign, place = text.partition("=")
+        if not sign or not place:
+            raise EmoExportError(f"--domain {text}: expected NAME=PLACE, as c=texts/c.jsonl")
+        if not Path(place).exists():
+            raise EmoExportError(f"--domain {text}: there is no file or folder {place}")
+        found[name] = (*found.get(name, ()), Path(place))
+    return found
+
+
+def _open(source: str, options: ExportOptions) -> Checkpoint:
     from emo_export.text.tokenizer import why_no_tokenizer
 
     need(CONVERT, "convert", "export")
@@ -41,21 +111,12 @@ def run_export(
     if not (checkpoint.path / "tokenizer.json").is_file():
         why = why_no_tokenizer(checkpoint.path)
         say(f"warning: the result will take token ids, not text: {source} {why}")
-    used: list[ImportanceMatrix] = []
-    with progress_steps() as steps:
-        made = export_package(checkpoint, output, specs, options, steps, used.append)
-    for matrix in used:
-        warn_unseen(matrix)
+    return checkpoint
+
+
+def _say_size(folder: Path, made: Exported) -> None:
     total = sum(entry.bytes for entry in made.manifest.files)
-    say(f"{output}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
-    if options.validate and options.golden:
-        if in_json:
-            click.echo(json.dumps(as_json(made.results), indent=2))
-        else:
-            show(made.results, out)
-        check(made.results)
-    elif in_json:
-        click.echo(json.dumps({"passed": None, "targets": []}))
+    say(f"{folder}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
 
 
 def warn_unseen(matrix: ImportanceMatrix) -> None:

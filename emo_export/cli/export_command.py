@@ -39,7 +39,7 @@ from emo_export.selection.method import Method
     show_default=True,
     type=click.IntRange(2),
     help="Of all its files, sampled evenly where there is more; each takes some 30 bytes of memory "
-    "per hidden feature: 2 GB for 2048.",
+    "per hidden feature: 2 GB for 2048. Of each --domain, if there are any.",
 )
 @FIELD
 @click.option(
@@ -47,6 +47,15 @@ from emo_export.selection.method import Method
     metavar="K",
     help="Keep so many experts of each layer, as 8 or 25%: those that --calibration's text needs. "
     "Experts that every token uses always stay, and count.",
+)
+@click.option(
+    "--domain",
+    "domains",
+    multiple=True,
+    metavar="NAME=PLACE",
+    help="With --keep: a package of its own for each NAME, in OUTPUT/NAME, with the experts that "
+    "its text needs, all in the same pass; PLACE is a file or folder as for --calibration. May be "
+    "repeated; a name given twice has several places.",
 )
 @METHOD
 @SEED
@@ -121,6 +130,7 @@ def export(
     calibration_tokens: int,
     text_field: str,
     keep: str | None,
+    domains: tuple[str, ...],
     method: str,
     seed: int,
     imatrix: Path | None,
@@ -156,8 +166,14 @@ def export(
     A quarter of the experts, chosen for C code:
         emo-export export examples/emo-nano -o out --to onnx:int4 \\
             --keep 25% --calibration examples/emo-nano/calibration/c.jsonl
+
+    \b
+    Two such packages, out/c and out/python, in one pass:
+        emo-export export examples/emo-nano -o out --to onnx:int4 --keep 8 \\
+            --domain c=examples/emo-nano/calibration/c.jsonl \\
+            --domain python=examples/emo-nano/calibration/python.jsonl
     """
-    from emo_export.cli.export import run_export
+    from emo_export.cli.export import domain_places, run_domains, run_export
     from emo_export.families.options import TargetOptions
     from emo_export.job import ExportOptions
 
@@ -170,6 +186,7 @@ def export(
         heldout=heldout,
         heldout_tokens=heldout_tokens,
         calibration=calibration,
+        domains=domain_places(domains),
         calibration_tokens=calibration_tokens,
         seed=seed,
         text_field=text_field,
@@ -189,4 +206,5 @@ def export(
         golden=not no_golden,
         validate=not no_validate,
     )
-    run_export(checkpoint, output, specs, options, stdout(), as_json)
+    work = run_domains if options.domains else run_export
+    work(checkpoint, output, specs, options, stdout(), as_json)

@@ -43,6 +43,7 @@ def cli() -> None:
 @click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-p", default=0.95, show_default=True)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--domain", metavar="NAME", help="Of a folder that export --domain made.")
 @click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
 @click.option(
@@ -69,6 +70,7 @@ def run(
     temperature: float,
     top_p: float,
     seed: int,
+    domain: str | None,
     target: str | None,
     threads: int | None,
     cache_prepacked: bool,
@@ -86,10 +88,12 @@ def run(
     """
     from emo_export.cli.run import Sampling, prompt_text, run_text
     from emo_export.cli.targets import OnnxSettings
+    from emo_export.files.domains import domain_folder
 
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     settings = OnnxSettings(cache_prepacked, cache_dir, spin)
-    run_text(path, prompt_text(prompt), target, threads, sampling, settings)
+    place = path if domain is None else domain_folder(path, domain)
+    run_text(place, prompt_text(prompt), target, threads, sampling, settings)
 
 
 @cli.command()

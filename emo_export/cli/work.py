@@ -96,7 +96,8 @@ def progress_steps() -> Iterator[Steps]:
         def on_start(targets: Sequence[Target], source_bytes: int) -> None:
             for target in targets:
                 weights = f"{target.nbytes / 1e6:.1f} MB of weights"
-                say(f"{target.name}: {weights} -> {target.entry.path}")
+                place = f"{target.domain}/" if target.domain else ""
+                say(f"{target.name}: {weights} -> {place}{target.entry.path}")
                 _warn_fallbacks(target)
             for reason in {target.entry.no_genai for target in targets} - {None, ""}:
                 say(f"warning: no genai_config.json is written: {reason}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from emo_export.base.disk import writing
 from emo_export.errors import EmoExportError
+from emo_export.files.domains import is_domains, read_domains
 from emo_export.files.target_entry import TargetEntry
 from emo_export.spec import Spec
 
@@ -75,6 +76,12 @@ class Manifest:
         """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""
         path = folder / NAME
         if not path.is_file():
+            if is_domains(folder):
+                names = read_domains(folder)
+                raise EmoExportError(
+                    f"{folder}: holds a package for each of the domains {', '.join(names)}; name "
+                    f"one, as {folder / names[0]}"
+                )
             above = folder.absolute().parent
             beside = (above / NAME).is_file()
             hint = f"try {above}" if beside else "is it a folder that export made?"
@@ -192,12 +199,14 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """An empty folder, or one whose manifest.json is of this tool."""
+    """An empty folder, or one whose manifest.json or domains.json is of this tool."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     if not any(folder.iterdir()):
         return True
     try:
+        if is_domains(folder):
+            return all(_is_ours(folder / name) for name in read_domains(folder))
         Manifest.load(folder)
     except EmoExportError:
         return False

@@ -1,0 +1,62 @@
+"""domains.json: that a folder holds a package for each of several domains, each in its own folder.
+
+{"version": 1, "domains": ["c", "python"]}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from emo_export.base.disk import writing
+from emo_export.errors import EmoExportError
+
+NAME = "domains.json"
+VERSION = 1
+_NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(name: str) -> None:
+    """Raise EmoExportError for a domain's name that is no plain name of a folder."""
+    if not _NAMES.fullmatch(name) or name == NAME:
+        raise EmoExportError(
+            f"--domain {name}: it names a folder, so expected up to 64 letters, digits, ., _ or -, "
+            "not beginning with a sign"
+        )
+
+
+def is_domains(folder: Path) -> bool:
+    """Whether a folder says that it holds packages of domains."""
+    return (folder / NAME).is_file()
+
+
+def read_domains(folder: Path) -> list[str]:
+    """The names, in the order in which they were given. Raises EmoExportError."""
+    path = folder / NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        names, version = raw["domains"], raw["version"]
+        if version != VERSION or not names or not all(map(_NAMES.fullmatch, names)):
+            raise ValueError(f"version {version}, domains {names!r:.200}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EmoExportError(f"{path}: is no list of domains of emo-export ({error})") from error
+    return list(names)
+
+
+def domain_folder(folder: Path, name: str) -> Path:
+    """Where the package of a domain lies. Raises EmoExportError where there is none."""
+    if not is_domains(folder):
+        raise EmoExportError(f"{folder}: has no {NAME}; --domain chooses from what --domain made")
+    names = read_domains(folder)
+    if name not in names:
+        raise EmoExportError(f"{folder}: has no domain {name}; it has {', '.join(names)}")
+    return folder / name
+
+
+def write_domains(folder: Path, names: Sequence[str]) -> None:
+    """Write domains.json."""
+    with writing(folder / NAME):
+        text = json.dumps({"version": VERSION, "domains": list(names)}, indent=2)
+        (folder / NAME).write_text(text + "\n", encoding="utf-8")
