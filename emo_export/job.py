@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.install import CONVERT, need
+from emo_export.domains import Chosen, choose_on_each
 from emo_export.errors import EmoExportError
 from emo_export.exporting import (
     QUIET,
@@ -40,6 +41,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
 from emo_export.parity.golden import Golden
+from emo_export.parity.losses import ALL
 from emo_export.pipeline import Line
 from emo_export.pruning import Pruned, make_safetensors, prune
 from emo_export.runtimes.opening import SMALL_MODEL
@@ -66,6 +68,19 @@ class PruneOptions:
     heldout_tokens: int = 4096
     max_shard_size: int = 5_000_000_000
     loss: bool = True
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class DomainOptions:
+    """The options of `domains`, as its help describes them."""
+
+    calibration: tuple[Path, ...]
+    calibration_tokens: int
+    seed: int = 0
+    text_field: str = FIELD
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
     device: str = "cpu"
 
 
@@ -271,6 +286,41 @@ def prune_checkpoint(
         probes = choose_probes(product, heldout.files, options.heldout_tokens, None, field)
     writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
     return prune(product, output, writing, calibration, choice, probes, steps, options.device)
+
+
+def judge_domains(
+    checkpoint: Checkpoint,
+    options: DomainOptions,
+    selections: Sequence[Selection],
+    steps: Steps,
+) -> list[Chosen]:
+    """Choose on each file of the calibration text, and on all together; judge on each kind."""
+    from emo_export.reference.probes import choose_probes, domain_names
+
+    prepare_torch(options.device, checkpoint.nbytes)
+    product = Product.whole(checkpoint)
+    texts = find_texts(options.calibration)
+    steps.on_texts(texts)
+    names = domain_names(texts.files)
+    places: dict[str, tuple[Path, ...]] = {
+        name: (file,) for name, file in zip(names, texts.files, strict=True)
+    }
+    if len(places) > 1:
+        places[ALL] = tuple(texts.files)
+    samples = {
+        name: read_sample(
+            CalibrationText(
+                files, options.calibration_tokens * len(files), options.seed, options.text_field
+            ),
+            product,
+        )
+        for name, files in places.items()
+    }
+    heldout = heldout_texts(options.heldout, product.path)
+    steps.on_texts(heldout)
+    field = options.text_field if options.heldout else FIELD
+    probes = choose_probes(product, heldout.files, options.heldout_tokens, None, field)
+    return choose_on_each(checkpoint, samples, selections, probes, steps, options.device)
 
 
 def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:

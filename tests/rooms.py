@@ -35,7 +35,7 @@ ORDER = (
     {"exporting"},
     {"families", "measuring"},
     {"planning"},
-    {"validating", "pruning"},
+    {"validating", "pruning", "domains"},
     {"job"},
     {"testing"},
     {"pytest_plugin"},

@@ -20,6 +20,7 @@ import click
 from emo_export import __version__
 from emo_export.cli.bench_command import bench
 from emo_export.cli.device_command import device
+from emo_export.cli.domains_command import domains
 from emo_export.cli.export_command import export
 from emo_export.cli.output import Commands, open_streams, stdout, tell
 from emo_export.cli.plan_command import plan
@@ -150,6 +151,7 @@ def doctor(as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(device)
+cli.add_command(domains)
 cli.add_command(export)
 cli.add_command(plan)
 cli.add_command(prune)

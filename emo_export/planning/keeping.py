@@ -5,17 +5,13 @@ Which experts are kept makes no difference to any size, so the lowest numbers st
 
 from __future__ import annotations
 
-import math
-import re
-from fractions import Fraction
-
 from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
+from emo_export.selection.keep import Keep
 
 KEEPS = ("all", "1/2", "1/4", "1/8")
-_FORMS = re.compile(r"(?P<all>all)|(?P<number>\d{1,6})(?:(?P<percent>%)|/(?P<below>\d{1,6}))?")
 
 
 def kept_count(text: str, config: EmoConfig) -> int:
@@ -24,19 +20,10 @@ def kept_count(text: str, config: EmoConfig) -> int:
     A fraction is rounded up. Raises EmoExportError for anything else, and for none or too many.
     """
     most = max(layer.num_experts for layer in config.layers)
-    found = _FORMS.fullmatch(text.strip().lower())
-    if found is None or (found["below"] and not int(found["below"])):
-        raise EmoExportError(
-            f"--keep {text}: expected a number of experts, a fraction or all, as in 16, 1/4 or 25%"
-        )
-    if found["all"]:
-        return most
-    count = Fraction(int(found["number"]))
-    if found["percent"] or found["below"]:
-        count *= Fraction(most, int(found["below"] or 100))
-    if not 1 <= count <= most:
+    count = most if text.strip().lower() == "all" else Keep.parse(text).of(most)
+    if count > most:
         raise EmoExportError(f"--keep {text}: the model has layers of at most {most} experts")
-    return math.ceil(count)
+    return count
 
 
 def keeping(source: Checkpoint, count: int) -> Product:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from emo_export.parity.losses import Loss, Losses
 
 
-class Chosen(Protocol):
+class Layer(Protocol):
     """What was chosen in a layer."""
 
     @property
@@ -20,7 +19,7 @@ class Chosen(Protocol):
         """The experts."""
 
     @property
-    def unsteady(self) -> float:
+    def unsteady(self) -> float | None:
         """How many of them another half of the text would replace."""
 
 
@@ -86,20 +85,20 @@ def losses_table(target: str, losses: Losses) -> Table:
     return table
 
 
-def unsteady_warning(layers: Mapping[int, Chosen]) -> str:
+def unsteady_warning(layers: Mapping[int, Layer]) -> str:
     """A sentence where the text is too short to rank experts; empty where it is not."""
-    shares = {n: one.unsteady / len(one.kept) for n, one in layers.items() if one.kept}
-    worst = max(shares, key=lambda n: -1.0 if math.isnan(shares[n]) else shares[n], default=None)
-    if worst is None or math.isnan(shares[worst]):
+    known = {n: one.unsteady for n, one in layers.items() if one.unsteady is not None}
+    if not known:
         return (
-            "warning: one sequence of text cannot tell how steady the choice is" if shares else ""
+            "warning: one sequence of text cannot tell how steady the choice is" if layers else ""
         )
-    if shares[worst] <= UNSTEADY:
+    worst = max(known, key=lambda n: known[n] / len(layers[n].kept))
+    kept = len(layers[worst].kept)
+    if known[worst] <= UNSTEADY * kept:
         return ""
-    kept, changed = len(layers[worst].kept), layers[worst].unsteady
-    mean = sum(one.unsteady for one in layers.values()) / len(layers)
     return (
-        f"warning: the calibration text is short for ranking experts: two halves of it would keep "
-        f"different ones, {changed:.1f} of {kept} in layer {worst}, {mean:.1f} a layer on average; "
-        "more text of the same kind makes the choice steadier"
+        "warning: the calibration text is short for ranking experts: two halves of it would keep "
+        f"different ones, {known[worst]:.1f} of {kept} in layer {worst}, "
+        f"{sum(known.values()) / len(known):.1f} a layer on average; more text of the same kind "
+        "makes the choice steadier"
     )

@@ -29,12 +29,13 @@ SPLITS = 16
 class LayerChoice:
     """What was chosen in a layer, of which scores.
 
-    `unsteady`: how many of the kept experts another half of the text would replace, on average.
+    `unsteady`: how many of the kept experts another half of the text would replace, on average;
+    None for one sequence, which can't tell.
     """
 
     kept: tuple[int, ...]
     scores: tuple[float, ...]
-    unsteady: float
+    unsteady: float | None
 
 
 class Choice:
@@ -48,6 +49,12 @@ class Choice:
         self._held: dict[Role, Tensor] = {}
         self._scores: Scores | None = None
         self._trial: Trial | None = None
+
+    @property
+    def unsteady(self) -> float | None:
+        """A layer on average."""
+        known = [one.unsteady for one in self.layers.values() if one.unsteady is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def tries_experts(self) -> bool:
@@ -107,11 +114,11 @@ def best(scores: Sequence[float] | np.ndarray, shape: LayerShape, count: int) ->
     return tuple(sorted({*shape.forced, *chosen}))
 
 
-def _unsteady(scores: Scores, shape: LayerShape, count: int, seed: int) -> float:
+def _unsteady(scores: Scores, shape: LayerShape, count: int, seed: int) -> float | None:
     """Of the kept experts, how many differ between two random halves of the sequences, on mean."""
     n = len(scores.sums)
     if n < 2:
-        return float("nan")
+        return None
     rng = np.random.default_rng(seed)
     changed = []
     for _ in range(SPLITS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,18 +21,23 @@ class Keep:
 
     @classmethod
     def parse(cls, text: str) -> Keep:
-        """`8`, `25%` or `0.25`. Raises EmoExportError for anything else."""
+        """`8`, `25%`, `1/4` or `0.25`. Raises EmoExportError for anything else."""
         number = text.strip()
+        if number.isdecimal() and int(number) > 0:
+            return cls(int(number))
         try:
-            if number.isdecimal():
-                return cls(int(number))
-            whole = number.endswith("%")
-            part = Fraction(number.rstrip("%")) / (100 if whole else 1)
+            part = Fraction(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
         except (ValueError, ZeroDivisionError):
             part = Fraction(0)
         if not 0 < part <= 1:
-            raise EmoExportError(f"--keep {text}: expected a number of experts, as 8, or 25%")
+            raise EmoExportError(
+                f"--keep {text}: expected a number of experts or a part of them, as 16, 25% or 1/4"
+            )
         return cls(part)
+
+    def of(self, total: int) -> int:
+        """How many of `total`; a part is rounded up."""
+        return self.amount if isinstance(self.amount, int) else math.ceil(self.amount * total)
 
     def counts(self, config: EmoConfig) -> list[int]:
         """How many experts each layer keeps: all where it has fewer than asked for.
@@ -43,9 +49,7 @@ class Keep:
             raise EmoExportError("--keep: this model has no experts to choose from")
         counts = []
         for index, layer in enumerate(config.layers):
-            wanted = self.amount
-            if isinstance(wanted, Fraction):
-                wanted = round(wanted * layer.num_experts)
+            wanted = self.of(layer.num_experts)
             least = max(1, len(layer.forced))
             if not layer.is_dense and wanted < least:
                 raise EmoExportError(

@@ -83,7 +83,7 @@ def html(
     numbered = [Numbered(index, result) for index, result in enumerate(results)]
     devices = dict.fromkeys(result.device for result in results)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             verdict=worst(results),
@@ -99,7 +99,8 @@ def html(
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates with autoescape, in which what is not there is an error."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     folder = resources.files("emo_export.report.html")
