@@ -18,7 +18,6 @@ from emo_export.files.run_memory import Running
 from emo_export.model.hub import locate
 from emo_export.planning.choice import Choice
 from emo_export.planning.export_need import ExportNeed, read_speed
-from emo_export.planning.keeping import KEEPS
 from emo_export.planning.outline import Impossible, Planned
 from emo_export.planning.plan import TARGETS, Plan, make_plan, target_facts
 from emo_export.planning.profiles import DeviceProfile, device_profile, device_profiles
@@ -64,8 +63,8 @@ def run_plan(source: str, options: PlanOptions, out: Console) -> None:
     profile = device_profile(options.fit) if options.fit else None
     checkpoint, nbytes = open_source(locate(source, weights=False))
     speed = read_speed(checkpoint.files) if options.read_speed else None
-    specs, keeps = options.specs or TARGETS, options.keeps or KEEPS
-    plan = make_plan(checkpoint, nbytes, specs, keeps, options.context, speed)
+    specs = options.specs or TARGETS
+    plan = make_plan(checkpoint, nbytes, specs, options.keeps, options.context, speed)
     choice = None if profile is None else plan.fit(profile)
     if options.as_json:
         click.echo(json.dumps(plan.as_dict() | _fit_facts(profile, choice), indent=2))
@@ -96,7 +95,7 @@ def _show(
     for line in _lines(plan):
         out.print(line, markup=False, soft_wrap=True)
     if profile is not None and choice is not None and choice.best is not None:
-        out.print("", Text(_chosen(profile, choice.best, plan)), sep="\n", soft_wrap=True)
+        out.print("", Text(_chosen(source, profile, choice.best, plan)), sep="\n", soft_wrap=True)
 
 
 def _table(plan: Plan, profile: DeviceProfile | None) -> Table:
@@ -179,18 +178,20 @@ def _time(plan: Plan, export: ExportNeed) -> str:
     )
 
 
-def _chosen(profile: DeviceProfile, best: Planned, plan: Plan) -> str:
-    running = best.running
-    kept = "all experts" if best.experts == plan.experts else f"{best.experts} of {plan.experts}"
-    calibration = ", which needs --calibration" if best.calibrated else ""
+def _chosen(source: str, profile: DeviceProfile, best: Planned, plan: Plan) -> str:
+    running, whole = best.running, best.experts == plan.experts
+    kept = "all experts" if whole else f"{best.experts} of {plan.experts}"
+    options = "" if whole else f" --keep {best.experts}"
+    options += "" if whole and not best.calibrated else " --calibration TEXT"
     return (
         f"{profile.title}, of which {shown(profile.usable)} can be used "
-        f"({profile.sources['usable']}): keep {kept} as {best.spec}{calibration}. It needs "
+        f"({profile.sources['usable']}): keep {kept} as {best.spec}. It needs "
         f"{shown(running.total)}: {shown(running.weights)} of weights, {shown(running.cache)} of "
         f"KV cache at {best.need.context} tokens, {shown(_engine(running))} for the "
         "engine and its work. Of all that were planned and fit it has the most experts, and among "
         f"those with as many the most bytes of weights. At most {_speed(best, profile.bandwidth)} "
-        f"tokens a second ({profile.sources['bandwidth']})."
+        f"tokens a second ({profile.sources['bandwidth']}).\n\n"
+        f"    emo-export export {source} -o OUT --to {best.spec}{options}"
     )
 
 

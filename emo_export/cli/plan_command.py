@@ -22,7 +22,7 @@ from emo_export.cli.output import stdout
     "keeps",
     multiple=True,
     metavar="K",
-    help="Experts of each layer that stay, shared ones included: 16, 1/4, 25% or all; may be "
+    help="Experts of each layer that stay, as export counts them: 16, 1/4, 25% or all; may be "
     "repeated.  [default: all, 1/2, 1/4, 1/8]",
 )
 @click.option(

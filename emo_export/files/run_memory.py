@@ -1,7 +1,7 @@
 """What a user's run takes of a device's memory, estimated from the headers of its files.
 
 Weights and KV cache are counted. The rest is a model of what the engines hold, fitted to
-`validate --ram` on synthetic models of seven shapes (xllamacpp 2026.10, ONNX Runtime 1.31, x86-64;
+`validate --ram` on models of eight shapes (xllamacpp 2026.10, ONNX Runtime 1.31, x86-64;
 `python -m tests.bench.plan` compares). Letters: T tokens of the prompt, D hidden, F expert width, K
 experts of a token, E experts of a layer, H heads.
 """

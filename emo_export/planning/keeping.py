@@ -1,9 +1,12 @@
-"""How many experts of each layer are kept: counts as the user writes them, and the product.
+"""How many experts of each layer are kept, as export counts them, and the product.
 
 Which experts are kept makes no difference to any size, so the lowest numbers stand for them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
@@ -11,33 +14,44 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.selection.keep import Keep
 
-KEEPS = ("all", "1/2", "1/4", "1/8")
+ALL = "all"
+KEEPS = (ALL, "1/2", "1/4", "1/8")
+
+Counts = tuple[int, ...]
+"""Experts of each layer, shared ones included."""
 
 
-def kept_count(text: str, config: EmoConfig) -> int:
-    """`all`, `16`, `1/4` or `25%` -> experts of the largest layer that stay, shared ones included.
+def kept_counts(texts: Sequence[str], config: EmoConfig) -> list[Counts]:
+    """The counts asked for, most experts first, equal ones once; by default those of KEEPS.
 
-    A fraction is rounded up. Raises EmoExportError for anything else, and for none or too many.
+    A text is `all`, or what `export --keep` takes. Raises EmoExportError as `Keep` does; of the
+    defaults, those that the model can't have are left out.
     """
-    most = max(layer.num_experts for layer in config.layers)
-    count = most if text.strip().lower() == "all" else Keep.parse(text).of(most)
-    if count > most:
-        raise EmoExportError(f"--keep {text}: the model has layers of at most {most} experts")
-    return count
+    if not texts:
+        return _ordered(_possible(config))
+    return _ordered(_counts(text, config) for text in texts)
 
 
-def keeping(source: Checkpoint, count: int) -> Product:
-    """The product with `count` experts in each layer, or all of a smaller one.
+def _possible(config: EmoConfig) -> Iterator[Counts]:
+    for text in KEEPS:
+        with suppress(EmoExportError):
+            yield _counts(text, config)
 
-    Raises EmoExportError where more than that are used by every token.
-    """
+
+def _counts(text: str, config: EmoConfig) -> Counts:
+    if text.strip().lower() == ALL:
+        return tuple(layer.num_experts for layer in config.layers)
+    return tuple(Keep.parse(text).counts(config))
+
+
+def _ordered(found: Iterator[Counts]) -> list[Counts]:
+    return sorted(set(found), key=lambda counts: (max(counts), sum(counts)), reverse=True)
+
+
+def keeping(source: Checkpoint, counts: Counts) -> Product:
+    """The product with so many experts in each layer."""
     kept = []
-    for index, layer in enumerate(source.config.layers):
-        free = min(count, layer.num_experts) - len(layer.forced)
-        if free < 0:
-            raise EmoExportError(
-                f"--keep {count}: every token uses {len(layer.forced)} experts of layer {index}, "
-                "which must stay; keep more"
-            )
-        kept.append(sorted((*layer.forced, *layer.routed[:free])))
+    for layer, count in zip(source.config.layers, counts, strict=True):
+        free = layer.routed[: count - len(layer.forced)]
+        kept.append(sorted((*layer.forced, *free)))
     return Product.keeping(source, kept)

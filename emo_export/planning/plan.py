@@ -13,7 +13,7 @@ from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.planning.choice import Choice, choose
 from emo_export.planning.export_need import ExportNeed, export_need
-from emo_export.planning.keeping import keeping, kept_count
+from emo_export.planning.keeping import keeping, kept_counts
 from emo_export.planning.outline import Impossible, Planned, outlined
 from emo_export.planning.profiles import DeviceProfile, device_profiles
 from emo_export.spec import Spec
@@ -121,19 +121,18 @@ def make_plan(
     context: int | None,
     read_speed: float | None = None,
 ) -> Plan:
-    """Plan every target at every count, most experts first; equal counts are planned once.
+    """Plan every target at every count (default: KEEPS), most experts first, equal counts once.
 
     Raises EmoExportError for a target, a count or a context that makes no sense; a target that the
     model can't have is part of the plan, with the reason.
     """
     asked = list(dict.fromkeys(Spec.parse(spec) for spec in specs))
-    counts = sorted({kept_count(text, source.config) for text in keeps}, reverse=True)
     positions = source.config.context_length(context)
     found = []
-    for count in counts:
-        product = keeping(source, count)
-        targets = tuple(outlined(spec, product, count, positions) for spec in asked)
+    for counts in kept_counts(keeps, source.config):
+        product, most = keeping(source, counts), max(counts)
+        targets = tuple(outlined(spec, product, most, positions) for spec in asked)
         planned = [each for each in targets if isinstance(each, Planned)]
-        found.append(Kept(count, targets, export_need(product, planned, source_bytes)))
+        found.append(Kept(most, targets, export_need(product, planned, source_bytes)))
     most = max(layer.num_experts for layer in source.config.layers)
     return Plan(most, positions, source_bytes, tuple(found), read_speed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.pipeline import Line, Output, stream
 from emo_export.planning.choice import choose
-from emo_export.planning.keeping import kept_count
+from emo_export.planning.keeping import kept_counts
 from emo_export.planning.outline import Planned
 from emo_export.planning.plan import Plan, make_plan
 from emo_export.planning.profiles import device_profile, device_profiles
@@ -100,17 +101,19 @@ def test_bytes_of_a_checkpoint_in_shards_without_them(tmp_path: Path) -> None:
     assert open_source(tmp_path)[1] == 1234
 
 
-@pytest.mark.parametrize(
-    ("text", "count"), [("all", 16), ("16", 16), ("1/4", 4), ("25%", 4), ("30%", 5), ("1", 1)]
-)
-def test_counts_to_keep(text: str, count: int) -> None:
-    assert kept_count(text, Checkpoint.open(GOLDEN / "base").config) == count
-
-
-@pytest.mark.parametrize("text", ["0", "17", "1/0", "0%", "200%", "-1", "half", "1.5", ""])
-def test_counts_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(EmoExportError, match="--keep"):
-        kept_count(text, Checkpoint.open(GOLDEN / "base").config)
+def test_counts_are_those_of_export() -> None:
+    """Equal ones are planned once, and of the defaults those that the model can have."""
+    config = Checkpoint.open(GOLDEN / "densefirst").config
+    asked = ["25%", "all", "1/4", "4", "8"]
+    assert kept_counts(asked, config) == [(0, 16, 16), (0, 8, 8), (0, 4, 4)]
+    assert kept_counts([], config) == [(0, k, k) for k in (16, 8, 4, 2)]
+    few = replace(config.layers[1], num_experts=4, num_experts_per_tok=2)
+    assert kept_counts([], replace(config, layers=(few,))) == [(4,), (2,), (1,)]
+    dense = replace(config, layers=config.layers[:1])
+    assert kept_counts([], dense) == [(0,)]
+    for wrong in ("0", "17", "1/0", "half", ""):
+        with pytest.raises(EmoExportError, match="--keep"):
+            kept_counts([wrong], config)
 
 
 def test_a_target_that_cannot_be_made_says_why_and_others_are_planned() -> None:
@@ -122,7 +125,7 @@ def test_a_target_that_cannot_be_made_says_why_and_others_are_planned() -> None:
 
 
 def test_the_choice_has_the_most_experts_and_then_the_most_bytes() -> None:
-    planned = plan_of(NANO, ("gguf:q8_0", "gguf:q4_0"), "32", "16").planned
+    planned = plan_of(NANO, ("gguf:q8_0", "gguf:q4_0"), "all", "16").planned
     need = {(p.experts, p.spec.type): p.running.total for p in planned}
     for limit in (10**9, *need.values(), min(need.values()) - 1):
         fits = {key for key, total in need.items() if total <= limit}
