@@ -13,8 +13,8 @@ from emo_export.files.read_per_token import olmoe_bytes
 from emo_export.model.config import EmoConfig
 from tests.kit.exporting import export_to
 from tests.kit.paths import ROOT
+from tests.kit.side_environment import TRANSFORMERS_5, python_with
 from tests.kit.synth import make_checkpoint, make_config
-from tests.kit.transformers_env import transformers_python
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ except SystemExit as stop:
 
 def in_transformers(*arguments: object) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [str(transformers_python()), *map(str, arguments)]
+    command = [str(python_with(TRANSFORMERS_5)), *map(str, arguments)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return done.stdout
 

@@ -61,7 +61,8 @@ def _set_up(place: Path, outside: list[str], requirements: tuple[str, ...]) -> N
         (packages,) = work.glob("lib/python*/site-packages")
         (packages / "outside.pth").write_text("".join(f"{path}\n" for path in outside), "utf-8")
         # pip too is the one outside.
-        command = [str(work / "bin" / "python"), "-m", "pip", "install", "-q", *requirements]
+        command = [str(work / "bin" / "python"), "-m", "pip", "install", "-q", "--no-compile"]
+        command += requirements
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SetUpError(
