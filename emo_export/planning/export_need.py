@@ -25,7 +25,7 @@ CHUNK = 8 << 20
 PROCESS, TORCH = 65_000_000, 315_000_000
 """Python with what converting imports, and what the reference adds; resident, measured."""
 IN_FLIGHT = 6  # pieces at once, as measured: READ_AHEAD, one being read, two packed, one written
-STATES = 3  # vectors of the hidden size that a token of the reference holds
+STATES = 2  # vectors of the hidden size that a token of the reference holds
 HELDOUT_TOKENS, BUILT_IN_TOKENS = 4384, 2048  # of the reference, at most
 
 

@@ -15,12 +15,8 @@ from emo_export.interfaces import F32, Ids, InputStatistics, Statistics
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import LARGEST, ImportanceMatrix
 from emo_export.model.names import VECTORS, Role, Slot, Step
-from emo_export.reference.forward import Tensor
 from emo_export.reference.passes import Pass
-from emo_export.reference.states import States
-
-CHUNK = 4096
-"""Tokens whose squares are summed at a time."""
+from emo_export.reference.states import Inputs, States
 
 UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
 """Roles that are looked up, or that keep float32 in every format."""
@@ -74,11 +70,11 @@ class Calibration:
         return self._pass.wants(step, slot)
 
 
-def _squares(inputs: Tensor, slot: Slot) -> F32:
+def _squares(inputs: Inputs, slot: Slot) -> F32:
     """Sum of x squared over inputs (n, C): (C,)."""
-    total = torch.zeros(inputs.shape[1], dtype=torch.float64)
-    for start in range(0, len(inputs), CHUNK):
-        total += inputs[start : start + CHUNK].double().square().sum(0).cpu()
+    total = torch.zeros(inputs.width, dtype=torch.float64)
+    for _, chunk in inputs.chunks():
+        total += chunk.double().square_().sum(0).cpu()
     if not (total <= LARGEST).all():  # a NaN fails too
         raise EmoExportError(
             f"calibration: the inputs of {slot.name} are not finite or absurdly large; "
@@ -88,11 +84,10 @@ def _squares(inputs: Tensor, slot: Slot) -> F32:
     return sums
 
 
-def _moments(inputs: Tensor) -> F32:
+def _moments(inputs: Inputs) -> F32:
     """Mean of x xT over inputs (n, C): (C, C), zeros for no input."""
-    total = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
-    for start in range(0, len(inputs), CHUNK):
-        chunk = inputs[start : start + CHUNK]
+    total = torch.zeros(inputs.width, inputs.width, device=inputs.values.device)
+    for _, chunk in inputs.chunks():
         total += chunk.T @ chunk
     moments: F32 = (total / max(len(inputs), 1)).cpu().numpy()
     return moments

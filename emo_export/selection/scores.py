@@ -82,10 +82,10 @@ class Trial:
     def advance(self, step: Step, weights: dict[Role, Tensor]) -> None:
         """Take a step of an expert."""
         self._states.advance(step, weights)
-        out, routing = self._states.out, self._states.routing
-        if Role.DOWN in weights and out is not None and routing is not None:
+        norms, routing = self._states.norms, self._states.routing
+        if Role.DOWN in weights and norms is not None and routing is not None:
             chosen = routing.experts == step.expert
-            self._norms[chosen] = out.norm(dim=1) * routing.weights[chosen]
+            self._norms[chosen] = norms * routing.weights[chosen]
 
     def scores(self, method: Method) -> Scores:
         """Once every expert has been tried."""
