@@ -25,7 +25,7 @@ from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import FULL, ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
-from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, stream
+from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, Traffic, stream
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes, VariantSink
@@ -79,9 +79,13 @@ QUIET = Steps(lambda targets, nbytes: None, lambda count: None, lambda text: Non
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` made: the manifest and the parity of each target (empty: not validated)."""
+    """What `export` made: the manifest and the parity of each target (empty: not validated).
+
+    `traffic` is of the one pass over the weights, whatever else was made in it.
+    """
 
     manifest: Manifest
+    traffic: Traffic
     results: tuple[Result, ...] = field(default=())
 
     @property
@@ -207,9 +211,11 @@ def _make(
             needed += probes.golden_bytes(variants, product.config)
     steps.on_start([target for one in begun for target in one.targets], source.nbytes)
     check_space(out, needed)
-    runs = _write_targets(begun, probes, steps, device)
+    traffic = Traffic()
+    runs = _write_targets(begun, probes, steps, device, traffic)
     return [
-        _finish(one, run, probes, validate, device) for one, run in zip(begun, runs, strict=True)
+        _finish(one, run, probes, validate, device, traffic)
+        for one, run in zip(begun, runs, strict=True)
     ]
 
 
@@ -219,6 +225,7 @@ def _finish(
     probes: Probes | None,
     validate: Validate | None,
     device: str,
+    traffic: Traffic,
 ) -> Exported:
     """Everything of a folder that comes after its weights; the manifest last."""
     folder, product, steps = begun.folder, begun.package.product, begun.steps
@@ -228,6 +235,7 @@ def _finish(
     if run is not None and probes is not None:
         artifacts = {t.name: t.read_back for t in begun.targets if not t.is_lossless}
         golden = golden_of(run, artifacts, probes, steps, device)
+        steps.on_stage("writing golden.npz")
         golden.save(folder / "golden.npz")
         if validate is not None:
             steps.on_stage("validating with the engines (an interrupt now discards the export)")
@@ -239,7 +247,7 @@ def _finish(
         (folder / "README.md").write_text(card, encoding="utf-8")
     _write_modelfiles(folder, entries, product.path)
     manifest = write_manifest(folder, _source(product), _tools(), entries)
-    return Exported(manifest, tuple(results))
+    return Exported(manifest, traffic, tuple(results))
 
 
 def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: Path) -> None:
@@ -277,7 +285,11 @@ class FloatRun:
 
 
 def run_floats(
-    lines: Sequence[Line], probes: Probes, on_bytes: Callable[[int], None], device: str
+    lines: Sequence[Line],
+    probes: Probes,
+    on_bytes: Callable[[int], None],
+    device: str,
+    traffic: Traffic | None = None,
 ) -> list[FloatRun]:
     """Stream lines of one source with the probes going along, the full model's once for all."""
     from emo_export.reference.probes import VariantSink
@@ -292,7 +304,7 @@ def run_floats(
         original = VariantSink(line.product.config, probes)
         runs.append(FloatRun(line.product, original, None if line.product.is_whole else full))
         heard.append(replace(line, listeners=[*line.listeners, original.listening(device)]))
-    stream([*heard, *beside], on_bytes)
+    stream([*heard, *beside], on_bytes, traffic)
     return runs
 
 
@@ -345,7 +357,11 @@ def golden_of(
 
 
 def _write_targets(
-    begun: Sequence[_Begun], probes: Probes | None, steps: Steps, device: str
+    begun: Sequence[_Begun],
+    probes: Probes | None,
+    steps: Steps,
+    device: str,
+    traffic: Traffic,
 ) -> Sequence[FloatRun | None]:
     """Write every target of all packages in one pass."""
     writers = [target.writer for one in begun for target in one.targets]
@@ -359,9 +375,9 @@ def _write_targets(
         for writer in writers:
             writer.open()
         if probes is None:
-            stream(lines, steps.on_bytes)
+            stream(lines, steps.on_bytes, traffic)
         else:
-            runs = run_floats(lines, probes, steps.on_bytes, device)
+            runs = run_floats(lines, probes, steps.on_bytes, device, traffic)
         steps.on_stage("flushing to disk")
         for writer in writers:
             writer.close()

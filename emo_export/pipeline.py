@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -140,21 +140,34 @@ class Piece:
 
 @dataclass
 class Traffic:
-    """Bytes of the source that were read, and those that nothing had a use for."""
+    """Bytes of the source that were read, and those that nothing had a use for.
+
+    `experts`: of each expert, (layer, the source's number), those that were read.
+    """
 
     read: int = 0
     skipped: int = 0
+    experts: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def add(self, slot: Slot, nbytes: int) -> None:
+        """Bytes of a weight were read."""
+        self.read += nbytes
+        if slot.expert >= 0:
+            place = (slot.layer, slot.expert)
+            self.experts[place] = self.experts.get(place, 0) + nbytes
 
 
-def stream(lines: Sequence[Line], on_bytes: Callable[[int], None]) -> Traffic:
+def stream(
+    lines: Sequence[Line], on_bytes: Callable[[int], None], traffic: Traffic | None = None
+) -> Traffic:
     """Read the weights of a source in order and push each everywhere.
 
-    `on_bytes` hears of the bytes that are dealt with, read or not. While one piece is written, the
+    `on_bytes` hears of the bytes that are dealt with, read or not; `traffic` counts on. While one piece is written, the
     next is quantised and those after it are read; with a calibration on the quantised model's own
     states, quantising waits for the steps before. Raises EmoExportError naming file and tensor when
     a weight is damaged or fits no format.
     """
-    traffic = Traffic()
+    traffic = traffic or Traffic()
     for block in blocks(lines[0].product.source.config):
         stream_block(block, lines, on_bytes, traffic)
     return traffic
@@ -219,7 +232,7 @@ class _Flow:
         tied = self.source.config.tie_word_embeddings and slot.role == Role.HEAD
         rows = self.source.rows(slot, start, stop)
         nbytes = self._row_bytes(slot) * (stop - start)
-        self.traffic.read += nbytes
+        self.traffic.add(slot, nbytes)
         return Piece(step, slot, start, rows, nbytes, tied)
 
     def _row_bytes(self, slot: Slot) -> int:

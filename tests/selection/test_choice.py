@@ -216,3 +216,6 @@ def test_kept_experts_are_read_at_most_twice_and_dropped_ones_once(method: Metho
     assert max(inside) == 1 + tries and sum(outside) <= len(outside) * tries
     assert bool(outside) == bool(tries)
     assert traffic.read == sum(source.reads.values())
+    for place, nbytes in traffic.experts.items():
+        assert nbytes == sum(n for s, n in source.reads.items() if (s.layer, s.expert) == place)
+    assert set(traffic.experts) == {(s.layer, s.expert) for s in source.reads if s.expert >= 0}
