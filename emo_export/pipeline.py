@@ -162,10 +162,10 @@ def stream(
 ) -> Traffic:
     """Read the weights of a source in order and push each everywhere.
 
-    `on_bytes` hears of the bytes that are dealt with, read or not; `traffic` counts on. While one piece is written, the
-    next is quantised and those after it are read; with a calibration on the quantised model's own
-    states, quantising waits for the steps before. Raises EmoExportError naming file and tensor when
-    a weight is damaged or fits no format.
+    `on_bytes` hears of the bytes that are dealt with, read or not; `traffic` counts on. While one
+    piece is written, the next is quantised and those after it are read; with a calibration on the
+    quantised model's own states, quantising waits for the steps before. Raises EmoExportError
+    naming file and tensor when a weight is damaged or fits no format.
     """
     traffic = traffic or Traffic()
     for block in blocks(lines[0].product.source.config):
