@@ -40,11 +40,13 @@ from emo_export.measuring import (
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product
+from emo_export.model.source import Source
 from emo_export.parity.golden import Golden
 from emo_export.parity.losses import ALL
 from emo_export.pipeline import Line
-from emo_export.pruning import Pruned, make_safetensors, prune
+from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
 from emo_export.runtimes.opening import SMALL_MODEL
+from emo_export.runtimes.package import chosen_targets
 from emo_export.spec import Spec
 from emo_export.text.documents import FIELD
 from emo_export.text.places import Texts, find_texts
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
     from emo_export.selection.choice import Choice
     from emo_export.selection.keep import Selection
+    from emo_export.text.tokenizer import Encode
 
 
 @dataclass(frozen=True)
@@ -258,11 +261,11 @@ def _judging(
     return probes, partial(validate_new, on_stage=steps.on_stage) if validates else None
 
 
-def start_choice(selection: Selection, calibration: Calibration, checkpoint: Checkpoint) -> Choice:
+def start_choice(selection: Selection, calibration: Calibration, source: Source) -> Choice:
     """What chooses the experts of a product by the text that goes along."""
     from emo_export.selection.choice import Choice
 
-    return Choice(calibration.states, checkpoint.config, selection)
+    return Choice(calibration.states, source.config, selection)
 
 
 def prune_checkpoint(
@@ -276,14 +279,7 @@ def prune_checkpoint(
     steps.on_texts(sample.texts)
     calibration = start_calibration(sample, product, options.device)
     choice = start_choice(options.selection, calibration, checkpoint)
-    probes = None
-    if options.loss:
-        from emo_export.reference.probes import choose_probes
-
-        heldout = heldout_texts(options.heldout, product.path)
-        steps.on_texts(heldout)
-        field = options.text.field if options.heldout else FIELD
-        probes = choose_probes(product, heldout.files, options.heldout_tokens, None, field)
+    probes = _loss_probes(product, options, steps)
     writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
     return prune(product, output, writing, calibration, choice, probes, steps, options.device)
 
@@ -321,6 +317,49 @@ def judge_domains(
     field = options.text_field if options.heldout else FIELD
     probes = choose_probes(product, heldout.files, options.heldout_tokens, None, field)
     return choose_on_each(checkpoint, samples, selections, probes, steps, options.device)
+
+
+def prune_target(
+    path: Path, targets: Sequence[str], output: Path, options: PruneOptions, steps: Steps
+) -> Pruned:
+    """A .gguf file or an ONNX folder with the experts that a text needs, its bytes copied.
+
+    `path` is one, or an exported folder with one target or with one of `targets`. The result, at
+    `output`, is of the same kind. Raises EmoExportError.
+    """
+    need(["torch"], "convert", "prune")
+    folder, found = chosen_targets(path, targets)
+    if len(found) != 1:
+        raise EmoExportError(
+            f"{path}: has {len(found)} targets, {', '.join(found)}; choose one with --target"
+        )
+    entry = next(iter(found.values()))
+    package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
+    prepare_torch(options.device, package.nbytes)
+    product = options.selection.awaiting(package)
+    with package.tokenizer() as encode:
+        sample = read_sample(options.text, product, encode)
+        steps.on_texts(sample.texts)
+        probes = _loss_probes(product, options, steps, encode)
+    calibration = start_calibration(sample, product, options.device)
+    choice = start_choice(options.selection, calibration, package)
+    return prune_package(
+        package, product, output, calibration, choice, probes, steps, options.device
+    )
+
+
+def _loss_probes(
+    product: Product, options: PruneOptions, steps: Steps, encode: Encode | None = None
+) -> Probes | None:
+    """The held-out text on which the loss is measured, if it is."""
+    if not options.loss:
+        return None
+    from emo_export.reference.probes import choose_probes
+
+    heldout = heldout_texts(options.heldout, product.path)
+    steps.on_texts(heldout)
+    field = options.text.field if options.heldout else FIELD
+    return choose_probes(product, heldout.files, options.heldout_tokens, None, field, encode)
 
 
 def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:

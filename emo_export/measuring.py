@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from emo_export.model.product import Product
     from emo_export.reference.calibrate import Calibration
     from emo_export.text.sample import Sample
+    from emo_export.text.tokenizer import Encode
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,18 @@ class CalibrationText:
     context: int | None = None
 
 
-def read_sample(text: CalibrationText, product: Product) -> Sample:
+def read_sample(text: CalibrationText, product: Product, encode: Encode | None = None) -> Sample:
     """A sample of calibration text in the tokens of a product, and in chunks of its context.
 
-    Raises EmoExportError for a checkpoint without tokenizer or files without text.
+    `encode`: default that of the product's folder. Raises EmoExportError for a checkpoint without
+    tokenizer or files without text.
     """
     from emo_export.model.importance import CHUNK
     from emo_export.text.sample import read_calibration
     from emo_export.text.tokenizer import open_tokenizer, why_no_tokenizer
 
     config = product.config
-    encode = open_tokenizer(product.path, config.vocab_size)
+    encode = encode or open_tokenizer(product.path, config.vocab_size)
     if encode is None:
         raise EmoExportError(
             f"--calibration needs the checkpoint's tokenizer, and {product.path} "

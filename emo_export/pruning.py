@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.disk import check_space, writing
-from emo_export.files.manifest import staging
-from emo_export.model.checkpoint import Checkpoint
+from emo_export.families.package import Package, copy_rows
+from emo_export.files.manifest import appearing, staging
 from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
+from emo_export.model.source import Source
 from emo_export.parity.losses import Loss, by_domain
 from emo_export.pipeline import Line, Listener, Output, stream
 
@@ -99,7 +100,38 @@ def prune(
     return Pruned(product, choice, loss)
 
 
-def _copy_rest(source: Checkpoint, folder: Path) -> None:
+def prune_package(
+    package: Package,
+    product: Product,
+    out: Path,
+    calibration: Calibration,
+    choice: Choice,
+    probes: Probes | None,
+    steps: Steps,
+    device: str = "cpu",
+) -> Pruned:
+    """Write a package of the same kind with the experts that are chosen on its own weights.
+
+    Kept bytes are read once more, to be copied. `out`, a file or a folder as the package is,
+    appears only when it is whole. Raises EmoExportError.
+    """
+    with appearing(out) as place:
+        writer = package.writer(product, place)
+        check_space(out, sum(decl.nbytes for decl in writer.declarations()))
+        steps.on_start((), package.nbytes)
+        loss = measure_lines(product, (), calibration, choice, probes, device, steps.on_bytes)
+        steps.on_stage("copying the kept experts")
+        try:
+            writer.open()
+            copy_rows(package, product, writer)
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+    return Pruned(product, choice, loss)
+
+
+def _copy_rest(source: Source, folder: Path) -> None:
     for pattern in HUB_FILES:
         for path in () if pattern in MADE else sorted(source.path.glob(pattern)):
             with writing(folder / path.name):

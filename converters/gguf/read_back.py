@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 from gguf.quants import dequantize
 
 from emo_export.converters.gguf.graph import choose_arch
@@ -18,7 +19,7 @@ from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.writer import rope_permutation
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
-from emo_export.interfaces import F32
+from emo_export.interfaces import F32, Packed
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, Slot, shape_of
 from emo_export.model.scheme import QuantScheme
@@ -34,7 +35,7 @@ class GgufWeights:
         a damaged file, and for one of another model, architecture or scheme.
         """
         arch = str(read_gguf(path).keys.get("general.architecture"))  # before gguf-py opens it
-        self._config, self._path = config, path
+        self._config, self._path, self.arch = config, path, arch
         types = scheme or gguf_scheme("f32", config, arch=choose_arch(config, arch))
         self._layout = Layout(config, arch, types)
         self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
@@ -80,8 +81,66 @@ class GgufWeights:
         whole[rope_permutation(rows // size, size)] = self._read(name, 0, rows)
         return whole[start:stop]
 
+    def packed(self, slot: Slot, start: int, stop: int) -> Packed:
+        """The same rows as the file stores them, as GgufWriter takes them: {"rows": (n, bytes)}."""
+        layout, role = self._layout, slot.role
+        if role == Role.ROUTER:  # float32 in every file that is written
+            return {"rows": np.ascontiguousarray(self._router(slot)[start:stop]).view(np.uint8)}
+        if layout.is_cut(slot):
+            return {"rows": self._packed_cuts(slot)[start:stop]}
+        name = layout.name_of(slot)
+        if role not in (Role.Q, Role.K) or not self._permuted:
+            return {"rows": self._stored(name, start, stop)}
+        rows, size = shape_of(slot, self._config)[0], self._config.head_dim
+        stored = self._stored(name, 0, rows)
+        whole = np.empty_like(stored)
+        whole[rope_permutation(rows // size, size)] = stored
+        return {"rows": whole[start:stop]}
+
+    def row_bytes(self, slot: Slot) -> int:
+        """Bytes of a row of a slot in the file; 0 for an expert that has no place in it."""
+        cols = shape_of(slot, self._config)[-1]
+        cuts = self._layout.cuts(slot) if self._layout.is_cut(slot) else None
+        if cuts == []:
+            return 0
+        return self._width(cuts[0].tensor if cuts else self._layout.name_of(slot), cols)
+
+    def type_of(self, slot: Slot) -> str:
+        """The ggml type of a slot, as `q4_0`; f32 for an expert that has no place in the file."""
+        cuts = self._layout.cuts(slot) if self._layout.is_cut(slot) else None
+        if cuts == []:
+            return "f32"
+        name = cuts[0].tensor if cuts else self._layout.name_of(slot)
+        return str(self._tensors[name].tensor_type.name.lower())
+
+    def _width(self, name: str, cols: int) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self._tensors[name].tensor_type]
+        return cols // block * size
+
+    def _packed_cuts(self, slot: Slot) -> npt.NDArray[np.uint8]:
+        cuts = self._layout.cuts(slot)
+        rows, cols = shape_of(slot, self._config)
+        kinds = {self._tensors[cut.tensor].tensor_type.name.lower() for cut in cuts}
+        if len(kinds) != 1:
+            raise EmoExportError(
+                f"{self._path}: {slot.name} is stored as {' and '.join(sorted(kinds)) or 'nothing'}"
+                ", and is copied from a file that has it in one type alone"
+            )
+        whole = np.zeros((rows, self._width(cuts[0].tensor, cols)), np.uint8)
+        for cut in cuts:
+            (first, end), (left, right) = cut.rows, (self._width(cut.tensor, c) for c in cut.cols)
+            stored = self._stored(cut.tensor, cut.at, cut.at + end - first)
+            whole[first:end, left:right] = stored[:, : right - left]
+        return whole
+
     def _read(self, name: str, start: int, stop: int) -> F32:
         """Rows of a tensor, all of its leading dimensions counted as one."""
+        tensor = self._tensors[name]
+        rows = self._stored(name, start, stop).view(tensor.data.dtype)
+        values: F32 = np.ascontiguousarray(dequantize(rows, tensor.tensor_type), np.float32)
+        return values
+
+    def _stored(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         tensor = self._tensors[name]
         width = tensor.data.shape[-1] * tensor.data.itemsize
         # Not through the reader's map, whose pages would count as memory of this process.
@@ -89,9 +148,7 @@ class GgufWeights:
         stored = np.fromfile(self._path, np.uint8, count, offset=offset)
         if stored.size != count:
             raise EmoExportError(f"{self._path}: ends inside {name}")
-        rows = stored.view(tensor.data.dtype).reshape(stop - start, -1)
-        values: F32 = np.ascontiguousarray(dequantize(rows, tensor.tensor_type), np.float32)
-        return values
+        return stored.reshape(stop - start, -1)
 
     def _router(self, slot: Slot) -> F32:
         rows = self._layout.router_rows(slot.layer)

@@ -98,7 +98,7 @@ class GgufWriter:
 
     def _reserved(self) -> PlacedFile:
         writer = gguf.GGUFWriter(None, self.arch)
-        self._add_keys(writer)
+        self.add_keys(writer)
         declared = self.declarations()
         for (name, shape, kind), decl in zip(self._layout.declared, declared, strict=True):
             row = kind.nbytes(1, shape[-1])
@@ -177,7 +177,8 @@ class GgufWriter:
             for row in range(start, stop, step):
                 file.write(name, row, np.zeros((min(step, stop - row), width), np.uint8))
 
-    def _add_keys(self, writer: gguf.GGUFWriter) -> None:
+    def add_keys(self, writer: gguf.GGUFWriter) -> None:
+        """Add every key of the header but the architecture."""
         writer.add_name(_harmless(self._model_name))
         writer.add_basename("emo")
         writer.add_file_type(FILE_TYPES[self._scheme.spec.type])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from emo_export.converters.onnx.data import LOCATION
 from emo_export.converters.onnx.experts.routing import router_rows
 from emo_export.converters.onnx.kinds import KINDS
-from emo_export.converters.onnx.layout import Layout
+from emo_export.converters.onnx.layout import Layout, Place
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_names import ANGLES
@@ -67,25 +67,44 @@ class OnnxWeights:
 
         Rows of a router that the graph leaves out, whose value changes nothing, are zeros.
         """
-        layout = self._layout
         if slot.role == Role.HEAD and self._config.tie_word_embeddings:
             slot = Slot(Role.EMBED)  # whose bytes are the head's
-        form = self._scheme.format_of(slot)
+        packed = self.packed(slot, start, stop)
+        if slot.role in VECTORS:
+            return self._float(packed["weight"])
+        return self._float(self._scheme.format_of(slot).dequantize(packed))
+
+    def packed(self, slot: Slot, start: int, stop: int) -> Packed:
+        """The same rows as the folder stores them, for OnnxWriter."""
+        layout = self._layout
         if slot in layout.stacks:
             stack, place = layout.stacks[slot]
             parts = self._parts(stack.fc1)
-            packed: Packed = {p: stack.stored(slot.role, place, p, self._read) for p in parts}
-            return self._float(form.dequantize(packed))[start:stop]
+            whole = {p: stack.stored(slot.role, place, p, self._read) for p in parts}
+            return {part: rows[start:stop] for part, rows in whole.items()}
         at = layout.places[slot]
         if slot.role in VECTORS:
             width = shape_of(slot, self._config)[0]
-            return self._float(self._read(at.stem, at.row, at.row + width).reshape(1, width))
+            return {"weight": self._read(at.stem, at.row, at.row + width).reshape(1, width)}
         if slot.role == Role.ROUTER:
-            kept = list(router_rows(self._config.layers[slot.layer]))
-            whole: F32 = np.zeros(shape_of(slot, self._config), np.float32)
-            whole[kept] = form.dequantize(self._packed(at.stem, at.row, at.row + len(kept)))
-            return whole[start:stop]
-        return self._float(form.dequantize(self._packed(at.stem, at.row + start, at.row + stop)))
+            return {part: rows[start:stop] for part, rows in self._router(slot, at).items()}
+        return self._packed(at.stem, at.row + start, at.row + stop)
+
+    def row_bytes(self, slot: Slot) -> int:
+        """Bytes of a row of a slot in the folder."""
+        return self._scheme.format_of(slot).nbytes(1, shape_of(slot, self._config)[-1])
+
+    def type_of(self, slot: Slot) -> str:
+        """The format of a slot, as `int4b128`."""
+        return self._scheme.format_of(slot).name
+
+    def _router(self, slot: Slot, at: Place) -> Packed:
+        kept = list(router_rows(self._config.layers[slot.layer]))
+        whole = {}
+        for part, rows in self._packed(at.stem, at.row, at.row + len(kept)).items():
+            whole[part] = np.zeros((shape_of(slot, self._config)[0], rows.shape[1]), rows.dtype)
+            whole[part][kept] = rows
+        return whole
 
     def _packed(self, stem: str, start: int, stop: int) -> Packed:
         return {part: self._read(f"{stem}.{part}", start, stop) for part in self._parts(stem)}

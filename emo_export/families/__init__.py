@@ -18,6 +18,7 @@ from emo_export.spec import GGUF, ONNX, Spec
 if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
+    from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry
     from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
@@ -63,6 +64,12 @@ class Family(Protocol):
         """The weights that the exported target at `path` holds.
 
         Raises EmoExportError for a file of another model or of types that are not known.
+        """
+
+    def package(self, entry: TargetEntry, path: Path) -> Package:
+        """The exported target at `path` as a source, from which experts can be left out.
+
+        Raises EmoExportError for what can't be told of it, and for what export did not make.
         """
 
     def exact(

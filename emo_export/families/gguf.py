@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.install import need
+from emo_export.errors import EmoExportError
 from emo_export.families.recipe import known_recipe, refuse_unused
+from emo_export.files.gguf_header import read_gguf
 from emo_export.spec import Spec
 
 if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
+    from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry
     from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from emo_export.model.product import Product
     from emo_export.model.recipes import Part
     from emo_export.parity.result import NotCompared
+    from emo_export.text.tokenizer import Encode
 
 
 class Gguf:
@@ -122,12 +126,28 @@ class Gguf:
         scheme = gguf_scheme(entry.spec.type, config, recipe, entry.arch)
         return GgufWeights(path, config, scheme).rows
 
+    def package(self, entry: TargetEntry, path: Path) -> Package:
+        """A file, whose config is told by its keys; llama.cpp encodes text with its tokenizer."""
+        from emo_export.converters.gguf.copying import CopyingWriter
+        from emo_export.converters.gguf.read_back import GgufWeights
+        from emo_export.converters.gguf.told import config_told
+        from emo_export.families.package import Package
+        from emo_export.model.config import EmoConfig
+
+        raw = config_told(path)
+        config = EmoConfig.from_dict(raw, str(path))
+        weights = GgufWeights(path, config)
+
+        def writer(product: Product, place: Path) -> CopyingWriter:
+            return CopyingWriter(place, product, entry.spec, path, weights)
+
+        return Package(path, raw, config, weights, [path], partial(_encoding, path), writer)
+
     @contextmanager
     def exact(
         self, path: Path, threads: int | None
     ) -> Iterator[Callable[[], Runtime] | NotCompared]:
         """A twin of the file in float32, for as long as it is needed."""
-        from emo_export.files.gguf_header import read_gguf
         from emo_export.parity.result import MISSING, SPACE, NotCompared
         from emo_export.runtimes.opening import open_runtime
 
@@ -148,6 +168,25 @@ class Gguf:
     def need_engine(self, what: str) -> None:
         """Raise MissingDependencyError where llama.cpp is not installed."""
         need(["xllamacpp"], "llama", f"{what} GGUF (or pass --no-validate)")
+
+
+@contextmanager
+def _encoding(path: Path) -> Iterator[Encode]:
+    import numpy as np
+
+    from emo_export.runtimes.opening import open_runtime, tokenizer_of
+
+    need(["xllamacpp"], "llama", "reading text with the tokenizer in a GGUF file")
+    if read_gguf(path).keys.get("tokenizer.ggml.model") in (None, "none"):
+        raise EmoExportError(
+            f"{path}: has no tokenizer, so that no text can be read for it; prune the checkpoint"
+        )
+    runtime = open_runtime(path, 1, context=1)
+    try:
+        tokenizer = tokenizer_of(path, runtime)
+        yield lambda text: np.array(tokenizer.encode(text), dtype=np.int64)
+    finally:
+        runtime.close()
 
 
 def _weights(path: Path, config: EmoConfig) -> Rows:

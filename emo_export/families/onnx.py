@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.install import need
+from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.families.recipe import known_recipe, refuse_unused
+from emo_export.files.onnx_needs import REQUIREMENTS
 from emo_export.model.recipes import BLOCKS
 from emo_export.spec import ONNX, Spec
 
 if TYPE_CHECKING:
     from emo_export.exporting import Rows, Target
     from emo_export.families.options import TargetOptions
+    from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry
     from emo_export.interfaces import Runtime
     from emo_export.model.config import EmoConfig
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from emo_export.model.recipes import Part
     from emo_export.model.scheme import QuantScheme
     from emo_export.parity.result import NotCompared
+    from emo_export.text.tokenizer import Encode
 
 
 class Onnx:
@@ -107,17 +111,34 @@ class Onnx:
 
     def weights_of(self, entry: TargetEntry, path: Path, config: EmoConfig) -> Rows:
         """The weights of a folder, whose recipe says how its initializers are packed."""
-        from emo_export.converters.onnx.formats import NBITS_FORMATS
-        from emo_export.converters.onnx.scheme import onnx_scheme
+        return _weights(path, config, _scheme_told(entry, config))
 
-        if entry.recipe is None and entry.spec.type != "f32":
-            raise EmoExportError(
-                f"{entry.spec}: its emo_export.json has no recipe, the type of each part, so what "
-                "it should compute can't be told; it was made by an early emo-export: export it "
-                "again"
+    def package(self, entry: TargetEntry, path: Path) -> Package:
+        """A folder, with its own config.json, tokenizer and emo_export.json."""
+        from emo_export.converters.onnx.read_back import OnnxWeights
+        from emo_export.converters.onnx.writer import OnnxWriter
+        from emo_export.families.package import Package
+        from emo_export.model.config import EmoConfig
+
+        # There it is a type that transformers knows.
+        raw = {**read_json(path / "config.json"), "model_type": "emo"}
+        config = EmoConfig.from_dict(raw, str(path / "config.json"))
+        needs = read_json(path / REQUIREMENTS)
+        weights = OnnxWeights(path, config, _scheme_told(entry, config))
+
+        def writer(product: Product, place: Path) -> OnnxWriter:
+            return OnnxWriter(
+                place,
+                product,
+                _scheme_told(entry, product.config),
+                context=config.context_length(),
+                accuracy_level=needs.get("accuracy_level") or 0,
+                last_only=needs.get("logits_to_keep") == 1,
+                plain_attention=entry.spec.graph == "if" and not needs.get("share_kv_buffer"),
             )
-        recipe = known_recipe(entry, NBITS_FORMATS)
-        return _weights(path, config, onnx_scheme(entry.spec, config, recipe))
+
+        files = [path / "model.onnx.data", path / "model.onnx"]
+        return Package(path, raw, config, weights, files, partial(_encoding, path, config), writer)
 
     @contextmanager
     def exact(
@@ -144,6 +165,28 @@ class Onnx:
     def need_engine(self, what: str) -> None:
         """Raise MissingDependencyError where ONNX Runtime is not installed."""
         need(["onnxruntime"], "ort", f"{what} ONNX (or pass --no-validate)")
+
+
+def _scheme_told(entry: TargetEntry, config: EmoConfig) -> QuantScheme:
+    from emo_export.converters.onnx.formats import NBITS_FORMATS
+    from emo_export.converters.onnx.scheme import onnx_scheme
+
+    if entry.recipe is None and entry.spec.type != "f32":
+        raise EmoExportError(
+            f"{entry.spec}: its emo_export.json has no recipe, the type of each part, so what "
+            "it should compute can't be told; it was made by an early emo-export: export it again"
+        )
+    return onnx_scheme(entry.spec, config, known_recipe(entry, NBITS_FORMATS))
+
+
+@contextmanager
+def _encoding(folder: Path, config: EmoConfig) -> Iterator[Encode]:
+    from emo_export.text.tokenizer import open_tokenizer, why_no_tokenizer
+
+    encode = open_tokenizer(folder, config.vocab_size)
+    if encode is None:
+        raise EmoExportError(f"{folder}: {why_no_tokenizer(folder)}, so that no text can be read")
+    yield encode
 
 
 def _weights(folder: Path, config: EmoConfig, scheme: QuantScheme) -> Rows:

@@ -198,6 +198,35 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def appearing(final: Path) -> Iterator[Path]:
+    """Where a file or a folder is made that takes the name `final` when everything went well.
+
+    Raises EmoExportError when `final` exists.
+    """
+    scratch = final.parent / f".{final.name}.partial-{os.getpid()}"
+    try:
+        _refuse_existing(final)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(final)
+            scratch.mkdir()
+        except OSError as error:
+            raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
+        yield scratch / final.name
+        with writing(final):
+            _flush(scratch)
+            _refuse_existing(final)
+            (scratch / final.name).rename(final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_existing(final: Path) -> None:
+    if final.exists() or final.is_symlink():
+        raise EmoExportError(f"{final}: exists already; choose another -o")
+
+
 def _is_ours(folder: Path) -> bool:
     """An empty folder, or one whose manifest.json or domains.json is of this tool."""
     if folder.is_symlink() or not folder.is_dir():

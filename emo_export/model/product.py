@@ -1,8 +1,9 @@
 """The model that is written: its own config and expert numbers, and where each weight comes from.
 
-A `Checkpoint` is the source. Keeping some experts of each layer makes a product of it, as the
-published pruning does: kept in ascending order, shared ones last, the router cut to their rows.
-Which ones may be told layer by layer, while the weights go by; how many is known from the first.
+A `Source` is a checkpoint, or a package that is read back. Keeping some experts of each layer makes
+a product of it, as the published pruning does: kept in ascending order, shared ones last, the
+router cut to their rows. Which ones may be told layer by layer, while the weights go by; how many
+is known from the first.
 Keeping all of them is the identity.
 """
 
@@ -17,9 +18,9 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig, LayerShape
 from emo_export.model.names import Role, Slot, row_spans, slots
+from emo_export.model.source import Source
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Product:
     they are chosen while the weights go by (`awaiting`), a layer is in it once `keep` was called.
     """
 
-    source: Checkpoint
+    source: Source
     raw: Mapping[str, Any]
     config: EmoConfig
     kept: dict[int, tuple[int, ...]]
@@ -38,13 +39,13 @@ class Product:
     """How its experts were chosen, as pruning_metadata.json calls it."""
 
     @classmethod
-    def whole(cls, source: Checkpoint) -> Product:
+    def whole(cls, source: Source) -> Product:
         """Every expert of every layer."""
         kept = {i: tuple(range(layer.num_experts)) for i, layer in enumerate(source.config.layers)}
         return cls(source, source.raw, source.config, kept)
 
     @classmethod
-    def awaiting(cls, source: Checkpoint, counts: Sequence[int], method: str = "") -> Product:
+    def awaiting(cls, source: Source, counts: Sequence[int], method: str = "") -> Product:
         """So many experts of each layer, which ones is still to be told to `keep`.
 
         Raises EmoExportError for a count that a layer can't have.
@@ -65,7 +66,7 @@ class Product:
         return cls(source, raw, config, dense, method)
 
     @classmethod
-    def keeping(cls, source: Checkpoint, kept: Sequence[Sequence[int]]) -> Product:
+    def keeping(cls, source: Source, kept: Sequence[Sequence[int]]) -> Product:
         """Only these experts of each layer, by the source's numbers.
 
         Raises EmoExportError for numbers that are not there or named twice, and where an expert

@@ -29,7 +29,7 @@ from emo_export.reference.states import States
 from emo_export.text.documents import FIELD
 from emo_export.text.first import sequences_of, split
 from emo_export.text.places import legible, named
-from emo_export.text.tokenizer import open_tokenizer, why_no_tokenizer
+from emo_export.text.tokenizer import Encode, open_tokenizer, why_no_tokenizer
 
 HELDOUT = 256  # tokens of a held-out sequence, of which only likelihoods are kept
 MOST_DOMAINS = 16  # of the held-out text; the files beyond share the last
@@ -114,16 +114,18 @@ def choose_probes(
     tokens: int,
     context: int | None = None,
     field: str = FIELD,
+    encode: Encode | None = None,
 ) -> Probes:
     """Pick token ids: from held-out files, else a built-in text, else (no tokenizer) at random.
 
     `tokens` bounds the held-out tokens, shared evenly among files; `context` the length of a
-    sequence (default: the config's); `field` holds the text in JSON lines. Raises EmoExportError
-    for a file that holds no text, and for held-out files without a tokenizer.
+    sequence (default: the config's); `field` holds the text in JSON lines; `encode` (default: that
+    of the product's folder) is the tokenizer. Raises EmoExportError for a file that holds no text,
+    and for held-out files without a tokenizer.
     """
     config = product.config
     context = config.context_length(context)
-    tokenizer = open_tokenizer(product.path, config.vocab_size)
+    tokenizer = encode or open_tokenizer(product.path, config.vocab_size)
     if tokenizer is None and heldout:
         raise EmoExportError(
             f"--heldout needs the checkpoint's tokenizer, and {product.path} "

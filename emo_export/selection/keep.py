@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from emo_export.errors import EmoExportError
-from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
+from emo_export.model.source import Source
 from emo_export.selection.method import Method
 
 
@@ -73,6 +73,6 @@ class Selection:
     method: Method = Method.ROUTER
     seed: int = 0
 
-    def awaiting(self, source: Checkpoint) -> Product:
+    def awaiting(self, source: Source) -> Product:
         """The product whose experts are to be chosen as the weights go by."""
         return Product.awaiting(source, self.keep.counts(source.config), self.method.published)

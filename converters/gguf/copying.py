@@ -1,0 +1,93 @@
+"""A GGUF with fewer experts, made of one that exists: its keys, its types, and its bytes.
+
+What `GgufWeights.packed` gives is written as it is, so that nothing is rounded a second time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from emo_export.converters.gguf.formats import GGML_FORMATS
+from emo_export.converters.gguf.graph import choose_arch, graph_of
+from emo_export.converters.gguf.read_back import GgufWeights
+from emo_export.converters.gguf.scaled import fit_to_graph
+from emo_export.converters.gguf.writer import GgufWriter
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import Format
+from emo_export.model.names import Slot, slots
+from emo_export.model.product import Product
+from emo_export.model.scheme import QuantScheme
+from emo_export.spec import Spec
+
+
+class CopyingWriter(GgufWriter):
+    """Writes a product of the file `source`, whose `weights` are given; holds no tensor."""
+
+    def __init__(
+        self, path: Path, product: Product, spec: Spec, source: Path, weights: GgufWeights
+    ) -> None:
+        """Raises EmoExportError where the file's bytes are not those that the product needs."""
+        config, arch = product.config, weights.arch
+        choose_arch(config, arch)
+        _check_factors(product, source, arch)
+        scheme = _scheme_of(spec, product, source, weights)
+        super().__init__(path, config, scheme, arch=arch, tokenizer=None, model_name="", context=1)
+        self._source = source
+
+    def add_keys(self, writer: gguf.GGUFWriter) -> None:
+        """The source's own, in their order; the counts of experts are the product's."""
+        graph, reader = self._layout.graph, gguf.GGUFReader(self._source)
+        changed = {
+            f"{self.arch}.expert_count": graph.experts,
+            f"{self.arch}.expert_used_count": graph.used,
+            f"{self.arch}.expert_shared_count": graph.shared,
+        }
+        for name, field in reader.fields.items():
+            # The alignment is that of the place where bytes lie, which is the writer's own.
+            if name.startswith("GGUF.") or name in ("general.architecture", "general.alignment"):
+                continue
+            kind = field.types[0]
+            sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            value: Any = changed.get(name)
+            value = field.contents() if value is None else value
+            writer.add_key_value(name, value, kind, sub_type=sub)
+
+
+def _scheme_of(spec: Spec, product: Product, source: Path, weights: GgufWeights) -> QuantScheme:
+    """The types that the file has: of an expert that is to be chosen, those of the layer's."""
+    formats: dict[Slot, Format] = {}
+    for slot in slots(product.config):
+        name = weights.type_of(_like(slot, product))
+        if name not in GGML_FORMATS:
+            raise EmoExportError(f"{source}: {slot.name} is {name}, a type that is not written")
+        formats[slot] = GGML_FORMATS[name]
+    return fit_to_graph(QuantScheme(spec, {}, formats), product.config, weights.arch)
+
+
+def _like(slot: Slot, product: Product) -> Slot:
+    """A slot of the source in whose tensor a slot of the product is."""
+    if slot.expert < 0:
+        return slot
+    shape, ours = product.source.config.layers[slot.layer], product.config.layers[slot.layer]
+    forced = slot.expert in ours.forced
+    among, place = (shape.forced, ours.forced.index(slot.expert)) if forced else (shape.routed, 0)
+    return Slot(slot.role, slot.layer, among[place])
+
+
+def _check_factors(product: Product, source: Path, arch: str) -> None:
+    """Refuse layers whose `down` is stored multiplied by another factor than the product needs."""
+    graphs: list[Any] = [graph_of(c, arch) for c in (product.source.config, product.config)]
+    for layer, (old, new) in enumerate(zip(*(graph.stacks for graph in graphs), strict=True)):
+        if old is None or new is None or max(new.experts) < 0:
+            continue
+        cut = product.config.layers[layer].is_dense and graphs[0].shared != graphs[1].shared
+        if old.factor != new.factor or cut:
+            raise EmoExportError(
+                f"{source}: layer {layer} is stored for {graphs[0].experts} experts of which a "
+                f"token takes {graphs[0].used}, and its bytes would be others with "
+                f"{graphs[1].experts} of which it takes {graphs[1].used}; prune the checkpoint, "
+                "and export that"
+            )
