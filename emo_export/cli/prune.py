@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,22 +13,38 @@ from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.work import open_checkpoint, progress_steps, say
+from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.report.pruning import loss_table, unsteady_warning
+from emo_export.runtimes.ort.family import MODEL
 
 if TYPE_CHECKING:
     from emo_export.job import PruneOptions
 
 
+def is_package(path: Path) -> bool:
+    """Whether a path is a file, an ONNX folder or a folder that export made."""
+    return path.is_file() or any((path / name).is_file() for name in (MANIFEST, MODEL))
+
+
 def run_prune(
-    source: str, output: Path, options: PruneOptions, out: Console, in_json: bool = False
+    source: str,
+    targets: Sequence[str],
+    output: Path,
+    options: PruneOptions,
+    out: Console,
+    in_json: bool = False,
 ) -> None:
     """Prune, and print what that costs."""
     need(CONVERT, "convert", "prune")
-    from emo_export.job import prune_checkpoint
+    from emo_export.job import prune_checkpoint, prune_target
 
-    checkpoint = open_checkpoint(source)
-    with progress_steps() as steps:
-        made = prune_checkpoint(checkpoint, output, options, steps)
+    if targets or is_package(Path(source)):
+        with progress_steps() as steps:
+            made = prune_target(Path(source), targets, output, options, steps)
+    else:
+        checkpoint = open_checkpoint(source)
+        with progress_steps() as steps:
+            made = prune_checkpoint(checkpoint, output, options, steps)
     warning = unsteady_warning(made.choice.layers)
     if warning:
         say(warning)

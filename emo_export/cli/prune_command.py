@@ -1,4 +1,4 @@
-"""The `prune` command: a checkpoint with the experts that a text needs."""
+"""The `prune` command: a checkpoint or a package with the experts that a text needs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,15 @@ FIELD = click.option(
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.argument("path")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Of an exported folder with several: the one to prune, as gguf:q4_0.",
+)
 @click.option(
     "--keep",
     required=True,
@@ -58,13 +65,14 @@ FIELD = click.option(
     help="Text on which the loss is measured, as in export.  [default: the checkpoint's heldout/]",
 )
 @click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
-@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE")
+@click.option("--max-shard-size", metavar="SIZE", help="Of a checkpoint's files.  [default: 5GB]")
 @click.option("--no-loss", is_flag=True, help="Do not measure what the pruning costs.")
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was kept and lost as JSON.")
 def prune(
-    checkpoint: str,
+    path: str,
     output: Path,
+    targets: tuple[str, ...],
     keep: str,
     calibration: tuple[Path, ...],
     calibration_tokens: int,
@@ -73,36 +81,42 @@ def prune(
     seed: int,
     heldout: tuple[Path, ...],
     heldout_tokens: int,
-    max_shard_size: str,
+    max_shard_size: str | None,
     no_loss: bool,
     torch_device: str,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint with the experts that a text needs.
+    """Write a checkpoint or package with the experts that a text needs.
 
-    CHECKPOINT is a folder or a Hugging Face id. The result is a Hugging Face checkpoint with
-    pruning_metadata.json; the published implementation loads it, and so does `export`.
+    PATH is a checkpoint (a folder or a Hugging Face id), and so is the result, with
+    pruning_metadata.json; the published implementation loads it, and so does `export`. Or it is a
+    .gguf file, an ONNX folder, or a folder that export made: its experts are chosen by its own
+    weights, and copied byte for byte into a new .gguf file or ONNX folder.
 
     \b
     Example:
         emo-export prune examples/emo-nano -o nano-c --keep 8 \\
             --calibration examples/emo-nano/calibration/c.jsonl
+        emo-export prune model-Q4_K_M.gguf -o small.gguf --keep 8 --calibration notes.txt
     """
-    from emo_export.cli.prune import run_prune
+    from emo_export.cli.prune import is_package, run_prune
+    from emo_export.errors import EmoExportError
     from emo_export.job import PruneOptions
     from emo_export.measuring import CalibrationText
     from emo_export.selection.keep import Keep, Selection
 
+    if max_shard_size is not None and (targets or is_package(Path(path))):
+        raise EmoExportError("--max-shard-size is for checkpoints; a package is not split")
     options = PruneOptions(
         Selection(Keep.parse(keep), Method(method), seed),
         CalibrationText(calibration, calibration_tokens, seed, text_field),
         heldout,
         heldout_tokens,
-        size_of_text(max_shard_size),
+        size_of_text(max_shard_size or "5GB"),
         not no_loss,
         torch_device,
     )
-    run_prune(checkpoint, output, options, stdout(), as_json)
+    run_prune(path, targets, output, options, stdout(), as_json)
 
 
 def size_of_text(text: str) -> int:
