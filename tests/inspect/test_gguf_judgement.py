@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 
+from emo_export.base.install import install_command
 from emo_export.inspect.checkpoint import inspect_path
 from emo_export.runtimes.llama.model import LlamaCpp
 from tests.kit.bad_gguf import fold, no_shared, of, rewrite, shared_of, unpermute
@@ -144,7 +145,7 @@ def test_what_needs_gguf_says_so_without_it(nano: Path, tmp_path: Path) -> None:
         f"print(*(f.text for f in inspect_path(Path({str(path)!r})).findings))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'were not checked: Q4_0 needs pip install "emo-export[convert]"' in done.stdout
+    assert "were not checked: Q4_0 needs " + install_command("convert") in done.stdout
 
 
 # --- experts -----------------------------------------------------------------------------------
