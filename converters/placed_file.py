@@ -62,6 +62,34 @@ class PlacedFile:
             self._file.write(data.data if data.size else b"")
         written[start:stop] = True
 
+    def written(self) -> npt.NDArray[np.uint8]:
+        """Which rows of all regions are in place, eight to a byte; they are flushed to the disk."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return np.packbits(np.concatenate(list(self._written.values())))
+
+    def adopt(self, old: Path, written: npt.NDArray[np.uint8]) -> None:
+        """Go on with the file `old` of an earlier run, which takes this one's place and header.
+
+        Raises EmoExportError for a file of another size.
+        """
+        rows = [region.rows for region in self._regions.values()]
+        with writing(self.path):
+            head = min(region.offset for region in self._regions.values())
+            self._file.seek(0)
+            header = self._file.read(head)
+            size = self._file.seek(0, os.SEEK_END)
+            if old.stat().st_size != size or len(written) != -(-sum(rows) // 8):
+                raise EmoExportError(f"{old}: is not what an earlier run left; use --no-resume")
+            self._file.close()
+            old.replace(self.path)
+            self._file = self.path.open("r+b")
+            self._file.write(header)
+        flags = np.unpackbits(written, count=sum(rows)).astype(bool)
+        parts = np.split(flags, np.cumsum(rows)[:-1])
+        self._written = dict(zip(self._regions, parts, strict=True))
+
     def close(self) -> None:
         """Flush to disk. Raises EmoExportError naming the first region with rows missing."""
         for name, written in self._written.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,8 @@ from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import FULL, ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
-from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, Traffic, stream
+from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, Saving, Traffic, stream
+from emo_export.resuming import Progress, differing
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes, VariantSink
@@ -122,6 +124,27 @@ class Package:
     product: Product
     make_targets: Callable[[Path], Sequence[Target]]
     measure: Measure = NOTHING
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    """What it depends on beside the source and the options, by what a user calls it."""
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """What an export depends on, by what a user calls it: a later run with the same goes on.
+
+    Without `allowed` what an earlier run has left is removed.
+    """
+
+    recipe: Mapping[str, str]
+    allowed: bool = True
+
+    def wants(self, left: Path, steps: Steps) -> bool:
+        """Whether to go on with a folder that was left; tells why not."""
+        other = differing(left, self.recipe) if self.allowed else None
+        if other:
+            names = ", ".join(other)
+            steps.on_stage(f"not going on with the interrupted run, which had another {names}")
+        return other == []
 
 
 def export(
@@ -133,16 +156,18 @@ def export(
     validate: Validate | None,
     device: str = "cpu",
     overwrite: bool = False,
+    resuming: Resuming | None = None,
 ) -> Exported:
     """Export to every target; `out` appears only when everything in it is whole.
 
     Without `probes` there is no reference, no golden.npz and nothing to validate. Parity outside
     the tolerance doesn't hide the result: it is in the folder's parity.json and card, and in the
-    returned results. Raises EmoExportError with nothing left behind.
+    returned results. Raises EmoExportError with nothing left behind. Interrupted with `resuming`,
+    it leaves a hidden folder that the same call goes on with.
     """
-    with staging(out, overwrite) as folder:
+    with _staged(out, overwrite, steps, resuming) as (folder, progress):
         begun = _Begun(package, folder, _title(out), package.make_targets(folder), steps)
-        (made,) = _make([begun], out, probes, steps, validate, device)
+        (made,) = _make([begun], out, probes, steps, validate, device, progress)
     return made
 
 
@@ -155,23 +180,44 @@ def export_domains(
     validate: Validate | None,
     device: str = "cpu",
     overwrite: bool = False,
+    resuming: Resuming | None = None,
 ) -> dict[str, Exported]:
     """Export several products of one source in one pass over it, each to a folder in `out`.
 
     Each folder is what `export` would make of its package; they appear together. Raises as
     `export` does.
     """
-    with staging(out, overwrite) as folder:
+    with _staged(out, overwrite, steps, resuming) as (folder, progress):
         begun = []
         for name, package in packages.items():
             inside = folder / name
-            inside.mkdir()
+            inside.mkdir(exist_ok=True)
             targets = [replace(one, domain=name) for one in package.make_targets(inside)]
             title = f"{_title(out)}, {name}"
             begun.append(_Begun(package, inside, title, targets, _prefixed(steps, name)))
-        made = _make(begun, out, probes, steps, validate, device)
+        made = _make(begun, out, probes, steps, validate, device, progress)
         write_domains(folder, list(packages))
     return dict(zip(packages, made, strict=True))
+
+
+@contextmanager
+def _staged(
+    out: Path, overwrite: bool, steps: Steps, resuming: Resuming | None
+) -> Iterator[tuple[Path, Progress | None]]:
+    """A hidden folder, and what saves the work in it."""
+    if resuming is None:
+        with staging(out, overwrite) as folder:
+            yield folder, None
+        return
+    with staging(out, overwrite, lambda left: resuming.wants(left, steps)) as folder:
+        progress = Progress(folder, resuming.recipe)
+        progress.find()
+        try:
+            yield folder, progress
+        except (KeyboardInterrupt, SystemExit):
+            if progress.is_saved:
+                steps.on_stage("interrupted; the same command goes on after the last whole layer")
+            raise
 
 
 @dataclass(frozen=True)
@@ -200,6 +246,7 @@ def _make(
     steps: Steps,
     validate: Validate | None,
     device: str,
+    progress: Progress | None,
 ) -> list[Exported]:
     source = begun[0].package.product.source
     needed = 0
@@ -210,9 +257,13 @@ def _make(
             variants += 0 if product.is_whole else 1
             needed += probes.golden_bytes(variants, product.config)
     steps.on_start([target for one in begun for target in one.targets], source.nbytes)
-    check_space(out, needed)
     traffic = Traffic()
-    runs = _write_targets(begun, probes, steps, device, traffic)
+    if progress is not None and progress.blocks:
+        layers = source.config.num_hidden_layers
+        steps.on_stage(f"going on after layer {progress.blocks - 1} of {layers}")
+    else:
+        check_space(out, needed)
+    runs = _write_targets(begun, probes, steps, device, traffic, progress)
     return [
         _finish(one, run, probes, validate, device, traffic)
         for one, run in zip(begun, runs, strict=True)
@@ -238,7 +289,7 @@ def _finish(
         steps.on_stage("writing golden.npz")
         golden.save(folder / "golden.npz")
         if validate is not None:
-            steps.on_stage("validating with the engines (an interrupt now discards the export)")
+            steps.on_stage("validating with the engines")
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
     sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
@@ -246,7 +297,7 @@ def _finish(
     with writing(folder / "README.md"):
         (folder / "README.md").write_text(card, encoding="utf-8")
     _write_modelfiles(folder, entries, product.path)
-    manifest = write_manifest(folder, _source(product), _tools(), entries)
+    manifest = write_manifest(folder, _source(product), tool_versions(), entries)
     return Exported(manifest, traffic, tuple(results))
 
 
@@ -290,6 +341,7 @@ def run_floats(
     on_bytes: Callable[[int], None],
     device: str,
     traffic: Traffic | None = None,
+    saving: Saving | None = None,
 ) -> list[FloatRun]:
     """Stream lines of one source with the probes going along, the full model's once for all."""
     from emo_export.reference.probes import VariantSink
@@ -304,7 +356,7 @@ def run_floats(
         original = VariantSink(line.product.config, probes)
         runs.append(FloatRun(line.product, original, None if line.product.is_whole else full))
         heard.append(replace(line, listeners=[*line.listeners, original.listening(device)]))
-    stream([*heard, *beside], on_bytes, traffic)
+    stream([*heard, *beside], on_bytes, traffic, saving)
     return runs
 
 
@@ -362,6 +414,7 @@ def _write_targets(
     steps: Steps,
     device: str,
     traffic: Traffic,
+    saving: Saving | None,
 ) -> Sequence[FloatRun | None]:
     """Write every target of all packages in one pass."""
     writers = [target.writer for one in begun for target in one.targets]
@@ -375,9 +428,9 @@ def _write_targets(
         for writer in writers:
             writer.open()
         if probes is None:
-            stream(lines, steps.on_bytes, traffic)
+            stream(lines, steps.on_bytes, traffic, saving)
         else:
-            runs = run_floats(lines, probes, steps.on_bytes, device, traffic)
+            runs = run_floats(lines, probes, steps.on_bytes, device, traffic, saving)
         steps.on_stage("flushing to disk")
         for writer in writers:
             writer.close()
@@ -400,7 +453,8 @@ def _source(product: Product) -> dict[str, Any]:
     }
 
 
-def _tools() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Of this program and of what it converts with."""
     found = {"emo-export": __version__}
     for name in TOOLS:
         try:

@@ -89,6 +89,18 @@ class Quantiser(Protocol):
         """Rows (N, C) float32 -> packed arrays of the format; None: nothing was measured."""
 
 
+class PlacedRows(Protocol):
+    """A file of full size, its rows filled in any order, that a later run can go on with."""
+
+    path: Path
+
+    def written(self) -> npt.NDArray[np.uint8]:
+        """Which rows are in place, eight to a byte; they are flushed to the disk."""
+
+    def adopt(self, old: Path, written: npt.NDArray[np.uint8]) -> None:
+        """Go on with the file `old` of an earlier run, but for what precedes the rows."""
+
+
 class Writer(Protocol):
     """A push sink for one target. It declares everything, takes every piece once, then closes."""
 
@@ -117,6 +129,9 @@ class Writer(Protocol):
 
     def abort(self) -> None:
         """Let go of open files; the caller removes them."""
+
+    def placed(self) -> Sequence[PlacedRows]:
+        """The files that hold its rows, once it is open."""
 
 
 class Runtime(Protocol):

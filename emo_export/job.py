@@ -5,11 +5,14 @@ And its counterpart for a folder that exists: the reference computed anew.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from emo_export.base.install import CONVERT, need
 from emo_export.domains import Chosen, choose_on_each
@@ -19,17 +22,21 @@ from emo_export.exporting import (
     Exported,
     Measure,
     Package,
+    Resuming,
     Steps,
     Validate,
     export,
     export_domains,
     golden_of,
     run_floats,
+    tool_versions,
 )
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
 from emo_export.files.domains import check_name
+from emo_export.files.manifest import digest
 from emo_export.files.target_entry import TargetEntry
+from emo_export.interfaces import Ids
 from emo_export.measuring import (
     CalibrationText,
     read_importance,
@@ -103,6 +110,7 @@ class ExportOptions:
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
     overwrite: bool = False
+    resume: bool = True
     golden: bool = True
     validate: bool = True
 
@@ -160,6 +168,7 @@ def export_package(
         validate=validate,
         device=options.device,
         overwrite=options.overwrite,
+        resuming=_resuming(checkpoint, asked, options, [package], probes),
     )
     if matrix is not None:
         on_matrix(matrix)
@@ -193,6 +202,7 @@ def export_domain_packages(
         validate=validate,
         device=options.device,
         overwrite=options.overwrite,
+        resuming=_resuming(checkpoint, asked, options, list(packages.values()), probes),
     )
     for matrix in matrices:
         if matrix is not None:
@@ -217,6 +227,7 @@ def _package(
     weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
     product, choice = Product.whole(checkpoint), None
     calibration, matrix = None, None
+    sequences: Sequence[Ids] = ()
     if options.selection is not None:
         product = options.selection.awaiting(checkpoint)
     if options.imatrix is not None:
@@ -224,6 +235,7 @@ def _package(
     elif places:
         sample = read_sample(options.text(places), product)
         steps.on_texts(sample.texts)
+        sequences = sample.sequences
         calibration = start_calibration(sample, product, options.device)
         # Text that is there to choose experts need not be of use to a quantiser, too.
         matrix = calibration.matrix if weighed or options.selection is None else None
@@ -236,7 +248,12 @@ def _package(
         partial(_save, matrix, product, options.targets.arch),
     )
     make = target_maker(asked, product, options.targets, matrix)
-    return Package(product, make, measure), matrix
+    recipe = {
+        "calibration text": digest_of(sequences),
+        "choice of experts": str((options.selection, product.kept)),
+        "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
+    }
+    return Package(product, make, measure, recipe), matrix
 
 
 def _judging(
@@ -259,6 +276,27 @@ def _judging(
         field = options.text_field if options.heldout else FIELD
         probes = choose_probes(product, heldout.files, options.heldout_tokens, context, field)
     return probes, partial(validate_new, on_stage=steps.on_stage) if validates else None
+
+
+def _resuming(
+    checkpoint: Checkpoint,
+    asked: Sequence[Spec],
+    options: ExportOptions,
+    packages: Sequence[Package],
+    probes: Probes | None,
+) -> Resuming:
+    """All that the files of an export depend on."""
+    files = [*checkpoint.files, checkpoint.path / "config.json"]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    recipe = {
+        "checkpoint": str([str(checkpoint.path.resolve()), *stats]),
+        "version": str(sorted(tool_versions().items())),
+        "target": str([*map(str, asked), options.targets, options.validate, options.device]),
+        "held-out text": "" if probes is None else digest_of(probes.sequences),
+    }
+    for name in packages[0].recipe:
+        recipe[name] = str([package.recipe[name] for package in packages])
+    return Resuming(recipe, options.resume)
 
 
 def start_choice(selection: Selection, calibration: Calibration, source: Source) -> Choice:
@@ -360,6 +398,14 @@ def _loss_probes(
     steps.on_texts(heldout)
     field = options.text.field if options.heldout else FIELD
     return choose_probes(product, heldout.files, options.heldout_tokens, None, field, encode)
+
+
+def digest_of(sequences: Sequence[Ids]) -> str:
+    """SHA-256 of token ids (T,) each."""
+    found = hashlib.sha256()
+    for ids in sequences:
+        found.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, "<i8").tobytes())
+    return found.hexdigest()
 
 
 def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:

@@ -8,11 +8,13 @@ products may be made of one source at a time; which experts they keep may be cho
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy.typing as npt
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import (
@@ -53,6 +55,12 @@ class Listener(Protocol):
     def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
         """Take rows of a weight, in the order of `names.blocks`."""
 
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What the layers to come depend on, between two layers."""
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
+
 
 class Calibrating(Measured, Listener, Protocol):
     """A calibration: it goes along over weights, and tells of the inputs of those to come."""
@@ -73,6 +81,26 @@ class Choosing(Protocol):
 
     def choose(self, layer: int, count: int) -> Sequence[int]:
         """The source's numbers of the experts to keep."""
+
+    @property
+    def chosen(self) -> Mapping[int, Sequence[int]]:
+        """What it has chosen so far, by layer."""
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What it has chosen, and of which scores."""
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
+
+
+class Saving(Protocol):
+    """Keeps work in progress, so that a later run can go on with it."""
+
+    def restore(self, lines: Sequence[Line]) -> int:
+        """Bring lines to where an earlier run was; the number of blocks that it had finished."""
+
+    def save(self, blocks: int, lines: Sequence[Line]) -> None:
+        """After so many blocks."""
 
 
 @dataclass(frozen=True)
@@ -158,18 +186,30 @@ class Traffic:
 
 
 def stream(
-    lines: Sequence[Line], on_bytes: Callable[[int], None], traffic: Traffic | None = None
+    lines: Sequence[Line],
+    on_bytes: Callable[[int], None],
+    traffic: Traffic | None = None,
+    saving: Saving | None = None,
 ) -> Traffic:
     """Read the weights of a source in order and push each everywhere.
+
+    With `saving`, work is saved after each layer, and begun where an earlier run left it.
 
     `on_bytes` hears of the bytes that are dealt with, read or not; `traffic` counts on. While one
     piece is written, the next is quantised and those after it are read; with a calibration on the
     quantised model's own states, quantising waits for the steps before. Raises EmoExportError
     naming file and tensor when a weight is damaged or fits no format.
     """
-    traffic = traffic or Traffic()
-    for block in blocks(lines[0].product.source.config):
+    traffic, source = traffic or Traffic(), lines[0].product.source
+    finished = 0 if saving is None else saving.restore(lines)
+    for number, block in enumerate(blocks(source.config)):
+        if number < finished:
+            slots = {slot for step in block.steps for slot in step.slots}
+            on_bytes(sum(source.at(slot).nbytes for slot in slots))
+            continue
         stream_block(block, lines, on_bytes, traffic)
+        if saving is not None and 0 <= block.layer < source.config.num_hidden_layers:
+            saving.save(number + 1, lines)
     return traffic
 
 

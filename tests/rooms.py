@@ -29,7 +29,7 @@ ORDER = (
     {"reference"},
     {"converters", "runtimes"},
     {"pipeline", "selection"},
-    {"report", "inspect", "bench"},
+    {"report", "inspect", "bench", "resuming"},
     {"card_running"},
     {"card"},
     {"exporting"},

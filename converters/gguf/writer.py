@@ -132,6 +132,10 @@ class GgufWriter:
         self._file.close()
         return [self.path]
 
+    def placed(self) -> Sequence[PlacedFile]:
+        """The file that holds its rows, once it is open."""
+        return [] if self._file is None else [self._file]
+
     def abort(self) -> None:
         """Let go of the file."""
         if self._file is not None:

@@ -78,7 +78,7 @@ class OnnxWriter:
 
     def open(self) -> None:
         """Reserve the external data; write what needs no weight."""
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         data = self._layout.data
         self._file = PlacedFile(self.folder / LOCATION, data.size, data.regions)
         for name, table in zip(ANGLES, cos_sin(self._config, self._context), strict=True):
@@ -118,6 +118,10 @@ class OnnxWriter:
         self._write_graph()
         with writing(self.folder):
             self._write_side_files()
+
+    def placed(self) -> Sequence[PlacedFile]:
+        """The file that holds its rows, once it is open."""
+        return [] if self._file is None else [self._file]
 
     def abort(self) -> None:
         """Let go of the data file."""

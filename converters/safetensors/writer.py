@@ -99,6 +99,10 @@ class SafetensorsWriter:
             file.close()
         return [file.path for file in self._files.values()]
 
+    def placed(self) -> Sequence[PlacedFile]:
+        """The shards, once they are open."""
+        return list(self._files.values())
+
     def abort(self) -> None:
         """Let go of the files."""
         for file in self._files.values():

@@ -114,6 +114,7 @@ from emo_export.selection.method import Method
 )
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that export made before.")
+@click.option("--no-resume", is_flag=True, help="Start anew where an earlier run was interrupted.")
 @click.option("--no-validate", is_flag=True, help="Do not run the engines on the result.")
 @click.option(
     "--no-golden",
@@ -145,6 +146,7 @@ def export(
     plain_attention: bool,
     torch_device: str,
     overwrite: bool,
+    no_resume: bool,
     no_validate: bool,
     no_golden: bool,
     as_json: bool,
@@ -203,6 +205,7 @@ def export(
         ),
         device=torch_device,
         overwrite=overwrite,
+        resume=not no_resume,
         golden=not no_golden,
         validate=not no_validate,
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from emo_export.spec import Spec
 NAME = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
 VERSION = 1
+RESUME = ".resume"
+"""In a folder that is being made: what a later run goes on with. No part of the export."""
 ABSENT, SIZE, CONTENT, UNLISTED = "absent", "size", "content", "unlisted"
 
 
@@ -125,7 +127,8 @@ def write_manifest(
     targets: Mapping[str, TargetEntry],
 ) -> Manifest:
     """Digest every file of the folder and write manifest.json beside them."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    inside = (p for p in folder.rglob("*") if RESUME not in p.relative_to(folder).parts)
+    paths = sorted(p for p in inside if p.is_file() and p.name != NAME)
     files = tuple(
         FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, digest(p)) for p in paths
     )
@@ -174,8 +177,14 @@ def _problem(folder: Path, entry: FileEntry) -> Problem | None:
 
 
 @contextmanager
-def staging(final: Path, overwrite: bool) -> Iterator[Path]:
+def staging(
+    final: Path, overwrite: bool, wanted: Callable[[Path], bool] = lambda left: False
+) -> Iterator[Path]:
     """A hidden folder beside `final` that takes its name only when everything went well.
+
+    `wanted` is asked of each folder that a killed or interrupted run has left: the first that it
+    wants is gone on with, others are removed. One that holds work in progress stays when this run
+    is interrupted, too.
 
     Raises EmoExportError when `final` exists and `overwrite` is not given.
     """
@@ -188,14 +197,16 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     try:  # from the first: a signal may come as soon as the folder is there
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(final)
-            temporary.mkdir()
+            _sweep(final, temporary, wanted)
+            temporary.mkdir(exist_ok=True)
         except OSError as error:
             raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
         yield temporary
         _publish(temporary, final, overwrite)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, Exception) or not (temporary / RESUME).is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -242,16 +253,27 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-def _sweep(final: Path) -> None:
-    """Remove what exports to this name left when they were killed; restore what one had moved."""
+def _sweep(final: Path, temporary: Path, wanted: Callable[[Path], bool]) -> None:
+    """Remove what exports to this name left when they were killed; restore what one had moved.
+
+    The first that is `wanted` becomes `temporary`.
+    """
+    taken = False
     for kind in ("partial", "old"):
-        for left in final.parent.glob(f".{final.name}.{kind}-*"):
+        for left in sorted(final.parent.glob(f".{final.name}.{kind}-*")):
+            if taken and left == temporary:
+                continue
             owner = left.name.rpartition("-")[2]
             # In a container this very process may have the number of one that was killed.
             if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
                 continue
             if kind == "old" and not final.exists():
                 left.rename(final)
+            elif kind == "partial" and not taken and wanted(left):
+                taken = True
+                if left != temporary:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    left.rename(temporary)
             else:
                 shutil.rmtree(left, ignore_errors=True)
 
@@ -279,6 +301,7 @@ def _flush(folder: Path) -> None:
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     try:
+        shutil.rmtree(temporary / RESUME, ignore_errors=True)
         _flush(temporary)
         if overwrite and final.exists() and _is_ours(final):
             final.rename(old)

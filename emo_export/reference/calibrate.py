@@ -6,15 +6,18 @@ it will multiply is known, so that one pass over the checkpoint both measures an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, InputStatistics, Statistics
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import LARGEST, ImportanceMatrix
-from emo_export.model.names import VECTORS, Role, Slot, Step
+from emo_export.model.names import VECTORS, Role, Slot, Step, slots
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import Inputs, States
 
@@ -68,6 +71,20 @@ class Calibration:
     def wants(self, step: Step, slot: Slot) -> bool:
         """Whether the pass needs a weight: the head and an expert that no token chose are not."""
         return self._pass.wants(step, slot)
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The pass between two layers, and the sums so far."""
+        sums = {f"sums/{slot.name}": values for slot, values in self.matrix.sums.items()}
+        counts = {f"counts/{slot.name}": np.array(n) for slot, n in self.matrix.counts.items()}
+        return {**self._pass.save(), **sums, **counts}
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what was saved."""
+        self._pass.load(saved)
+        for slot in slots(self._pass.states.config):
+            if f"sums/{slot.name}" in saved:
+                self.matrix.sums[slot] = saved[f"sums/{slot.name}"]
+                self.matrix.counts[slot] = int(saved[f"counts/{slot.name}"])
 
 
 def _squares(inputs: Inputs, slot: Slot) -> F32:

@@ -6,9 +6,11 @@ an exported model, read back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from emo_export.interfaces import F32, Ids
@@ -28,11 +30,21 @@ FEW_TOKENS = 64
 """Up to so many tokens the embedding is read row by row."""
 
 
+class Counting(Protocol):
+    """What else a pass fills on its way through the layers."""
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Its arrays between two layers."""
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
+
+
 class Pass:
     """One variant's states, fed with weights in the order of `names.blocks`, rows in order.
 
     It takes a step as soon as the last weight of it is there, and lets go of the weights then.
-    Without `on_logits` it ends before the head.
+    Without `on_logits` it ends before the head. `counting` is saved and loaded along.
     """
 
     def __init__(
@@ -40,8 +52,9 @@ class Pass:
         states: States,
         on_logits: OnLogits | None = None,
         on_router: OnRouter | None = None,
+        counting: Counting | None = None,
     ) -> None:
-        self.states = states
+        self.states, self._counting = states, counting
         self._on_logits, self._on_router = on_logits, on_router
         self._held: dict[Role, Tensor] = {}
 
@@ -71,6 +84,17 @@ class Pass:
                 router = self.states.logits
                 if step.kind == Kind.ROUTER and router is not None and self._on_router is not None:
                     self._on_router(step.layer, router.cpu().numpy())
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Between two layers, the hidden states say it all."""
+        counted = {} if self._counting is None else self._counting.save()
+        return {"hidden": self.states.hidden.cpu().numpy(), **counted}
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what was saved."""
+        self.states.hidden.copy_(torch.from_numpy(saved["hidden"]))
+        if self._counting is not None:
+            self._counting.load(saved)
 
     def run(self, rows: Rows) -> None:
         """The whole model, reading no weight that no token needs."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -205,7 +206,16 @@ class VariantSink:
     def listening(self, device: str) -> Pass:
         """A pass over the sequences that this sink listens to."""
         states = States.of(self._config, self._probes.sequences, device=device)
-        return Pass(states, self._take_logits, self._take_router)
+        return Pass(states, self._take_logits, self._take_router, self)
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What the routers have told so far."""
+        return {"margin": self._margin, "experts": self._experts, "usage": self._usage}
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
+        self._margin, self._experts = saved["margin"], saved["experts"]
+        self._usage = saved["usage"]
 
     def _take_router(self, layer: int, logits: F32) -> None:
         shape = self._config.layers[layer]

@@ -6,10 +6,12 @@ text gives the already pruned layers before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from emo_export.interfaces import F32
@@ -49,6 +51,32 @@ class Choice:
         self._held: dict[Role, Tensor] = {}
         self._scores: Scores | None = None
         self._trial: Trial | None = None
+
+    @property
+    def chosen(self) -> Mapping[int, Sequence[int]]:
+        """What it has chosen so far, by layer."""
+        return {layer: one.kept for layer, one in self.layers.items()}
+
+    def save(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What was chosen, and of which scores."""
+        found = {}
+        for layer, one in self.layers.items():
+            found[f"{layer}/kept"] = np.array(one.kept, np.int64)
+            found[f"{layer}/scores"] = np.array(one.scores, np.float64)
+            steady = [] if one.unsteady is None else [one.unsteady]
+            found[f"{layer}/unsteady"] = np.array(steady, np.float64)
+        return found
+
+    def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what was saved."""
+        for layer in range(self._source.num_hidden_layers):
+            if f"{layer}/kept" in saved:
+                unsteady = saved[f"{layer}/unsteady"].tolist()
+                self.layers[layer] = LayerChoice(
+                    tuple(saved[f"{layer}/kept"].tolist()),
+                    tuple(saved[f"{layer}/scores"].tolist()),
+                    unsteady[0] if unsteady else None,
+                )
 
     @property
     def unsteady(self) -> float | None:

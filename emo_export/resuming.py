@@ -1,0 +1,136 @@
+"""Work in progress that a later run goes on with: what every line has computed, layer by layer.
+
+After each layer the files are flushed, and what the layers to come depend on is saved beside them:
+hidden states, importance, choices, and which rows are in place. A run that finds it with the same
+recipe starts at the layer after. Files of full size keep their rows; their headers are made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emo_export.base.disk import writing
+from emo_export.files.manifest import RESUME
+
+if TYPE_CHECKING:
+    from emo_export.interfaces import PlacedRows
+    from emo_export.pipeline import Line
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+RECIPE, STATE = "recipe.json", "state.npz"
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+class Progress:
+    """Saves and restores lines; `folder` is where the files of the export are being made."""
+
+    def __init__(self, folder: Path, recipe: Mapping[str, str]) -> None:
+        self._folder, self._place, self._recipe = folder, folder / RESUME, recipe
+        self._state: dict[str, npt.NDArray[Any]] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that an earlier run finished: 0 for none."""
+        return 0 if self._state is None else int(self._state["blocks"])
+
+    @property
+    def is_saved(self) -> bool:
+        """There is something that a later run can go on with."""
+        return (self._place / STATE).is_file()
+
+    def find(self) -> None:
+        """Look for what an earlier run has saved, and put its files aside."""
+        try:
+            with np.load(self._place / STATE, allow_pickle=False) as stored:
+                state = {name: stored[name] for name in stored.files}
+            for relative in json.loads(str(state["files"])):
+                path, aside = self._folder / relative, _aside(self._folder / relative)
+                if not aside.is_file():
+                    path.rename(aside)
+        except _DAMAGE:
+            return  # what can't be read is begun anew
+        self._state = state
+
+    def restore(self, lines: Sequence[Line]) -> int:
+        """Bring lines, whose writers are open, to where the earlier run was; the next block."""
+        state, self._state = self._state, None
+        if state is None:
+            return 0
+        for key, file in _files(lines):
+            file.adopt(_aside(file.path), state[key])
+        for prefix, load in _loaders(lines):
+            size = len(prefix)
+            load({name[size:]: state[name] for name in state if name.startswith(prefix)})
+        for line in lines:
+            if line.choice is not None:
+                for layer, kept in line.choice.chosen.items():
+                    line.product.keep(layer, kept)
+        return int(state["blocks"])
+
+    def save(self, blocks: int, lines: Sequence[Line]) -> None:
+        """After so many blocks; what was saved before stays until this is whole."""
+        state: dict[str, Any] = {"blocks": np.array(blocks)}
+        files = list(_files(lines))
+        for key, file in files:
+            state[key] = file.written()
+        places = [file.path.relative_to(self._folder).as_posix() for _, file in files]
+        state["files"] = np.array(json.dumps(places))
+        for prefix, arrays in _savers(lines):
+            state |= {prefix + name: array for name, array in arrays.items()}
+        with writing(self._place):
+            self._place.mkdir(exist_ok=True)
+            if not (self._place / RECIPE).is_file():
+                (self._place / RECIPE).write_text(json.dumps(dict(self._recipe)), "utf-8")
+            new = self._place / f"{STATE}.new"
+            with new.open("wb") as handle:
+                np.savez(handle, **state)
+                handle.flush()
+                os.fsync(handle.fileno())
+            new.replace(self._place / STATE)
+
+
+def differing(folder: Path, recipe: Mapping[str, str]) -> list[str] | None:
+    """What of a recipe an earlier run had otherwise: none, some, or None for nothing to go on."""
+    try:
+        found = json.loads((folder / RESUME / RECIPE).read_text("utf-8"))
+        if not (folder / RESUME / STATE).is_file() or not isinstance(found, dict):
+            return None
+    except (OSError, ValueError):
+        return None
+    return [key for key in {**found, **recipe} if found.get(key) != recipe.get(key)]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
+def _files(lines: Sequence[Line]) -> Iterator[tuple[str, PlacedRows]]:
+    for at, line in enumerate(lines):
+        for number, output in enumerate(line.outputs):
+            for index, file in enumerate(output.writer.placed()):
+                yield f"written/{at}/{number}/{index}", file
+
+
+def _savers(lines: Sequence[Line]) -> Iterator[tuple[str, Arrays]]:
+    for at, line in enumerate(lines):
+        for number, listener in enumerate(line.listeners):
+            yield f"heard/{at}/{number}/", listener.save()
+        if line.choice is not None:
+            yield f"chosen/{at}/", line.choice.save()
+
+
+def _loaders(lines: Sequence[Line]) -> Iterator[tuple[str, Callable[[Arrays], None]]]:
+    for at, line in enumerate(lines):
+        for number, listener in enumerate(line.listeners):
+            yield f"heard/{at}/{number}/", listener.load
+        if line.choice is not None:
+            yield f"chosen/{at}/", line.choice.load

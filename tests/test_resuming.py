@@ -1,0 +1,186 @@
+"""An export that was interrupted or killed anywhere goes on, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emo_export.exporting import Steps
+from emo_export.files.manifest import verify
+from emo_export.job import ExportOptions, export_domain_packages, export_package
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.selection.keep import Keep, Selection
+from emo_export.selection.method import Method
+from tests.kit.paths import GOLDEN, NANO
+
+TARGETS = ["gguf:q4_0", "gguf:iq4_nl", "onnx:int4"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("def mean(values):\n    return sum(values) / len(values)\n" * 20, "utf-8")
+    return path
+
+
+def options_for(text: Path, method: Method = Method.REAP) -> ExportOptions:
+    return ExportOptions(
+        calibration=(text,), selection=Selection(Keep.parse("6"), method), golden=False
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file; of the archive of arrays, which states when it was made, the arrays."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "golden.npz":
+            with np.load(path) as arrays:
+                found |= {f"{name}/{key}": arrays[key].tobytes() for key in arrays.files}
+        elif path.name not in ("manifest.json", "README.md"):  # they state digests and the name
+            found[name] = path.read_bytes()
+    return found
+
+
+class Stop:
+    """Interrupts a run once it has dealt with so many bytes."""
+
+    def __init__(self, after: float) -> None:
+        self.stages: list[str] = []
+        self._left = after
+
+    def steps(self) -> Steps:
+        return Steps(lambda targets, nbytes: None, self.count, self.stages.append)
+
+    def count(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+def test_it_goes_on_after_the_last_whole_layer(tmp_path: Path, text: Path) -> None:
+    """Interrupted somewhere else each time, and some again and again."""
+    source = Checkpoint.open(GOLDEN / "base")
+    options = replace(options_for(text), golden=True, validate=False)
+    export_package(source, tmp_path / "whole", TARGETS, options)
+    want = files_of(tmp_path / "whole")
+    rng = random.Random(7)
+    resumed = 0
+    for number in range(2):
+        out = tmp_path / f"out{number}"
+        for _ in range(number + 1):
+            stop = Stop(rng.uniform(0.45, 0.98) * source.nbytes)
+            with pytest.raises(KeyboardInterrupt):
+                export_package(source, out, TARGETS, options, stop.steps())
+            assert not out.exists()
+        last = Stop(float("inf"))
+        export_package(source, out, TARGETS, options, last.steps())
+        resumed += any("going on after layer" in stage for stage in last.stages)
+        assert files_of(out) == want
+        assert not list(tmp_path.glob(f".out{number}*")) and not verify(out)
+    assert resumed == 2
+
+
+def test_domains_go_on_together(tmp_path: Path, text: Path) -> None:
+    source = Checkpoint.open(GOLDEN / "base")
+    other = tmp_path / "prose.txt"
+    other.write_text("The harbour was quiet, and three boats lay at the pier. " * 12, "utf-8")
+    options = replace(
+        options_for(text), calibration=(), domains={"code": (text,), "prose": (other,)}
+    )
+    export_domain_packages(source, tmp_path / "whole", TARGETS, options)
+    stop = Stop(0.8 * source.nbytes)
+    with pytest.raises(KeyboardInterrupt):
+        export_domain_packages(source, tmp_path / "out", TARGETS, options, stop.steps())
+    assert "interrupted; the same command goes on" in stop.stages[-1]
+    last = Stop(float("inf"))
+    export_domain_packages(source, tmp_path / "out", TARGETS, options, last.steps())
+    assert any("going on after layer" in stage for stage in last.stages)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def stopped(source: Checkpoint, out: Path, options: ExportOptions) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export_package(source, out, TARGETS, options, Stop(0.8 * source.nbytes).steps())
+
+
+Change = Callable[[ExportOptions, Path], ExportOptions]
+CHANGES: dict[str, Change] = {
+    "calibration text": lambda options, text: replace(options, calibration_tokens=64),
+    "choice of experts": lambda options, text: options_for(text, Method.ROUTER),
+    "held-out text": lambda options, text: replace(options, golden=True, validate=False),
+    "target": lambda options, text: replace(options, targets=replace(options.targets, context=32)),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_what_changed_is_told_and_begun_anew(name: str, tmp_path: Path, text: Path) -> None:
+    source, out = Checkpoint.open(GOLDEN / "base"), tmp_path / "out"
+    stopped(source, out, options_for(text))
+    again = Stop(float("inf"))
+    changed = CHANGES[name](options_for(text), text)
+    export_package(source, out, TARGETS, changed, again.steps())
+    told = [stage for stage in again.stages if "not going on with the interrupted run" in stage]
+    assert len(told) == 1 and name in told[0]
+    assert not any("going on after layer" in stage for stage in again.stages)
+
+
+def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> None:
+    source, out = Checkpoint.open(GOLDEN / "base"), tmp_path / "out"
+    options = options_for(text)
+    export_package(source, tmp_path / "want", TARGETS, options)
+    for damage in (None, b"", b"PK\x03\x04 cut"):
+        stopped(source, out, options)
+        if damage is not None:
+            (state,) = tmp_path.glob(".out.partial-*/.resume/state.npz")
+            state.write_bytes(damage)
+        again = Stop(float("inf"))
+        chosen = options if damage is not None else replace(options, resume=False)
+        export_package(source, out, TARGETS, chosen, again.steps())
+        assert not any("going on after" in stage for stage in again.stages)
+        assert files_of(out) == files_of(tmp_path / "want")
+        shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL to the command itself, on the trained model."""
+    text = NANO / "calibration" / "c.jsonl"
+    words = [sys.executable, "-m", "emo_export", "export", str(NANO), "--keep", "8"]
+    words += ["--calibration", str(text), "--calibration-tokens", "8192", "--no-validate"]
+    words += ["--to", "gguf:q4_k_m", "--to", "onnx:int4", "-o"]
+    begun = time.monotonic()
+    subprocess.run([*words, str(tmp_path / "whole")], check=True, capture_output=True)
+    seconds = time.monotonic() - begun
+    want = files_of(tmp_path / "whole")
+    rng = random.Random(11)
+    out, kills, went_on = tmp_path / "out", 0, 0
+    while kills < 20:
+        child = subprocess.Popen([*words, str(out)], stderr=subprocess.PIPE, text=True)
+        try:
+            _, told = child.communicate(timeout=rng.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            _, told = child.communicate()
+            kills += 1
+            went_on += "going on after layer" in told
+            continue
+        assert child.returncode == 0, told
+        went_on += "going on after layer" in told
+        assert files_of(out) == want
+        shutil.rmtree(out)
+        subprocess.run(["rm", "-r", str(out)], check=True)
+    subprocess.run([*words, str(out)], check=True, capture_output=True)
+    assert files_of(out) == want and went_on > 0
+    assert not list(tmp_path.glob(".out*"))
