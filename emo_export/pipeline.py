@@ -204,8 +204,9 @@ def stream(
     finished = 0 if saving is None else saving.restore(lines)
     for number, block in enumerate(blocks(source.config)):
         if number < finished:
-            slots = {slot for step in block.steps for slot in step.slots}
-            on_bytes(sum(source.at(slot).nbytes for slot in slots))
+            inside = (slot for step in block.steps for slot in step.slots)
+            spans = ((slot, span) for slot in inside for span in row_spans(slot, source.config))
+            on_bytes(sum(source.at(slot).row_bytes * (end - at) for slot, (at, end) in spans))
             continue
         stream_block(block, lines, on_bytes, traffic)
         if saving is not None and 0 <= block.layer < source.config.num_hidden_layers:

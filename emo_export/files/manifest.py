@@ -220,7 +220,7 @@ def appearing(final: Path) -> Iterator[Path]:
         _refuse_existing(final)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(final)
+            _sweep(final, scratch, lambda left: False)
             scratch.mkdir()
         except OSError as error:
             raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
