@@ -156,12 +156,10 @@ class States:
 
     def take_norm(self, role: Role, weight: Tensor) -> None:
         """Normalise for the step that the norm (D,) stands before."""
+        self.normed = self.inner = self.hidden.new_empty(0)  # let go before as much is made anew
         if role == Role.FINAL_NORM:
             normed = self.hidden
         elif role in (Role.ATTN_NORM, Role.FFN_NORM):
-            self.normed = self.inner = self.hidden.new_empty(
-                0
-            )  # let go before as much is made anew
             self.normed = normed = torch.empty_like(self.hidden)
         else:
             raise ValueError(f"{role} is no norm")

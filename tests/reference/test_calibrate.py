@@ -118,6 +118,25 @@ def test_a_long_text_is_dealt_with_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
         assert pieces.counts[slot] == whole.counts[slot]
 
 
+@pytest.mark.parametrize("name", ["mha", "dense_first_bias"])
+def test_states_hold_two_of_the_hidden_size_at_a_time(name: str) -> None:
+    product = open_product(case(name).folder)
+    config, held = product.config, []
+    states = States.of(config, SEQUENCES)
+    going = Pass(states)
+    for step in (step for block in blocks(config) for step in block.steps):
+        for slot in step.slots:
+            for span in row_spans(slot, config) if going.wants(step, slot) else ():
+                going.feed(step, slot, span[0], product.rows(slot, *span))
+                kept = {
+                    t.data_ptr(): t.numel() for t in (states.hidden, states.normed, states.inner)
+                }
+                held.append(sum(kept.values()) / len(states.ids))
+    widest = max(config.intermediate_size, config.dense_intermediate_size or 0)
+    assert max(held) <= 2 * config.hidden_size + widest
+    assert held[-1] == config.hidden_size
+
+
 @pytest.mark.parametrize("value", [1e30, 1e15])
 def test_inputs_that_no_quantiser_bears_are_refused(value: float, tmp_path: Path) -> None:
     """ggml ends the process when it meets such importance."""
