@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Golden:
         if self.domains:
             arrays |= {"domains": np.array(self.domains), "usage": self.usage}
         for name, variant in self.variants.items():
-            for part, array in asdict(variant).items():
+            for part, array in vars(variant).items():  # asdict would copy
                 arrays[f"{name}/{part}"] = array
         with writing(path), path.open("wb") as handle:
             np.savez_compressed(handle, **arrays)
