@@ -22,6 +22,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import slots
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
+from tests.bench.choosing import PASS
 from tests.bench.memory import status_bytes
 from tests.kit.paths import NANO
 
@@ -30,10 +31,11 @@ SAMPLE_SECONDS = 0.01
 
 @dataclass
 class Stage:
-    """Seconds, bytes of read and write calls, and the most memory seen while it went on."""
+    """Seconds, those of all cores, bytes of read and write calls, the most memory seen in it."""
 
     name: str
     seconds: float = 0.0
+    cpu: float = 0.0
     read: int = 0
     written: int = 0
     anonymous: int = 0
@@ -45,19 +47,19 @@ class Stages:
 
     def __init__(self, first: str) -> None:
         self.done: list[Stage] = []
-        self._began, self._io = time.perf_counter(), _calls()
+        self._began, self._cpu, self._io = time.perf_counter(), time.process_time(), _calls()
         self._now = Stage(first)
         self._stop = threading.Event()
 
     def begin(self, name: str) -> None:
         """The stage before has ended."""
-        at, io = time.perf_counter(), _calls()
-        self._now.seconds = at - self._began
+        at, cpu, io = time.perf_counter(), time.process_time(), _calls()
+        self._now.seconds, self._now.cpu = at - self._began, cpu - self._cpu
         self._now.read, self._now.written = (
             new - old for new, old in zip(io, self._io, strict=True)
         )
         self.done.append(self._now)
-        self._began, self._io, self._now = at, io, Stage(name)
+        self._began, self._cpu, self._io, self._now = at, cpu, io, Stage(name)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -109,7 +111,7 @@ def main() -> None:
     asked: dict[str, Any] = json.loads(sys.argv[1])
     stages = Stages("headers and texts")
     steps = Steps(
-        lambda targets, nbytes: stages.begin("the pass over the weights"),
+        lambda targets, nbytes: stages.begin(PASS),
         lambda nbytes: None,
         stages.begin,
     )
