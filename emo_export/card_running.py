@@ -45,6 +45,12 @@ print(tokenizer.decode(generator.get_sequence(0)))
 """
 
 
+SHARED = """\
+`model.onnx.trunk.data` is one file with a name in the folder of each domain (hard links). ONNX
+Runtime opens it as any other; the `onnx` Python package refuses weights in a file of several names.
+A copy of this folder, made with `cp -r`, is whole and has files of its own."""
+
+
 def modelfile_name(path: str) -> str:
     """model-Q4_K_M.gguf -> model-Q4_K_M.Modelfile."""
     return f"{PurePath(path).stem}.Modelfile"
@@ -99,7 +105,8 @@ def _onnx(folders: Targets, results: Sequence[Result], sizes: Mapping[str, int])
         "positions follow from it. Beyond the context a graph fails."
     )
     genai = [target.path for target in folders.values() if target.no_genai == ""]
-    return [text, *([_genai(genai[0])] if genai else [])]
+    shared = [SHARED] if any(target.trunk is not None for target in folders.values()) else []
+    return [text, *shared, *([_genai(genai[0])] if genai else [])]
 
 
 def _default(folders: Targets) -> str:
@@ -173,12 +180,23 @@ def _llama_cpp(ggufs: Targets) -> str:
 
 
 def _apps(ggufs: Targets) -> str:
-    ollama, studio = [], []
+    ollama, studio, merged = [], [], []
     for target in ggufs.values():
         path = target.path
+        if target.trunk is not None:
+            path = f"model-{target.spec.type.upper()}.gguf"
+            merged.append(f"llama-gguf-split --merge {shlex.quote(target.path)} {path}")
+            studio.append(f"lms import --copy {path}")
+            continue
         name = re.sub(r"[^a-z0-9._-]", "-", f"emo-{target.spec.type}")
         ollama.append(f"ollama create {name} -f {shlex.quote(modelfile_name(path))}")
         studio.append(f"lms import --copy {shlex.quote(path)}")
+    if merged:
+        return (
+            "### Ollama and LM Studio\n\nThey import a model of one file; llama.cpp's own tool "
+            f"joins the two, and the result shares nothing any more:\n\n{_block(merged)}\n\n"
+            f"LM Studio then takes it:\n\n{_block(studio)}"
+        )
     ollama.append(f"ollama run {name} 'The'")
     return (
         f"### Ollama\n\nA Modelfile stands beside each file.\n\n{_block(ollama)}\n\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -16,7 +16,7 @@ from emo_export.base.disk import check_space, size_of, writing
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.errors import EmoExportError
-from emo_export.files.domains import write_domains
+from emo_export.files.domains import check_links, share, write_domains
 from emo_export.files.manifest import Manifest, digest, staging, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
@@ -26,7 +26,17 @@ from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.parity.golden import FULL, ORIGINAL, Golden
 from emo_export.parity.result import Result, as_json
-from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, Saving, Traffic, stream
+from emo_export.pipeline import (
+    Choosing,
+    Line,
+    Listener,
+    Measured,
+    Output,
+    Saving,
+    Traffic,
+    TrunkMeasured,
+    stream,
+)
 from emo_export.resuming import Progress, differing
 
 if TYPE_CHECKING:
@@ -47,6 +57,8 @@ class Target:
     writer: Writer
     scheme: QuantScheme
     read_back: Callable[[], Rows]
+    trunk: Collection[str] = ()
+    """The tensors in its entry's trunk."""
     domain: str = ""
     """The domain whose folder it goes to, where an export makes several."""
 
@@ -59,6 +71,12 @@ class Target:
     def nbytes(self) -> int:
         """Bytes of all declared tensors."""
         return sum(decl.nbytes for decl in self.writer.declarations())
+
+    @property
+    def trunk_nbytes(self) -> int:
+        """Bytes of the trunk's tensors."""
+        decls = self.writer.declarations()
+        return sum(decl.nbytes for decl in decls if decl.name in self.trunk)
 
     @property
     def is_lossless(self) -> bool:
@@ -105,10 +123,13 @@ Validate = Callable[[Path, Mapping[str, TargetEntry], Golden], Sequence[Result]]
 class Measure:
     """What is measured on the way: `measured` tells quantisers of inputs, `save` keeps it.
 
+    `trunk` tells them, instead, of the inputs of matrices that several packages share.
+
     `listeners` go along over the float weights of the product; `choice` tells which experts it has.
     """
 
     measured: Measured | None = None
+    trunk: TrunkMeasured | None = None
     listeners: Sequence[Listener] = ()
     choice: Choosing | None = None
     save: Callable[[Path], None] = lambda folder: None
@@ -195,6 +216,8 @@ def export_domains(
             targets = [replace(one, domain=name) for one in package.make_targets(inside)]
             title = f"{_title(out)}, {name}"
             begun.append(_Begun(package, inside, title, targets, _prefixed(steps, name)))
+        if any(target.entry.trunk is not None for one in begun for target in one.targets):
+            check_links(folder)
         made = _make(begun, out, probes, steps, validate, device, progress)
         write_domains(folder, list(packages))
     return dict(zip(packages, made, strict=True))
@@ -264,6 +287,10 @@ def _make(
     else:
         check_space(out, needed)
     runs = _write_targets(begun, probes, steps, device, traffic, progress)
+    for one in begun[1:]:
+        for target, first in zip(one.targets, begun[0].targets, strict=True):
+            if target.entry.trunk is not None and first.entry.trunk is not None:
+                share(begun[0].folder / first.entry.trunk, one.folder / target.entry.trunk)
     return [
         _finish(one, run, probes, validate, device, traffic)
         for one, run in zip(begun, runs, strict=True)
@@ -292,7 +319,9 @@ def _finish(
             steps.on_stage("validating with the engines")
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
-    sizes = {spec: size_of(folder / entry.path) for spec, entry in entries.items()}
+    sizes = {
+        spec: sum(size_of(folder / path) for path in entry.paths) for spec, entry in entries.items()
+    }
     card = model_card(product, begun.title, entries, sizes, results)
     with writing(folder / "README.md"):
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -305,7 +334,7 @@ def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: 
     """A Modelfile for Ollama beside each GGUF file."""
     has_template = DEFAULT in chat_templates(source)
     for entry in entries.values():
-        if entry.context is not None:  # told of GGUF alone
+        if entry.context is not None and entry.trunk is None:  # told of GGUF alone, in one file
             path = folder / modelfile_name(entry.path)
             with writing(path):
                 path.write_text(modelfile(entry.path, entry.context, has_template), "utf-8")
@@ -421,7 +450,9 @@ def _write_targets(
     lines = []
     for one in begun:
         measure = one.package.measure
-        outputs = [Output(target.writer, measure.measured) for target in one.targets]
+        outputs = [
+            Output(target.writer, measure.measured, trunk=measure.trunk) for target in one.targets
+        ]
         lines.append(Line(one.package.product, outputs, measure.listeners, measure.choice))
     runs: Sequence[FloatRun | None] = [None] * len(lines)
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ from emo_export.measuring import (
 )
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
+from emo_export.model.pooled import Pooled
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.parity.golden import Golden
@@ -133,6 +134,8 @@ class ExportOptions:
             )
         if self.domains and self.selection is None:
             raise EmoExportError("--domain needs --keep: how many experts each domain gets")
+        if self.targets.share_trunk and len(self.domains) < 2:
+            raise EmoExportError("--share-trunk needs two --domain or more to share it")
         for name in self.domains:
             check_name(name)
         if len({name.casefold() for name in self.domains}) < len(self.domains):
@@ -193,6 +196,8 @@ def export_domain_packages(
     for name, places in options.domains.items():
         packages[name], matrix = _package(checkpoint, asked, options, places, steps)
         matrices.append(matrix)
+    if options.targets.share_trunk:
+        packages = _with_one_trunk(packages)
     probes, validate = _judging(Product.whole(checkpoint), asked, options, steps)
     made = export_domains(
         packages,
@@ -208,6 +213,19 @@ def export_domain_packages(
         if matrix is not None:
             on_matrix(matrix)
     return made
+
+
+def _with_one_trunk(packages: Mapping[str, Package]) -> dict[str, Package]:
+    """Packages whose common matrices are quantised with the importance of all their texts."""
+    measured = [one.measure.measured for one in packages.values()]
+    told = [each for each in measured if each is not None]
+    if not told:
+        return dict(packages)
+    trunk = Pooled(told, next(iter(packages.values())).product.config)
+    return {
+        name: replace(one, measure=replace(one.measure, trunk=trunk))
+        for name, one in packages.items()
+    }
 
 
 def _checked(specs: Sequence[str], options: ExportOptions) -> list[Spec]:
@@ -243,9 +261,9 @@ def _package(
         choice = start_choice(options.selection, calibration, checkpoint)
     measure = Measure(
         None if matrix is None else calibration or matrix,
-        () if calibration is None else (calibration,),
-        choice,
-        partial(_save, matrix, product, options.targets.arch),
+        listeners=() if calibration is None else (calibration,),
+        choice=choice,
+        save=partial(_save, matrix, product, options.targets.arch),
     )
     make = target_maker(asked, product, options.targets, matrix)
     recipe = {
@@ -292,6 +310,7 @@ def _resuming(
         "checkpoint": str([str(checkpoint.path.resolve()), *stats]),
         "version": str(sorted(tool_versions().items())),
         "target": str([*map(str, asked), options.targets, options.validate, options.device]),
+        "domain": str(list(options.domains)),
         "held-out text": "" if probes is None else digest_of(probes.sequences),
     }
     for name in packages[0].recipe:

@@ -62,6 +62,13 @@ class Listener(Protocol):
         """Go on from there."""
 
 
+class TrunkMeasured(Measured, Protocol):
+    """Tells of the inputs of matrices that several products have in common, the same to each."""
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether a matrix is one of them."""
+
+
 class Calibrating(Measured, Listener, Protocol):
     """A calibration: it goes along over weights, and tells of the inputs of those to come."""
 
@@ -108,17 +115,19 @@ class Output:
     """A writer, the quantiser that it wants for a format, and what quantisers are told.
 
     `own` is a calibration of the quantised model: it is fed what this output makes of the weights.
-    `measured` (default: `own`) answers for the inputs of a matrix.
+    `measured` (default: `own`) answers for the inputs of a matrix, `trunk` for those that it holds.
     """
 
     writer: Writer
     measured: Measured | None = None
     own: Calibrating | None = None
     quantiser: Callable[[Format], Quantiser] = Weighted
+    trunk: TrunkMeasured | None = None
 
-    @property
-    def told_by(self) -> Measured | None:
-        """What answers for the inputs."""
+    def told_by(self, slot: Slot) -> Measured | None:
+        """What answers for the inputs of a matrix."""
+        if self.trunk is not None and self.trunk.holds(slot):
+            return self.trunk
         return self.measured or self.own
 
 
@@ -329,22 +338,23 @@ class _Form:
     def __init__(self, piece: Piece, output: Output) -> None:
         self._piece, self._output = piece, output
         self._told: InputStatistics | None = None
+        self._told_by = output.told_by(piece.slot)
         self._packed: Packed = {}
         if piece.again:
             return
         self._format = output.writer.format_of(piece.slot)
         self._quantiser = output.quantiser(self._format)
-        if output.told_by is not None:
+        if self._told_by is not None:
             # Asked now, while it can be had: before the weight itself is fed.
             needs = self._quantiser.needs
-            self._told = output.told_by.statistics(piece.step, piece.slot, needs)
+            self._told = self._told_by.statistics(piece.step, piece.slot, needs)
 
     def pack(self, made: dict[tuple[int, ...], Packed]) -> None:
         """Pack the rows, or take what an output of the same format and statistics has packed."""
         if self._piece.again:
             return
         output = self._output
-        told = 0 if self._told is None else id(output.told_by)
+        told = 0 if self._told is None else id(self._told_by)
         key = (id(self._piece.rows), id(self._format), id(output.quantiser), told)
         if key not in made:
             made[key] = self._quantiser.quantize(self._piece.rows, self._told)

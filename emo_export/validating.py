@@ -146,7 +146,7 @@ def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]
     problems = verify(folder)
     found = {}
     for spec, entry in targets.items():
-        judged = {PurePosixPath(entry.path), PurePosixPath(GOLDEN)}
+        judged = {PurePosixPath(path) for path in (*entry.paths, GOLDEN)}
         mine = [one for one in problems if judged & _with_folders(PurePosixPath(one.path))]
         if mine:
             found[spec] = tuple(mine)

@@ -29,7 +29,7 @@ def open_runtime(
     have no meaning for a .gguf file.
     """
     family = family_at(path)
-    if threads is None and size_of(path) < SMALL_MODEL:
+    if threads is None and sum(map(size_of, family.files(path))) < SMALL_MODEL:
         threads = 1
     return family.open(
         path, threads, parity=parity, context=context, prepacked=prepacked, spin=spin

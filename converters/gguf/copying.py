@@ -47,7 +47,9 @@ class CopyingWriter(GgufWriter):
         }
         for name, field in reader.fields.items():
             # The alignment is that of the place where bytes lie, which is the writer's own.
-            if name.startswith("GGUF.") or name in ("general.architecture", "general.alignment"):
+            # One file comes of a model in several.
+            own = name in ("general.architecture", "general.alignment")
+            if own or name.startswith(("GGUF.", "split.")):
                 continue
             kind = field.types[0]
             sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None

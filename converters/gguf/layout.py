@@ -73,6 +73,14 @@ class Layout:
         other = slot.role == Role.FFN_NORM and self.graph.arch == "glm4moe"
         return _name(slot.role, slot.layer, Form.GLM4MOE if other else Form.OWN)
 
+    def in_trunk(self, name: str) -> bool:
+        """Whether a tensor is the same whichever routed experts are kept, as many as there are."""
+        held = GGUF_NAMES.held(name)
+        if held is None:
+            raise ValueError(f"{name} is no tensor of this layout")
+        routed = held.roles[0] in (Role.ROUTER, *EXPERTS) and held.form != Form.SHARED
+        return not routed or self._config.layers[held.layer].is_dense
+
     def is_cut(self, slot: Slot) -> bool:
         """Whether `cuts` tells where a slot goes: experts, and dense layers that do not lead."""
         dense = slot.role in DENSE_ROLES.values() and self.graph.stacks[slot.layer] is not None

@@ -19,6 +19,7 @@ from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.writer import rope_permutation
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
+from emo_export.files.gguf_parts import part_paths, read_model
 from emo_export.interfaces import F32, Packed
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role, Slot, shape_of
@@ -26,7 +27,10 @@ from emo_export.model.scheme import QuantScheme
 
 
 class GgufWeights:
-    """Rows of the slots of a model in one GGUF file. Holds no tensor."""
+    """Rows of the slots of a model in one GGUF file, or in several of which `path` is the first.
+
+    Holds no tensor.
+    """
 
     def __init__(self, path: Path, config: EmoConfig, scheme: QuantScheme | None = None) -> None:
         """Check that the file has the tensors of this model, by name and shape.
@@ -34,11 +38,15 @@ class GgufWeights:
         With `scheme` their types, too; without, they are what they are. Raises EmoExportError for
         a damaged file, and for one of another model, architecture or scheme.
         """
-        arch = str(read_gguf(path).keys.get("general.architecture"))  # before gguf-py opens it
+        header = read_model(path)  # before gguf-py opens it
+        arch = str(header.keys.get("general.architecture"))
         self._config, self._path, self.arch = config, path, arch
         types = scheme or gguf_scheme("f32", config, arch=choose_arch(config, arch))
         self._layout = Layout(config, arch, types)
-        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        self._tensors, self._file_of = {}, {}
+        for part in part_paths(path, header):
+            for tensor in gguf.GGUFReader(part).tensors:
+                self._tensors[tensor.name], self._file_of[tensor.name] = tensor, part
         self._permuted = arch == "deepseek"
         extra = self._tensors.keys() - {name for name, _, _ in self._layout.declared}
         if extra:
@@ -145,9 +153,9 @@ class GgufWeights:
         width = tensor.data.shape[-1] * tensor.data.itemsize
         # Not through the reader's map, whose pages would count as memory of this process.
         offset, count = int(tensor.data_offset) + start * width, (stop - start) * width
-        stored = np.fromfile(self._path, np.uint8, count, offset=offset)
+        stored = np.fromfile(self._file_of[name], np.uint8, count, offset=offset)
         if stored.size != count:
-            raise EmoExportError(f"{self._path}: ends inside {name}")
+            raise EmoExportError(f"{self._file_of[name]}: ends inside {name}")
         return stored.reshape(stop - start, -1)
 
     def _router(self, slot: Slot) -> F32:

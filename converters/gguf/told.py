@@ -18,8 +18,9 @@ from emo_export.converters.gguf.graph import FORCE, Graph, graph_of
 from emo_export.converters.gguf.layout import Layout
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.errors import EmoExportError
-from emo_export.files.gguf_header import GgufFile, GgufTensor, read_gguf
+from emo_export.files.gguf_header import GgufFile, GgufTensor
 from emo_export.files.gguf_names import GGUF_NAMES
+from emo_export.files.gguf_parts import read_model
 from emo_export.files.gguf_types import ARCHITECTURES
 from emo_export.files.tensor_names import Form
 from emo_export.model.config import EmoConfig
@@ -43,7 +44,7 @@ def config_told(path: Path) -> Mapping[str, Any]:
 class _Told:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file: GgufFile = read_gguf(path)
+        self.file: GgufFile = read_model(path)
         self.tensors: dict[str, GgufTensor] = {t.name: t for t in self.file.tensors}
         self.arch = str(self.file.keys.get("general.architecture"))
         if self.arch not in ARCHITECTURES:

@@ -14,26 +14,34 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
+from emo_export.files.gguf_header import read_gguf
+from emo_export.files.gguf_parts import part_paths
+
+WRITTEN = ("general.architecture", "general.file_type")
+
 
 def write_float_twin(source: Path, twin: Path) -> None:
     """Write every tensor of `source` as float32 into `twin`, keeping all keys, tensor by tensor."""
-    reader = gguf.GGUFReader(source)
+    parts = part_paths(source, read_gguf(source))
+    readers = [gguf.GGUFReader(part) for part in parts]
+    reader = readers[0]
+    tensors = [tensor for each in readers for tensor in each.tensors]
     writer = gguf.GGUFWriter(twin, str(reader.fields["general.architecture"].contents()))
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+        if name.startswith(("GGUF.", "split.")) or name in WRITTEN:
             continue
         kind = field.types[0]
         sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, field.contents(), kind, sub_type=sub)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
+    for tensor in tensors:
         shape = [int(n) for n in reversed(tensor.shape)]
         nbytes = 4 * int(np.prod(shape))
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
+    for tensor in tensors:
         values = dequantize(tensor.data, tensor.tensor_type)
         writer.write_tensor_data(np.ascontiguousarray(values, dtype=np.float32))
     writer.close()

@@ -21,6 +21,7 @@ from emo_export.converters.gguf.scaled import fit_to_graph
 from emo_export.converters.gguf.tokenizer import GgufTokenizer
 from emo_export.converters.placed_file import PlacedFile, Region
 from emo_export.errors import EmoExportError
+from emo_export.files.gguf_parts import COUNT, NUMBER, TENSORS, part_name
 from emo_export.files.gguf_types import FILE_TYPES
 from emo_export.interfaces import Format, Ids, Packed, TensorDecl
 from emo_export.model.config import EmoConfig
@@ -45,7 +46,7 @@ def rope_permutation(heads: int, head_dim: int) -> Ids:
 
 
 class GgufWriter:
-    """Writes one GGUF file in place; holds no tensor."""
+    """Writes a GGUF file, or two, in place; holds no tensor."""
 
     def __init__(
         self,
@@ -58,10 +59,13 @@ class GgufWriter:
         model_name: str,
         context: int,
         importance: ImportanceMatrix | None = None,
+        split: bool = False,
     ) -> None:
         """`arch`: default what `choose_arch` says; the scheme must be fitted to its graph.
 
-        `importance` is named in the file's keys, as llama-quantize does.
+        `importance` is named in the file's keys, as llama-quantize does. `split`: the routed
+        experts and their routers go to the first of two files, whose name `path` is; the second
+        holds the tensors of `trunk`.
 
         Raises EmoExportError for a model that the graph can't express, and for another's scheme.
         """
@@ -74,7 +78,9 @@ class GgufWriter:
         self._tokenizer, self._model_name, self._context = tokenizer, model_name, context
         self._importance = importance
         self._layout = Layout(config, self.arch, scheme)
-        self._file: PlacedFile | None = None
+        names = [name for name, _, _ in self._layout.declared]
+        self.trunk = frozenset(filter(self._layout.in_trunk, names)) if split else frozenset()
+        self._files: list[PlacedFile] = []
 
     def declarations(self) -> Sequence[TensorDecl]:
         """Every tensor, in file order."""
@@ -89,57 +95,84 @@ class GgufWriter:
 
     def open(self) -> None:
         """Write header, keys, tensor infos and what no slot fills; reserve the rest of the file."""
-        self._file = self._reserved()
-        self._write_constants(self._file)
+        self._files = self._reserved()
+        self._write_constants()
 
     def outline(self) -> None:
         """The file with its header and at its full size, a hole where the tensors belong."""
-        self._reserved().abort()
+        for file in self._reserved():
+            file.abort()
 
-    def _reserved(self) -> PlacedFile:
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The file, or both."""
+        if not self.trunk:
+            return [self.path]
+        stem = self.path.name.removesuffix(part_name("", 0, 2))
+        return [self.path.with_name(part_name(stem, number, 2)) for number in range(2)]
+
+    def _reserved(self) -> list[PlacedFile]:
+        self._regions: dict[str, Region] = {}
+        return [self._reserve(number, path) for number, path in enumerate(self.paths)]
+
+    def _reserve(self, number: int, path: Path) -> PlacedFile:
         writer = gguf.GGUFWriter(None, self.arch)
-        self.add_keys(writer)
-        declared = self.declarations()
-        for (name, shape, kind), decl in zip(self._layout.declared, declared, strict=True):
+        if number == 0:
+            self.add_keys(writer)
+        if self.trunk:
+            writer.add_uint16(NUMBER, number)
+            writer.add_uint16(COUNT, 2)
+            writer.add_int32(TENSORS, len(self._layout.declared))
+        declared = []
+        for (name, shape, kind), decl in zip(
+            self._layout.declared, self.declarations(), strict=True
+        ):
+            if (name in self.trunk) != (number == 1):
+                continue
+            declared.append(decl)
             row = kind.nbytes(1, shape[-1])
             stored = (*shape[:-1], row) if kind.block > 1 else shape
             dtype = np.dtype(np.uint8 if kind.block > 1 else np.float32)
             writer.add_tensor_info(name, stored, dtype, decl.nbytes, raw_dtype=kind.kind)
-        with writing(self.path):
-            writer.write_header_to_file(self.path)
+        with writing(path):
+            writer.write_header_to_file(path)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             writer.close()
-        regions, offset = {}, _align(self.path.stat().st_size)
+        regions, offset = {}, _align(path.stat().st_size)
         for decl in declared:
             rows = int(np.prod(decl.shape[:-1]))
             regions[decl.name] = Region(offset, rows, decl.nbytes // rows)
             offset = _align(offset + decl.nbytes)
-        self._regions = regions
-        return PlacedFile(self.path, offset, regions)
+        self._regions |= regions
+        return PlacedFile(path, offset, regions)
 
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         """Put rows in place: q and k as the graph rotates them, experts in their stack."""
-        if self._file is None:
+        if not self._files:
             raise EmoExportError("the GGUF writer is not open")
         for name, at, rows in self._placed(slot, start, packed["rows"]):
-            self._file.write(name, at, rows)
+            self._put(name, at, rows)
 
     def close(self) -> Sequence[Path]:
         """Check that every row was written; flush."""
-        if self._file is None:
+        if not self._files:
             raise EmoExportError("the GGUF writer is not open")
-        self._file.close()
-        return [self.path]
+        for file in self._files:
+            file.close()
+        return self.paths
 
     def placed(self) -> Sequence[PlacedFile]:
         """The file that holds its rows, once it is open."""
-        return [] if self._file is None else [self._file]
+        return self._files
 
     def abort(self) -> None:
         """Let go of the file."""
-        if self._file is not None:
-            self._file.abort()
+        for file in self._files:
+            file.abort()
+
+    def _put(self, name: str, row: int, rows: Bytes) -> None:
+        self._files[1 if name in self.trunk else 0].write(name, row, rows)
 
     def _placed(self, slot: Slot, start: int, rows: Bytes) -> Iterator[tuple[str, int, Bytes]]:
         """(tensor, first row, packed rows) of each place that a slot's rows (N, bytes) go to."""
@@ -171,15 +204,15 @@ class GgufWriter:
         missing = self._regions[cut.tensor].row_bytes - part.shape[1]
         return np.pad(part, ((0, 0), (0, missing))) if missing > 0 else part
 
-    def _write_constants(self, file: PlacedFile) -> None:
+    def _write_constants(self) -> None:
         """The selection biases, and zeros in the rows that no slot fills."""
         for name, values in self._layout.biases():
-            file.write(name, 0, np.array([values], np.float32).view(np.uint8))
+            self._put(name, 0, np.array([values], np.float32).view(np.uint8))
         for name, start, stop in self._layout.gaps():
             width = self._regions[name].row_bytes
             step = max(1, ZEROS_AT_ONCE // width)
             for row in range(start, stop, step):
-                file.write(name, row, np.zeros((min(step, stop - row), width), np.uint8))
+                self._put(name, row, np.zeros((min(step, stop - row), width), np.uint8))
 
     def add_keys(self, writer: gguf.GGUFWriter) -> None:
         """Add every key of the header but the architecture."""

@@ -1,4 +1,4 @@
-"""External data of an ONNX model: one file, offsets aligned to 4096, laid out before any is read.
+"""External data of an ONNX model: a file or two, laid out before any is read, aligned to 4096.
 
 Source: onnx `external_data_helper` (keys location, offset, length) and the page size that lets a
 runtime memory-map an initializer.
@@ -14,10 +14,12 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from emo_export.converters.placed_file import Region
+from emo_export.files.onnx_names import of_routed
 from emo_export.interfaces import TensorDecl
 
 ALIGNMENT = 4096
 LOCATION = "model.onnx.data"
+TRUNK = "model.onnx.trunk.data"
 
 ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
 """(initializer, first row, end row) -> what lies there, (rows, elements of a row)."""
@@ -26,18 +28,32 @@ _ELEMENTS = {"f32": (TensorProto.FLOAT, 4), "u8": (TensorProto.UINT8, 1)}
 
 
 class ExternalData:
-    """The layout of `model.onnx.data`: initializers declared in order, each a region of rows."""
+    """The layout of the external data: initializers declared in order, each a region of rows.
 
-    def __init__(self) -> None:
-        self.regions: dict[str, Region] = {}
+    `files` has the regions of each file, by name. With `split`, what is the same whichever routed
+    experts are kept goes to TRUNK.
+    """
+
+    def __init__(self, split: bool = False) -> None:
+        self.files: dict[str, dict[str, Region]] = {LOCATION: {}}
+        if split:
+            self.files[TRUNK] = {}
         self.protos: list[TensorProto] = []
         self._declared: list[TensorDecl] = []
-        self._size = 0
+        self._sizes = dict.fromkeys(self.files, 0)
 
     @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return self._size
+    def trunk(self) -> frozenset[str]:
+        """The initializers in TRUNK."""
+        return frozenset(self.files.get(TRUNK, ()))
+
+    def region(self, name: str) -> Region:
+        """Where an initializer lies in its file."""
+        return next(regions[name] for regions in self.files.values() if name in regions)
+
+    def size(self, location: str) -> int:
+        """Bytes of a whole file."""
+        return self._sizes[location]
 
     @property
     def declarations(self) -> Sequence[TensorDecl]:
@@ -48,23 +64,31 @@ class ExternalData:
         """Reserve an initializer of element type `f32` or `u8`, to be filled in `rows` rows."""
         _, item = _ELEMENTS[element]
         nbytes = math.prod(shape) * item
-        offset = -(-self._size // ALIGNMENT) * ALIGNMENT
-        self.regions[name] = Region(offset, rows, nbytes // rows)
+        location = TRUNK if TRUNK in self.files and not of_routed(name) else LOCATION
+        offset = -(-self._sizes[location] // ALIGNMENT) * ALIGNMENT
+        self.files[location][name] = Region(offset, rows, nbytes // rows)
         self._declared.append(TensorDecl(name, tuple(shape), element, nbytes))
-        self._size = offset + nbytes
-        self._refer(name, element, shape, offset, nbytes)
+        self._sizes[location] = offset + nbytes
+        self._refer(name, element, shape, location, offset, nbytes)
 
     def alias(self, name: str, element: str, shape: Sequence[int], source: str) -> None:
         """Name the bytes of `source` a second time, in another shape (tied embeddings)."""
-        region = self.regions[source]
-        self._refer(name, element, shape, region.offset, region.nbytes)
+        location = next(file for file, regions in self.files.items() if source in regions)
+        region = self.files[location][source]
+        self._refer(name, element, shape, location, region.offset, region.nbytes)
 
     def _refer(
-        self, name: str, element: str, shape: Sequence[int], offset: int, nbytes: int
+        self,
+        name: str,
+        element: str,
+        shape: Sequence[int],
+        location: str,
+        offset: int,
+        nbytes: int,
     ) -> None:
         proto = TensorProto(name=name, data_type=_ELEMENTS[element][0], dims=list(shape))
         proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", LOCATION), ("offset", offset), ("length", nbytes)):
+        for key, value in (("location", location), ("offset", offset), ("length", nbytes)):
             entry = proto.external_data.add()
             entry.key, entry.value = key, str(value)
         self.protos.append(proto)

@@ -58,8 +58,16 @@ class Layout:
     A slot is in `places`, or in `stacks` with its expert's place there.
     """
 
-    def __init__(self, kind: Kind, config: EmoConfig, scheme: QuantScheme, context: int) -> None:
-        self.data = ExternalData()
+    def __init__(
+        self,
+        kind: Kind,
+        config: EmoConfig,
+        scheme: QuantScheme,
+        context: int,
+        split: bool = False,
+    ) -> None:
+        """`split` is that of ExternalData."""
+        self.data = ExternalData(split)
         self.places: dict[Slot, Place] = {}
         self.stacks: dict[Slot, tuple[Stack, int]] = {}
         self._kind, self._config, self._scheme = kind, config, scheme

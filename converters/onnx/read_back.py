@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.converters.onnx.data import LOCATION
+from emo_export.converters.onnx.data import LOCATION, TRUNK
 from emo_export.converters.onnx.experts.routing import router_rows
 from emo_export.converters.onnx.kinds import KINDS
 from emo_export.converters.onnx.layout import Layout, Place
@@ -56,10 +56,11 @@ class OnnxWeights:
                     f"{scheme.spec} has {declared.shape}"
                 )
             # Never a path out of the folder, whatever the graph says.
-            if found.location != LOCATION or found.type not in TYPES:
+            if found.location not in (LOCATION, TRUNK) or found.type not in TYPES:
                 raise EmoExportError(
                     f"{model}: initializer {declared.name} of type {found.type} lies in "
-                    f"{found.location!r}; a graph that export makes has them in {LOCATION}"
+                    f"{found.location!r}; a graph that export makes has them in {LOCATION} or "
+                    f"{TRUNK}"
                 )
 
     def rows(self, slot: Slot, start: int, stop: int) -> F32:
@@ -114,7 +115,7 @@ class OnnxWeights:
 
     def _read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows of an initializer, as the writer counts them: (rows, elements of a row)."""
-        tensor, region = self._stored[name], self._layout.data.regions[name]
+        tensor, region = self._stored[name], self._layout.data.region(name)
         kind = TYPES[tensor.type]
         width = region.row_bytes // kind.itemsize
         offset = tensor.offset + start * region.row_bytes

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from emo_export.base.disk import writing
-from emo_export.converters.onnx.data import LOCATION
+from emo_export.converters.onnx.data import LOCATION, TRUNK
 from emo_export.converters.onnx.decoder import KEPT, build_decoder, decoder_inputs, decoder_outputs
 from emo_export.converters.onnx.experts.routing import router_rows
 from emo_export.converters.onnx.genai import GENAI, genai_config
@@ -53,7 +53,9 @@ class OnnxWriter:
         accuracy_level: int,
         last_only: bool = False,
         plain_attention: bool = False,
+        split: bool = False,
     ) -> None:
+        """`split`: what is the same whichever routed experts are kept is in a file of its own."""
         self.target = str(scheme.spec)
         self.folder = folder
         checkpoint, config = product.path, product.config
@@ -64,8 +66,9 @@ class OnnxWriter:
         tokenizer_settings(checkpoint), chat_templates(checkpoint)
         self.no_genai = why_no_genai(checkpoint, self._stops)
         self.kind = kind_of(scheme, config, plain_attention=plain_attention)
-        self._layout = Layout(self.kind, config, scheme, context)
-        self._file: PlacedFile | None = None
+        self._layout = Layout(self.kind, config, scheme, context, split)
+        self.trunk = self._layout.data.trunk
+        self._files: dict[str, PlacedFile] = {}
         self._gate: tuple[Slot, Packed] | None = None
 
     def declarations(self) -> Sequence[TensorDecl]:
@@ -80,9 +83,11 @@ class OnnxWriter:
         """Reserve the external data; write what needs no weight."""
         self.folder.mkdir(exist_ok=True)
         data = self._layout.data
-        self._file = PlacedFile(self.folder / LOCATION, data.size, data.regions)
+        for location, regions in data.files.items():
+            file = PlacedFile(self.folder / location, data.size(location), regions)
+            self._files[location] = file
         for name, table in zip(ANGLES, cos_sin(self._config, self._context), strict=True):
-            self._file.write(name, 0, table)
+            self._put(name, 0, table)
 
     def write(self, slot: Slot, start: int, packed: Packed) -> None:
         """Put rows in place; a routed gate waits for the up that it is stored with."""
@@ -101,9 +106,10 @@ class OnnxWriter:
 
     def close(self) -> Sequence[Path]:
         """Check that every row was written, write the graph, check it with onnx's checker."""
-        if self._file is None:
+        if not self._files:
             raise EmoExportError("the ONNX writer is not open")
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         model_path = self._write_graph()
         # onnx knows the shapes of its own operators only.
         onnx.checker.check_model(str(model_path), full_check=not self.kind.microsoft)
@@ -121,17 +127,17 @@ class OnnxWriter:
 
     def placed(self) -> Sequence[PlacedFile]:
         """The file that holds its rows, once it is open."""
-        return [] if self._file is None else [self._file]
+        return list(self._files.values())
 
     def abort(self) -> None:
-        """Let go of the data file."""
-        if self._file is not None:
-            self._file.abort()
+        """Let go of the data files."""
+        for file in self._files.values():
+            file.abort()
 
     def _put(self, name: str, row: int, rows: F32) -> None:
-        if self._file is None:
+        if not self._files:
             raise EmoExportError("the ONNX writer is not open")
-        self._file.write(name, row, rows)
+        self._files[TRUNK if name in self.trunk else LOCATION].write(name, row, rows)
 
     def _stack(self, slot: Slot, packed: Packed) -> None:
         """Put one matrix of a routed expert (they come whole) among the layer's others."""

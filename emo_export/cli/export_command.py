@@ -57,6 +57,13 @@ from emo_export.selection.method import Method
     "its text needs, all in the same pass; PLACE is a file or folder as for --calibration. May be "
     "repeated; a name given twice has several places.",
 )
+@click.option(
+    "--share-trunk",
+    is_flag=True,
+    help="With --domain: store once, in a file with hard links, what all domains have in common "
+    "(everything but routers and routed experts), quantised once with the importance of all their "
+    "texts. A GGUF is then two files, which llama.cpp opens by the first.",
+)
 @METHOD
 @SEED
 @click.option(
@@ -132,6 +139,7 @@ def export(
     text_field: str,
     keep: str | None,
     domains: tuple[str, ...],
+    share_trunk: bool,
     method: str,
     seed: int,
     imatrix: Path | None,
@@ -202,6 +210,7 @@ def export(
             tensor_types,
             None if block_size is None else int(block_size),
             plain_attention,
+            share_trunk,
         ),
         device=torch_device,
         overwrite=overwrite,

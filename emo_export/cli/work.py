@@ -96,6 +96,9 @@ def progress_steps() -> Iterator[Steps]:
         def on_start(targets: Sequence[Target], source_bytes: int) -> None:
             for target in targets:
                 weights = f"{target.nbytes / 1e6:.1f} MB of weights"
+                if target.trunk:
+                    once = f"{target.trunk_nbytes / 1e6:.1f} MB"
+                    weights += f", {once} of them stored once for all domains"
                 place = f"{target.domain}/" if target.domain else ""
                 say(f"{target.name}: {weights} -> {place}{target.entry.path}")
                 _warn_fallbacks(target)

@@ -69,6 +69,7 @@ class Gguf:
         from emo_export.converters.gguf.tokenizer import read_tokenizer
         from emo_export.converters.gguf.writer import GgufWriter
         from emo_export.exporting import Target
+        from emo_export.files.gguf_parts import part_name
         from emo_export.files.target_entry import ImportanceSource, TargetEntry
         from emo_export.model.importance import IMATRIX
         from emo_export.model.names import Role, Slot
@@ -89,7 +90,9 @@ class Gguf:
             made = ImportanceSource(IMATRIX, importance.source, importance.tokens)
 
         def make(spec: Spec, folder: Path) -> Target:
-            scheme, place = schemes[spec], f"model-{spec.type.upper()}.gguf"
+            scheme, stem = schemes[spec], f"model-{spec.type.upper()}"
+            names = [part_name(stem, number, 2) for number in range(2)]
+            place, trunk = names if options.share_trunk else (f"{stem}.gguf", None)
             writer = GgufWriter(
                 folder / place,
                 config,
@@ -99,6 +102,7 @@ class Gguf:
                 model_name=product.path.resolve().name,
                 context=context,
                 importance=importance,
+                split=options.share_trunk,
             )
             entry = TargetEntry(
                 spec,
@@ -108,8 +112,10 @@ class Gguf:
                 arch=arch,
                 context=context,
                 importance=made,
+                trunk=trunk,
             )
-            return Target(entry, writer, scheme, partial(_weights, folder / place, config))
+            weights = partial(_weights, folder / place, config)
+            return Target(entry, writer, scheme, weights, writer.trunk)
 
         return {spec: partial(make, spec) for spec in specs}
 
@@ -148,6 +154,7 @@ class Gguf:
         self, path: Path, threads: int | None
     ) -> Iterator[Callable[[], Runtime] | NotCompared]:
         """A twin of the file in float32, for as long as it is needed."""
+        from emo_export.files.gguf_parts import read_model
         from emo_export.parity.result import MISSING, SPACE, NotCompared
         from emo_export.runtimes.opening import open_runtime
 
@@ -156,7 +163,7 @@ class Gguf:
             return
         from emo_export.converters.gguf.twin import write_float_twin
 
-        twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
+        twin_bytes = 4 * sum(math.prod(tensor.shape) for tensor in read_model(path).tensors)
         if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
             yield NotCompared(SPACE, twin_bytes, tempfile.gettempdir())
             return

@@ -72,6 +72,7 @@ class Onnx:
         overrides: Mapping[Part, str],
     ) -> dict[Spec, Callable[[Path], Target]]:
         """Check every target now; return what makes each once there is a folder."""
+        from emo_export.converters.onnx.data import TRUNK
         from emo_export.converters.onnx.scheme import onnx_scheme
         from emo_export.converters.onnx.writer import OnnxWriter
         from emo_export.exporting import Target
@@ -94,6 +95,7 @@ class Onnx:
                 accuracy_level=options.accuracy_level,
                 last_only=options.last_logits,
                 plain_attention=options.plain_attention,
+                split=options.share_trunk,
             )
             entry = TargetEntry(
                 spec,
@@ -104,8 +106,10 @@ class Onnx:
                 onnxruntime=writer.kind.onnxruntime_min,
                 logits_to_keep=1 if options.last_logits else 0,
                 no_genai=writer.no_genai,
+                trunk=f"{place}/{TRUNK}" if writer.trunk else None,
             )
-            return Target(entry, writer, scheme, partial(_weights, folder / place, config, scheme))
+            weights = partial(_weights, folder / place, config, scheme)
+            return Target(entry, writer, scheme, weights, writer.trunk)
 
         return {spec: partial(make, spec) for spec in specs}
 

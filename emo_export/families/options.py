@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Of all targets: `context` and `tensor_types`; the others are of one family."""
+    """Of all targets: `context`, `tensor_types`, `share_trunk`; the others are of one family."""
 
     context: int | None = None
     accuracy_level: int = 4
@@ -16,3 +16,4 @@ class TargetOptions:
     tensor_types: tuple[str, ...] = ()
     block_size: int | None = None
     plain_attention: bool = False
+    share_trunk: bool = False

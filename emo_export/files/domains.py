@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +55,34 @@ def domain_folder(folder: Path, name: str) -> Path:
     if name not in names:
         raise EmoExportError(f"{folder}: has no domain {name}; it has {', '.join(names)}")
     return folder / name
+
+
+def check_links(folder: Path) -> None:
+    """Raise EmoExportError where a file of a folder can't have two names."""
+    one, other = folder / ".one", folder / ".other"
+    one.touch()
+    try:
+        os.link(one, other)
+    except OSError as error:
+        raise EmoExportError(
+            f"{folder.parent}: its file system has no hard links ({error.strerror}), with which "
+            "--share-trunk stores a trunk once; export to another disk, or without --share-trunk"
+        ) from error
+    finally:
+        one.unlink()
+        other.unlink(missing_ok=True)
+
+
+def share(first: Path, other: Path) -> None:
+    """Make `other`, which holds the same bytes, a second name of `first`.
+
+    Engines refuse links that lead out of a model's folder; a hard link is the file itself.
+    """
+    if not filecmp.cmp(first, other, shallow=False):
+        raise EmoExportError(f"{other}: is not the trunk that {first} is; a bug, please report it")
+    with writing(other):
+        other.unlink()
+        os.link(first, other)
 
 
 def write_domains(folder: Path, names: Sequence[str]) -> None:

@@ -105,7 +105,8 @@ class Manifest:
             if not targets:
                 raise ValueError("it names no target")
             for name, target in targets.items():
-                _inside(folder, target.path, f"target {name}")
+                for place in target.paths:
+                    _inside(folder, place, f"target {name}")
                 if target.importance is not None:
                     _inside(folder, target.importance.file, f"the importance matrix of {name}")
             for entry in files:

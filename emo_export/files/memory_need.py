@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
-from emo_export.files.gguf_header import read_gguf
+from emo_export.files.gguf_parts import read_model
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.files.read_per_token import gguf_per_token, onnx_per_token
@@ -55,7 +55,7 @@ def gguf_need(path: Path, context: int | None) -> Need:
     Raises EmoExportError for a context that the model does not have, and for a file that export did
     not make.
     """
-    file = read_gguf(path)
+    file = read_model(path)
     arch = file.keys.get("general.architecture")
     trained = file.keys.get(f"{arch}.context_length")
     asked = _context(path, context, trained)

@@ -55,6 +55,14 @@ def held(name: str) -> Held | None:
     return replace(found, roles=roles) if roles else None
 
 
+def of_routed(name: str) -> bool:
+    """Whether an initializer holds routed experts or their router, and so a choice among them."""
+    found = held(name)
+    if found is None or found.form == Form.SHARED:
+        return False
+    return found.roles[0] in (Role.ROUTER, Role.GATE, Role.UP, Role.DOWN)
+
+
 def element_of(name: str) -> str:
     """Weight, scales or bias, or what else the name of an initializer ends in."""
     return name.rpartition(".")[2]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
-from emo_export.files.gguf_header import GgufTensor, read_gguf
+from emo_export.files.gguf_header import GgufTensor
 from emo_export.files.gguf_names import GGUF_NAMES
+from emo_export.files.gguf_parts import read_model
 from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
 from emo_export.files.onnx_names import SCALES, element_of, part_of
@@ -34,7 +35,7 @@ def gguf_sizes(path: Path) -> dict[Spec, int]:
 
     Raises EmoExportError for a file that export did not write.
     """
-    tensors = read_gguf(path).tensors
+    tensors = read_model(path).tensors
     return {
         Spec(GGUF, name): sum(_gguf_bytes(path, tensor, recipe) for tensor in tensors)
         for name, recipe in GGUF_RECIPES.items()

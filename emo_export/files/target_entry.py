@@ -26,6 +26,7 @@ class TargetEntry:
     part (None: not known), `fallbacks` maps a tensor whose rows did not fit it to (type of the
     recipe, type used). `arch`, `context` and `importance` are told of GGUF alone, `graph` and what
     follows it of ONNX; `no_genai` says why there is no genai_config.json (empty: there is one).
+    `trunk` is the file of what it has in common with other domains' (None: not in a file apart).
     """
 
     spec: Spec
@@ -39,6 +40,14 @@ class TargetEntry:
     onnxruntime: str | None = None
     logits_to_keep: int | None = None
     no_genai: str | None = None
+    trunk: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its file or folder, and the trunk where that lies beside it."""
+        if self.trunk is None or self.trunk.startswith(f"{self.path}/"):
+            return (self.path,)
+        return self.path, self.trunk
 
     def as_dict(self) -> dict[str, Any]:
         """For manifest.json, where the spec is the key; what is None is left out."""
@@ -82,4 +91,5 @@ _TYPES: Mapping[str, type[str] | type[int]] = {
     "onnxruntime": str,
     "logits_to_keep": int,
     "no_genai": str,
+    "trunk": str,
 }

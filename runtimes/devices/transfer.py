@@ -110,8 +110,8 @@ def _files_of(folder: Path, targets: Mapping[str, TargetEntry]) -> list[str]:
     """The files, relative to the folder, that judging these targets needs."""
     paths = {folder / MANIFEST, folder / GOLDEN}
     for entry in targets.values():
-        path = folder / entry.path
-        paths |= {p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {path}
+        for path in (folder / place for place in entry.paths):
+            paths |= {p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {path}
     for path in sorted(paths):
         if not path.is_file():
             raise EmoExportError(f"{path} is missing: judging on a device needs it there")

@@ -9,6 +9,7 @@ from emo_export.base.install import need
 from emo_export.base.llama_library import own_library
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufFile, read_gguf
+from emo_export.files.gguf_parts import part_paths, read_model
 from emo_export.files.gguf_types import ARCHITECTURES, FILE_TYPES
 from emo_export.files.memory_need import Need, gguf_need
 from emo_export.files.read_per_token import PerToken, gguf_per_token
@@ -52,8 +53,8 @@ class LlamaFamily:
         raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
 
     def files(self, path: Path) -> list[Path]:
-        """The file."""
-        return [path]
+        """The file, or all parts."""
+        return part_paths(path, read_gguf(path))
 
     def need(self, path: Path, context: int | None = None) -> Need:
         """Weights, which stay mapped, and a float16 KV cache."""
@@ -61,7 +62,7 @@ class LlamaFamily:
 
     def per_token(self, path: Path) -> PerToken:
         """Bytes of a decode step."""
-        return gguf_per_token(path, read_gguf(path))
+        return gguf_per_token(path, read_model(path))
 
     def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
         """Of every type."""
@@ -93,7 +94,7 @@ class LlamaFamily:
         """Open a file; `prepacked` and `spin` have no meaning for llama.cpp."""
         from emo_export.runtimes.llama.model import LlamaCpp
 
-        _check_experts(path, read_gguf(path))  # a crafted header hangs or kills other readers
+        _check_experts(path, read_model(path))  # a crafted header hangs or kills other readers
         return LlamaCpp(path, threads=threads, context=context, parity=parity)
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
