@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emo_export.auto_keep import Found, find_keep
 from emo_export.base.install import CONVERT, need
 from emo_export.domains import Chosen, choose_on_each
 from emo_export.errors import EmoExportError
@@ -55,6 +56,8 @@ from emo_export.pipeline import Line
 from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.runtimes.package import chosen_targets
+from emo_export.selection.keep import Keep, Selection
+from emo_export.selection.method import Method
 from emo_export.spec import Spec
 from emo_export.text.documents import FIELD
 from emo_export.text.places import Texts, find_texts
@@ -65,8 +68,16 @@ if TYPE_CHECKING:
     from emo_export.reference.calibrate import Calibration
     from emo_export.reference.probes import Probes
     from emo_export.selection.choice import Choice
-    from emo_export.selection.keep import Selection
     from emo_export.text.tokenizer import Encode
+
+
+@dataclass(frozen=True)
+class Auto:
+    """How many experts to keep is to be found: the fewest within `loss`, ranked by `method`."""
+
+    loss: float
+    method: Method
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class ExportOptions:
     seed: int = 0
     text_field: str = FIELD
     selection: Selection | None = None
+    auto: Auto | None = None
     imatrix: Path | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
@@ -131,6 +143,13 @@ class ExportOptions:
             raise EmoExportError(
                 "--domain brings the calibration text of its own package; leave out --calibration "
                 "and --imatrix"
+            )
+        if self.auto is not None and self.domains:
+            raise EmoExportError("--keep auto finds one number: give it for --domain, as --keep 16")
+        if self.auto is not None and not (self.calibration and self.golden):
+            raise EmoExportError(
+                "--keep auto needs --calibration to choose on, and no --no-golden, since it judges "
+                "on held-out text"
             )
         if self.domains and self.selection is None:
             raise EmoExportError("--domain needs --keep: how many experts each domain gets")
@@ -226,6 +245,43 @@ def _with_one_trunk(packages: Mapping[str, Package]) -> dict[str, Package]:
         name: replace(one, measure=replace(one.measure, trunk=trunk))
         for name, one in packages.items()
     }
+
+
+def resolve_auto(
+    checkpoint: Checkpoint, options: ExportOptions, steps: Steps
+) -> tuple[ExportOptions, Found]:
+    """Find how many experts to keep, in a pass of its own: options that say so, and the table.
+
+    Raises EmoExportError where no count that was tried is within the limit.
+    """
+    from emo_export.reference.probes import domain_names
+
+    need(CONVERT, "convert", "export")
+    options.check()
+    auto = options.auto
+    if auto is None:
+        raise ValueError("the options say how many experts are kept")
+    prepare_torch(options.device, checkpoint.nbytes)
+    product = Product.whole(checkpoint)
+    sample = read_sample(options.text(options.calibration), product)
+    probes, _ = _judging(product, [], options, steps)
+    if probes is None:
+        raise ValueError("nothing to judge by")
+    kinds = domain_names(sample.texts.files)
+    found = find_keep(
+        checkpoint,
+        sample,
+        kinds,
+        auto.method,
+        auto.seed,
+        probes,
+        auto.loss,
+        steps,
+        options.device,
+    )
+    keep = None if found.keep is None else Keep(found.keep)
+    selection = None if keep is None else Selection(keep, auto.method, auto.seed)
+    return replace(options, auto=None, selection=selection), found
 
 
 def _checked(specs: Sequence[str], options: ExportOptions) -> list[Spec]:

@@ -36,6 +36,7 @@ ORDER = (
     {"families", "measuring"},
     {"planning"},
     {"validating", "pruning", "domains"},
+    {"auto_keep"},
     {"job"},
     {"testing"},
     {"pytest_plugin"},

@@ -41,6 +41,8 @@ def run_export(
 
     checkpoint = _open(source, options)
     used: list[ImportanceMatrix] = []
+    if options.auto is not None:
+        options = _found_keep(checkpoint, options)
     with progress_steps() as steps:
         made = export_package(checkpoint, output, specs, options, steps, used.append)
     for matrix in used:
@@ -54,6 +56,19 @@ def run_export(
         check(made.results)
     elif in_json:
         click.echo(json.dumps(NOT_JUDGED))
+
+
+def _found_keep(checkpoint: Checkpoint, options: ExportOptions) -> ExportOptions:
+    """Find how many experts to keep, and show what led to that."""
+    from emo_export.job import resolve_auto
+    from emo_export.report.pruning import keep_table, nothing_fits
+
+    with progress_steps() as steps:
+        resolved, found = resolve_auto(checkpoint, options, steps)
+    Console(stderr=True).print(keep_table(found.tried, found.judged_on, found.limit, found.keep))
+    if found.keep is None:
+        raise EmoExportError(nothing_fits(found.tried, found.limit))
+    return resolved
 
 
 def run_domains(

@@ -45,8 +45,13 @@ from emo_export.selection.method import Method
 @click.option(
     "--keep",
     metavar="K",
-    help="Keep so many experts of each layer, as 8 or 25%: those that --calibration's text needs. "
-    "Experts that every token uses always stay, and count.",
+    help="Keep so many experts of each layer, as 8, 25% or 1/4: those that --calibration's text "
+    "needs. Experts that every token uses always stay, and count. auto: the fewest within --loss.",
+)
+@click.option(
+    "--loss",
+    metavar="PERCENT",
+    help="How much perplexity --keep auto may cost.  [default: 2%]",
 )
 @click.option(
     "--domain",
@@ -138,6 +143,7 @@ def export(
     calibration_tokens: int,
     text_field: str,
     keep: str | None,
+    loss: str | None,
     domains: tuple[str, ...],
     share_trunk: bool,
     method: str,
@@ -185,10 +191,14 @@ def export(
     """
     from emo_export.cli.export import domain_places, run_domains, run_export
     from emo_export.families.options import TargetOptions
-    from emo_export.job import ExportOptions
+    from emo_export.job import Auto, ExportOptions
 
-    selection = None
-    if keep is not None:
+    selection, auto = None, None
+    if keep == "auto":
+        auto = Auto(share(loss or "2%"), Method(method), seed)
+    elif loss is not None:
+        raise click.UsageError("--loss says what --keep auto may cost")
+    elif keep is not None:
         from emo_export.selection.keep import Keep, Selection
 
         selection = Selection(Keep.parse(keep), Method(method), seed)
@@ -201,6 +211,7 @@ def export(
         seed=seed,
         text_field=text_field,
         selection=selection,
+        auto=auto,
         imatrix=imatrix,
         targets=TargetOptions(
             context,
@@ -220,3 +231,15 @@ def export(
     )
     work = run_domains if options.domains else run_export
     work(checkpoint, output, specs, options, stdout(), as_json)
+
+
+def share(text: str) -> float:
+    """`2%` or `0.02` as a number."""
+    number, whole = text.removesuffix("%"), text.endswith("%")
+    try:
+        found = float(number) / (100 if whole else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 < found < 100:
+        raise click.UsageError(f"--loss {text}: expected a share, as 2% or 0.02")
+    return found

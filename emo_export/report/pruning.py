@@ -56,6 +56,40 @@ def times(loss: Loss) -> str:
     return f"{loss.ratio:.3f}{error}"
 
 
+class Tried(Protocol):
+    """A count of experts that was tried."""
+
+    @property
+    def keep(self) -> int:
+        """Of each layer."""
+
+    @property
+    def loss(self) -> Loss:
+        """What it costs."""
+
+
+def keep_table(tried: Sequence[Tried], judged_on: str, limit: float, keep: int | None) -> Table:
+    """The counts that were tried, and the fewest within the limit."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("kept", f"perplexity on {judged_on}", f"× all, at most {1 + limit:.3f}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for one in tried:
+        mark = "chosen" if one.keep == keep else ""
+        table.add_row(str(one.keep), f"{one.loss.after:.4g}", times(one.loss), mark)
+    return table
+
+
+def nothing_fits(tried: Sequence[Tried], limit: float) -> str:
+    """That no count is within the limit, and what to do."""
+    best = min(tried, key=lambda one: one.loss.ratio)
+    return (
+        f"--keep auto: no count that was tried is within {limit:.1%} of all experts' perplexity; "
+        f"{best.keep} experts have {times(best.loss)} times it: allow more with --loss, give more "
+        "calibration text, or held-out text of its kind with --heldout"
+    )
+
+
 STEPS = ("pruning", "bits", "both")
 
 
