@@ -38,7 +38,7 @@ ORDER = (
     {"validating", "pruning", "domains"},
     {"auto_keep"},
     {"job"},
-    {"testing"},
+    {"testing", "sweep"},
     {"pytest_plugin"},
     {"cli"},
     {"__main__"},

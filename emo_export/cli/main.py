@@ -25,6 +25,7 @@ from emo_export.cli.export_command import export
 from emo_export.cli.output import Commands, open_streams, stdout, tell
 from emo_export.cli.plan_command import plan
 from emo_export.cli.prune_command import prune
+from emo_export.cli.sweep_command import sweep
 from emo_export.cli.validate_command import THREADS, validate
 from emo_export.errors import EmoExportError, ParityError
 
@@ -155,6 +156,7 @@ cli.add_command(domains)
 cli.add_command(export)
 cli.add_command(plan)
 cli.add_command(prune)
+cli.add_command(sweep)
 cli.add_command(validate)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -237,7 +237,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN and no infinity: they become null."""
-        return {**_without_nan(asdict(self)), "passed": self.passed, "verdict": self.verdict}
+        return {**without_nan(asdict(self)), "passed": self.passed, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, raw: object, where: str = "result") -> Result:
@@ -283,9 +283,10 @@ def refused(target: str, error: EmoExportError, device: str = HERE, kind: str = 
     return Result(target=target, device=device, kind=kind, refusal=refusal)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON, which has no NaN and no infinity: they become None."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,6 +34,7 @@ TEMPLATES = (
     "report_macros.html.j2",
     "report_charts.html.j2",
     "report_device.html.j2",
+    "sweep.html.j2",
     "report.css",
 )
 

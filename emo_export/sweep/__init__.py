@@ -1,0 +1,1 @@
+"""Many variants of one checkpoint (domain, experts kept, method, target) on a Dask cluster."""
