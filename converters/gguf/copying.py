@@ -12,15 +12,34 @@ import gguf
 
 from emo_export.converters.gguf.formats import GGML_FORMATS
 from emo_export.converters.gguf.graph import choose_arch, graph_of
+from emo_export.converters.gguf.keys import add_keys, copy_keys
 from emo_export.converters.gguf.read_back import GgufWeights
 from emo_export.converters.gguf.scaled import fit_to_graph
+from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Format
+from emo_export.model.config import EmoConfig
 from emo_export.model.names import Slot, slots
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.spec import Spec
+
+CONTEXT = 64
+SMALLEST = {
+    "model_type": "emo",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_experts": 2,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 1,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+"""Of a model that is opened for its tokenizer."""
 
 
 class CopyingWriter(GgufWriter):
@@ -39,23 +58,31 @@ class CopyingWriter(GgufWriter):
 
     def add_keys(self, writer: gguf.GGUFWriter) -> None:
         """The source's own, in their order; the counts of experts are the product's."""
-        graph, reader = self._layout.graph, gguf.GGUFReader(self._source)
+        graph = self._layout.graph
         changed = {
             f"{self.arch}.expert_count": graph.experts,
             f"{self.arch}.expert_used_count": graph.used,
             f"{self.arch}.expert_shared_count": graph.shared,
         }
-        for name, field in reader.fields.items():
-            # The alignment is that of the place where bytes lie, which is the writer's own.
-            # One file comes of a model in several.
-            own = name in ("general.architecture", "general.alignment")
-            if own or name.startswith(("GGUF.", "split.")):
-                continue
-            kind = field.types[0]
-            sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            value: Any = changed.get(name)
-            value = field.contents() if value is None else value
-            writer.add_key_value(name, value, kind, sub_type=sub)
+        copy_keys(writer, self._source, lambda name: True, changed)
+
+
+class TokenizerAlone(GgufWriter):
+    """A file with the tokenizer of the file `source`, and a model of zeros as small as can be.
+
+    To open it takes memory for a few bytes of each token, whatever the size of `source`.
+    """
+
+    def __init__(self, path: Path, source: Path, vocab_size: int) -> None:
+        config = EmoConfig.from_dict(SMALLEST | {"vocab_size": vocab_size})
+        scheme = gguf_scheme("f32", config)
+        super().__init__(path, config, scheme, tokenizer=None, model_name="", context=CONTEXT)
+        self._source = source
+
+    def add_keys(self, writer: gguf.GGUFWriter) -> None:
+        """The model's own, and the source's of its tokenizer."""
+        add_keys(writer, self._config, self._layout.graph, CONTEXT)
+        copy_keys(writer, self._source, lambda name: name.startswith("tokenizer."))
 
 
 def _scheme_of(spec: Spec, product: Product, source: Path, weights: GgufWeights) -> QuantScheme:

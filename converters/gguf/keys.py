@@ -5,6 +5,10 @@ Source: gguf-py `gguf_writer.py`; `load_arch_hparams` of llama.cpp `src/models/g
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 import gguf
 
 from emo_export.converters.gguf.graph import Graph
@@ -41,6 +45,27 @@ def add_keys(writer: gguf.GGUFWriter, config: EmoConfig, graph: Graph, context: 
         writer.add_expert_weights_norm(config.norm_topk_prob)
     writer.add_leading_dense_block_count(graph.lead)
     writer.add_vocab_size(config.vocab_size)
+
+
+def copy_keys(
+    writer: gguf.GGUFWriter,
+    source: Path,
+    take: Callable[[str], bool],
+    changed: Mapping[str, Any] | None = None,
+) -> None:
+    """Add the keys of a file that `take` names, in its order, some of them with other values.
+
+    Never its architecture, which a writer has already, nor what tells where its bytes lie: the
+    alignment, and the parts of a model in several files.
+    """
+    for name, field in gguf.GGUFReader(source).fields.items():
+        own = name.startswith(("GGUF.", "split.", "general.architecture", "general.alignment"))
+        if own or not take(name):
+            continue
+        kind = field.types[0]
+        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        value = (changed or {}).get(name)
+        writer.add_key_value(name, field.contents() if value is None else value, kind, sub)
 
 
 def add_importance_keys(writer: gguf.GGUFWriter, matrix: ImportanceMatrix) -> None:

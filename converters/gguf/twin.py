@@ -14,10 +14,9 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
+from emo_export.converters.gguf.keys import copy_keys
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.gguf_parts import part_paths
-
-WRITTEN = ("general.architecture", "general.file_type")
 
 
 def write_float_twin(source: Path, twin: Path) -> None:
@@ -27,12 +26,7 @@ def write_float_twin(source: Path, twin: Path) -> None:
     reader = readers[0]
     tensors = [tensor for each in readers for tensor in each.tensors]
     writer = gguf.GGUFWriter(twin, str(reader.fields["general.architecture"].contents()))
-    for name, field in reader.fields.items():
-        if name.startswith(("GGUF.", "split.")) or name in WRITTEN:
-            continue
-        kind = field.types[0]
-        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=sub)
+    copy_keys(writer, source, lambda name: name != "general.file_type")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for tensor in tensors:
         shape = [int(n) for n in reversed(tensor.shape)]

@@ -144,10 +144,12 @@ class Gguf:
         config = EmoConfig.from_dict(raw, str(path))
         weights = GgufWeights(path, config)
 
+        encoding = partial(_encoding, path, config.vocab_size)
+
         def writer(product: Product, place: Path) -> CopyingWriter:
             return CopyingWriter(place, product, entry.spec, path, weights)
 
-        return Package(path, raw, config, weights, [path], partial(_encoding, path), writer)
+        return Package(path, raw, config, weights, [path], encoding, writer)
 
     @contextmanager
     def exact(
@@ -178,9 +180,10 @@ class Gguf:
 
 
 @contextmanager
-def _encoding(path: Path) -> Iterator[Encode]:
+def _encoding(path: Path, vocab_size: int) -> Iterator[Encode]:
     import numpy as np
 
+    from emo_export.converters.gguf.copying import TokenizerAlone
     from emo_export.runtimes.opening import open_runtime, tokenizer_of
 
     need(["xllamacpp"], "llama", "reading text with the tokenizer in a GGUF file")
@@ -188,12 +191,15 @@ def _encoding(path: Path) -> Iterator[Encode]:
         raise EmoExportError(
             f"{path}: has no tokenizer, so that no text can be read for it; prune the checkpoint"
         )
-    runtime = open_runtime(path, 1, context=1)
-    try:
-        tokenizer = tokenizer_of(path, runtime)
-        yield lambda text: np.array(tokenizer.encode(text), dtype=np.int64)
-    finally:
-        runtime.close()
+    with tempfile.TemporaryDirectory(prefix="emo-export-tokenizer-") as folder:
+        alone = Path(folder) / "tokenizer.gguf"
+        TokenizerAlone(alone, path, vocab_size).outline()
+        runtime = open_runtime(alone, 1, context=1)
+        try:
+            tokenizer = tokenizer_of(alone, runtime)
+            yield lambda text: np.array(tokenizer.encode(text), dtype=np.int64)
+        finally:
+            runtime.close()
 
 
 def _weights(path: Path, config: EmoConfig) -> Rows:
