@@ -134,8 +134,10 @@ def prune_package(
 def _copy_rest(source: Source, folder: Path) -> None:
     for pattern in HUB_FILES:
         for path in () if pattern in MADE else sorted(source.path.glob(pattern)):
-            with writing(folder / path.name):
-                shutil.copyfile(path, folder / path.name)
+            place = folder / path.relative_to(source.path)
+            with writing(place):
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -71,8 +72,13 @@ def test_experts_that_are_tried_first_are_written_alike(
 def test_a_pruned_checkpoint_holds_the_experts_unchanged(
     tmp_path: Path, text: Path, emo: Emo
 ) -> None:
+    source = tmp_path / "base"
+    shutil.copytree(BASE, source)
+    beside = Path("additional_chat_templates", "tools.jinja")
+    (source / beside).parent.mkdir()
+    (source / beside).write_text("{{ tools }}", "utf-8")
     args = ("--keep", "25%", "--calibration", text, "--max-shard-size", "200KB", "--json")
-    done = emo("prune", BASE, "-o", tmp_path / "p", *args)
+    done = emo("prune", source, "-o", tmp_path / "p", *args)
     assert done.code == 0, done.err
     told = json.loads(done.out)
     metadata = json.loads((tmp_path / "p" / "pruning_metadata.json").read_text("utf-8"))
@@ -85,15 +91,15 @@ def test_a_pruned_checkpoint_holds_the_experts_unchanged(
     stored = {k: v for name in shards for k, v in load_file(tmp_path / "p" / name).items()}
     assert stored.keys() == index["weight_map"].keys()
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in stored.values())
-    source = load_file(BASE / "model.safetensors")
+    assert (tmp_path / "p" / beside).read_text("utf-8") == "{{ tools }}"
+    assert not (tmp_path / "p" / beside.name).exists()
+    held = load_file(BASE / "model.safetensors")
     for layer, kept in enumerate(metadata["experts_kept_per_layer"]):
         at = f"model.layers.{layer}.mlp"
-        np.testing.assert_array_equal(
-            stored[f"{at}.gate.weight"], source[f"{at}.gate.weight"][kept]
-        )
+        np.testing.assert_array_equal(stored[f"{at}.gate.weight"], held[f"{at}.gate.weight"][kept])
         for place, expert in enumerate(kept):
             name = "experts.{}.down_proj.weight"
-            want = source[f"{at}.{name.format(expert)}"]
+            want = held[f"{at}.{name.format(expert)}"]
             np.testing.assert_array_equal(stored[f"{at}.{name.format(place)}"], want)
     assert (tmp_path / "p" / "tokenizer.json").read_bytes() == (
         BASE / "tokenizer.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,16 @@ IDS = np.random.default_rng(4).integers(0, 500, (1, 20))
 def checkpoint_of(name: str) -> Path:
     if name == "base":
         return GOLDEN / name
+    if name == "templates":
+        return made_once("chat-templates-to-prune", with_templates)
     return made_once(name, functools.partial(make_checkpoint, **CONFIGS[name]))
+
+
+def with_templates(folder: Path) -> None:
+    make_checkpoint(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}", "utf-8")
 
 
 def package_at(path: Path) -> Package:
@@ -70,18 +80,20 @@ def pruned(package: Package, kept: Sequence[Sequence[int]], place: Path) -> Prod
 def exported_pruned(name: str, target: str, kept: Sequence[Sequence[int]], to: Path) -> Path:
     """The same experts kept of the checkpoint, then exported."""
     source, folder = checkpoint_of(name), to / "checkpoint"
-    folder.mkdir()
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
     product = Product.keeping(Checkpoint.open(source), kept)
     write_all(product, SafetensorsWriter(folder, product, 1 << 40))
     write_json(folder / "config.json", product.raw)
-    for beside in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if (source / beside).is_file():
-            (folder / beside).write_bytes((source / beside).read_bytes())
     family, _, kind = target.partition(":")
     return export_to(to, folder, **{family: (kind,)})[target]
 
 
-ALIKE = [("base", "gguf:q4_0"), ("gqa", "gguf:q8_0"), ("no_shared", "gguf:f16")]
+def files_in(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+ALIKE = [("templates", "gguf:f32"), ("templates", "onnx:f32")]
+ALIKE += [("base", "gguf:q4_0"), ("gqa", "gguf:q8_0"), ("no_shared", "gguf:f16")]
 ALIKE += [("dense_first", "gguf:q4_0"), ("tied", "gguf:q4_0"), ("rope_linear", "gguf:bf16")]
 ALIKE += [("no_shared_norm_topk", "gguf:q4_0"), ("always_active", "gguf:q8_0")]
 ALIKE += [("dense_middle_narrow", "gguf:q4_0"), ("head_dim", "gguf:q8_0")]
@@ -101,8 +113,8 @@ def test_every_byte_is_that_of_an_export_of_the_pruned_checkpoint(
     if want.is_file():
         assert (tmp_path / "found").read_bytes() == want.read_bytes()
         return
-    names = sorted(path.name for path in want.iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "found").iterdir())
+    names, found = (sorted(files_in(folder)) for folder in (want, tmp_path / "found"))
+    assert names == found
     for file in names:
         assert (tmp_path / "found" / file).read_bytes() == (want / file).read_bytes(), file
 
