@@ -18,9 +18,9 @@ from emo_export.converters.gguf.graph import FORCE, Graph, graph_of
 from emo_export.converters.gguf.layout import Layout
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.errors import EmoExportError
-from emo_export.files.gguf_header import GgufFile, GgufTensor
+from emo_export.files.gguf_header import GgufFile, GgufTensor, read_gguf
 from emo_export.files.gguf_names import GGUF_NAMES
-from emo_export.files.gguf_parts import read_model
+from emo_export.files.gguf_parts import part_paths, read_model
 from emo_export.files.gguf_types import ARCHITECTURES
 from emo_export.files.tensor_names import Form
 from emo_export.model.config import EmoConfig
@@ -45,7 +45,11 @@ class _Told:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: GgufFile = read_model(path)
-        self.tensors: dict[str, GgufTensor] = {t.name: t for t in self.file.tensors}
+        self.tensors: dict[str, tuple[Path, GgufTensor]] = {
+            tensor.name: (part, tensor)
+            for part in part_paths(path, self.file)
+            for tensor in read_gguf(part).tensors
+        }
         self.arch = str(self.file.keys.get("general.architecture"))
         if self.arch not in ARCHITECTURES:
             self.refuse(f"architecture {self.arch!r}; EMO is in {' or '.join(ARCHITECTURES)}")
@@ -88,7 +92,7 @@ class _Told:
         layers, forced = self.layers()
         raw: dict[str, Any] = {
             "model_type": "emo",
-            "vocab_size": self.tensor(GGUF_NAMES.name(Role.EMBED)).shape[0],
+            "vocab_size": self.tensor(GGUF_NAMES.name(Role.EMBED))[1].shape[0],
             "hidden_size": self.integer("embedding_length"),
             "intermediate_size": self.integer("expert_feed_forward_length"),
             "num_hidden_layers": len(layers),
@@ -154,9 +158,10 @@ class _Told:
             if not np.array_equal(self.values(name), np.array(wanted, np.float32)):
                 self.refuse(f"{name} holds other biases than those of equal counts of experts")
 
-    def tensor(self, name: str) -> GgufTensor:
+    def tensor(self, name: str) -> tuple[Path, GgufTensor]:
+        """A tensor, and the file that it is in."""
         found = self.tensors.get(name)
-        if found is None or not found.shape:
+        if found is None or not found[1].shape:
             self.refuse(f"has no tensor {name}")
         return found
 
@@ -165,16 +170,16 @@ class _Told:
 
     def values(self, name: str) -> Any:
         """A small float32 tensor."""
-        tensor = self.tensor(name)
+        file, tensor = self.tensor(name)
         if tensor.type != "F32":
             self.refuse(f"{name} is {tensor.type}, expected F32")
-        return np.fromfile(self.path, "<f4", tensor.nbytes // 4, offset=tensor.offset)
+        return np.fromfile(file, "<f4", tensor.nbytes // 4, offset=tensor.offset)
 
     def any(self, name: str) -> bool:
         """Whether a tensor has a byte that is not zero."""
-        tensor = self.tensor(name)
+        file, tensor = self.tensor(name)
         end = tensor.offset + tensor.nbytes
         return any(
-            np.fromfile(self.path, np.uint8, min(AT_ONCE, end - at), offset=at).any()
+            np.fromfile(file, np.uint8, min(AT_ONCE, end - at), offset=at).any()
             for at in range(tensor.offset, end, AT_ONCE)
         )

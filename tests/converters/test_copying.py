@@ -15,7 +15,10 @@ import pytest
 from onnx import numpy_helper
 
 from emo_export.converters.gguf.graph import FORCE
+from emo_export.converters.gguf.scheme import gguf_scheme
+from emo_export.converters.gguf.tokenizer import read_tokenizer
 from emo_export.converters.gguf.told import config_told
+from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.converters.safetensors.writer import SafetensorsWriter
 from emo_export.errors import EmoExportError
 from emo_export.families import FAMILIES
@@ -117,6 +120,21 @@ def test_every_byte_is_that_of_an_export_of_the_pruned_checkpoint(
     assert names == found
     for file in names:
         assert (tmp_path / "found" / file).read_bytes() == (want / file).read_bytes(), file
+
+
+def test_a_model_in_two_files_becomes_one(tmp_path: Path) -> None:
+    """Whether there is a shared expert is told by the second, which holds what domains share."""
+    product = Product.whole(Checkpoint.open(checkpoint_of("no_shared")))
+    config, parts = product.config, tmp_path / "x-00001-of-00002.gguf"
+    settings: dict[str, Any] = {"model_name": "test", "context": config.context_length()}
+    tokenizer = read_tokenizer(product.path, config)
+    scheme = gguf_scheme("f16", config)
+    writer = GgufWriter(parts, config, scheme, tokenizer=tokenizer, split=True, **settings)
+    write_all(product, writer)
+    assert (tmp_path / "x-00002-of-00002.gguf").is_file()
+    pruned(package_at(parts), some_of(config), tmp_path / "one.gguf")
+    pruned(package_at(exported(product.path, "gguf:f16")), some_of(config), tmp_path / "two.gguf")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
 
 
 def test_kept_blocks_of_a_gguf_are_the_file_s_own(tmp_path: Path) -> None:
