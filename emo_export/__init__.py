@@ -48,6 +48,8 @@ def export(
     *,
     heldout: Sequence[str | PathLike[str]] = (),
     calibration: Sequence[str | PathLike[str]] = (),
+    keep: int | str | None = None,
+    method: str = "router",
     golden: bool = True,
     validate: bool = True,
     overwrite: bool = False,
@@ -55,18 +57,23 @@ def export(
     """Export a checkpoint to every target, in one pass over its weights, and judge the result.
 
     `targets` are as `gguf:q4_k_m` or `onnx:int4@if`; `heldout` and `calibration` are text files,
-    or folders of them. Without `golden` there is no reference to judge by, now or later. A target
-    outside its limits raises nothing: see `results` of what is returned. Example:
-    `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises EmoExportError, and leaves
-    nothing behind, when the export can't be made.
+    or folders of them. `keep` experts of each layer, as 8 or "25%", are those that the calibration
+    text needs, ranked by `method` (router, easy-ep, reap, random). Without `golden` there is no
+    reference to judge by, now or later. A target outside its limits raises nothing: see `results`
+    of what is returned. Example: `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises
+    EmoExportError, and leaves nothing behind, when the export can't be made.
     """
     from pathlib import Path
 
     from emo_export.job import ExportOptions, export_package
+    from emo_export.selection.keep import Keep, Selection
+    from emo_export.selection.method import Method
 
+    selection = None if keep is None else Selection(Keep.parse(str(keep)), Method.parse(method))
     options = ExportOptions(
         heldout=tuple(map(Path, heldout)),
         calibration=tuple(map(Path, calibration)),
+        selection=selection,
         golden=golden,
         validate=validate,
         overwrite=overwrite,

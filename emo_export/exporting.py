@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import check_links, share, write_domains
-from emo_export.files.manifest import Manifest, digest, staging, write_manifest
+from emo_export.files.manifest import Manifest, digest, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.interfaces import F32, Writer
 from emo_export.model.chat_templates import DEFAULT, chat_templates
@@ -37,7 +36,7 @@ from emo_export.pipeline import (
     TrunkMeasured,
     stream,
 )
-from emo_export.resuming import Progress, differing
+from emo_export.resuming import Progress, Resuming, staged
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes, VariantSink
@@ -149,25 +148,6 @@ class Package:
     """What it depends on beside the source and the options, by what a user calls it."""
 
 
-@dataclass(frozen=True)
-class Resuming:
-    """What an export depends on, by what a user calls it: a later run with the same goes on.
-
-    Without `allowed` what an earlier run has left is removed.
-    """
-
-    recipe: Mapping[str, str]
-    allowed: bool = True
-
-    def wants(self, left: Path, steps: Steps) -> bool:
-        """Whether to go on with a folder that was left; tells why not."""
-        other = differing(left, self.recipe) if self.allowed else None
-        if other:
-            names = ", ".join(other)
-            steps.on_stage(f"not going on with the interrupted run, which had another {names}")
-        return other == []
-
-
 def export(
     package: Package,
     out: Path,
@@ -186,7 +166,7 @@ def export(
     returned results. Raises EmoExportError with nothing left behind. Interrupted with `resuming`,
     it leaves a hidden folder that the same call goes on with.
     """
-    with _staged(out, overwrite, steps, resuming) as (folder, progress):
+    with staged(out, overwrite, steps.on_stage, resuming) as (folder, progress):
         begun = _Begun(package, folder, _title(out), package.make_targets(folder), steps)
         (made,) = _make([begun], out, probes, steps, validate, device, progress)
     return made
@@ -208,7 +188,7 @@ def export_domains(
     Each folder is what `export` would make of its package; they appear together. Raises as
     `export` does.
     """
-    with _staged(out, overwrite, steps, resuming) as (folder, progress):
+    with staged(out, overwrite, steps.on_stage, resuming) as (folder, progress):
         begun = []
         for name, package in packages.items():
             inside = folder / name
@@ -221,26 +201,6 @@ def export_domains(
         made = _make(begun, out, probes, steps, validate, device, progress)
         write_domains(folder, list(packages))
     return dict(zip(packages, made, strict=True))
-
-
-@contextmanager
-def _staged(
-    out: Path, overwrite: bool, steps: Steps, resuming: Resuming | None
-) -> Iterator[tuple[Path, Progress | None]]:
-    """A hidden folder, and what saves the work in it."""
-    if resuming is None:
-        with staging(out, overwrite) as folder:
-            yield folder, None
-        return
-    with staging(out, overwrite, lambda left: resuming.wants(left, steps)) as folder:
-        progress = Progress(folder, resuming.recipe)
-        progress.find()
-        try:
-            yield folder, progress
-        except (KeyboardInterrupt, SystemExit):
-            if progress.is_saved:
-                steps.on_stage("interrupted; the same command goes on after the last whole layer")
-            raise
 
 
 @dataclass(frozen=True)
@@ -281,10 +241,7 @@ def _make(
             needed += probes.golden_bytes(variants, product.config)
     steps.on_start([target for one in begun for target in one.targets], source.nbytes)
     traffic = Traffic()
-    if progress is not None and progress.blocks:
-        layers = source.config.num_hidden_layers
-        steps.on_stage(f"going on after layer {progress.blocks - 1} of {layers}")
-    else:
+    if progress is None or not progress.blocks:  # else the files are there, at their full size
         check_space(out, needed)
     runs = _write_targets(begun, probes, steps, device, traffic, progress)
     for one in begun[1:]:

@@ -23,7 +23,6 @@ from emo_export.exporting import (
     Exported,
     Measure,
     Package,
-    Resuming,
     Steps,
     Validate,
     export,
@@ -54,6 +53,7 @@ from emo_export.parity.golden import Golden
 from emo_export.parity.losses import ALL
 from emo_export.pipeline import Line
 from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
+from emo_export.resuming import Resuming
 from emo_export.runtimes.opening import SMALL_MODEL
 from emo_export.runtimes.package import chosen_targets
 from emo_export.selection.keep import Keep, Selection
@@ -90,6 +90,7 @@ class PruneOptions:
     heldout_tokens: int = 4096
     max_shard_size: int = 5_000_000_000
     loss: bool = True
+    resume: bool = True
     device: str = "cpu"
 
 
@@ -360,18 +361,23 @@ def _resuming(
     probes: Probes | None,
 ) -> Resuming:
     """All that the files of an export depend on."""
-    files = [*checkpoint.files, checkpoint.path / "config.json"]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    recipe = {
-        "checkpoint": str([str(checkpoint.path.resolve()), *stats]),
-        "version": str(sorted(tool_versions().items())),
-        "target": str([*map(str, asked), options.targets, options.validate, options.device]),
-        "domain": str(list(options.domains)),
-        "held-out text": "" if probes is None else digest_of(probes.sequences),
-    }
+    target = str([*map(str, asked), options.targets, options.validate, options.device])
+    recipe = _recipe(checkpoint, target, probes)
     for name in packages[0].recipe:
         recipe[name] = str([package.recipe[name] for package in packages])
     return Resuming(recipe, options.resume)
+
+
+def _recipe(checkpoint: Checkpoint, target: str, probes: Probes | None) -> dict[str, str]:
+    """What all files made of a checkpoint depend on, by what a user calls it."""
+    files = [*checkpoint.files, checkpoint.path / "config.json"]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {
+        "checkpoint": str([str(checkpoint.path.resolve()), *stats]),
+        "version": str(sorted(tool_versions().items())),
+        "target": target,
+        "held-out text": "" if probes is None else digest_of(probes.sequences),
+    }
 
 
 def start_choice(selection: Selection, calibration: Calibration, source: Source) -> Choice:
@@ -394,7 +400,20 @@ def prune_checkpoint(
     choice = start_choice(options.selection, calibration, checkpoint)
     probes = _loss_probes(product, options, steps)
     writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
-    return prune(product, output, writing, calibration, choice, probes, steps, options.device)
+    recipe = _recipe(checkpoint, str((options.max_shard_size, options.device)), probes)
+    recipe["calibration text"] = digest_of(sample.sequences)
+    recipe["choice of experts"] = str(options.selection)
+    return prune(
+        product,
+        output,
+        writing,
+        calibration,
+        choice,
+        probes,
+        steps,
+        options.device,
+        Resuming(recipe, options.resume),
+    )
 
 
 def judge_domains(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from emo_export.base.disk import check_space, writing
 from emo_export.families.package import Package, copy_rows
-from emo_export.files.manifest import appearing, staging
+from emo_export.files.manifest import appearing
 from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.parity.losses import Loss, by_domain
-from emo_export.pipeline import Line, Listener, Output, stream
+from emo_export.pipeline import Line, Listener, Output, Saving, stream
+from emo_export.resuming import Resuming, staged
 
 if TYPE_CHECKING:
     from emo_export.exporting import Steps
@@ -46,18 +47,19 @@ def measure_lines(
     probes: Probes | None,
     device: str,
     on_bytes: Callable[[int], None],
+    saving: Saving | None = None,
 ) -> tuple[Loss, ...]:
     """Stream a product that chooses its experts; with probes, beside the full model."""
     listeners: list[Listener] = [calibration]
     if probes is None:
-        stream([Line(product, outputs, listeners, choice)], on_bytes)
+        stream([Line(product, outputs, listeners, choice)], on_bytes, saving=saving)
         return ()
     from emo_export.reference.probes import VariantSink
 
     sinks = VariantSink(product.source.config, probes), VariantSink(product.config, probes)
     full = Line(Product.whole(product.source), listeners=[sinks[0].listening(device)])
     listeners.append(sinks[1].listening(device))
-    stream([Line(product, outputs, listeners, choice), full], on_bytes)
+    stream([Line(product, outputs, listeners, choice), full], on_bytes, saving=saving)
     nlls = [sink.variant().heldout_nll for sink in sinks]
     return by_domain(nlls[0], nlls[1], probes.domains)
 
@@ -78,17 +80,19 @@ def prune(
     probes: Probes | None,
     steps: Steps,
     device: str = "cpu",
+    resuming: Resuming | None = None,
 ) -> Pruned:
     """Write the checkpoint; `out` appears only when it is whole. Raises EmoExportError."""
-    with staging(out, False) as folder:
+    with staged(out, False, steps.on_stage, resuming) as (folder, progress):
         writer = make_writer(folder)
-        check_space(out, sum(decl.nbytes for decl in writer.declarations()))
+        if progress is None or not progress.blocks:
+            check_space(out, sum(decl.nbytes for decl in writer.declarations()))
         steps.on_start((), product.source.nbytes)
         try:
             writer.open()
             outputs = [Output(writer)]
             loss = measure_lines(
-                product, outputs, calibration, choice, probes, device, steps.on_bytes
+                product, outputs, calibration, choice, probes, device, steps.on_bytes, progress
             )
             writer.close()
         except BaseException:

@@ -11,6 +11,8 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.disk import writing
-from emo_export.files.manifest import RESUME
+from emo_export.files.manifest import RESUME, staging
 
 if TYPE_CHECKING:
     from emo_export.interfaces import PlacedRows
@@ -96,6 +98,47 @@ class Progress:
                 handle.flush()
                 os.fsync(handle.fileno())
             new.replace(self._place / STATE)
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """What the files depend on, by what a user calls it: a later run with the same goes on.
+
+    Without `allowed` what an earlier run has left is removed.
+    """
+
+    recipe: Mapping[str, str]
+    allowed: bool = True
+
+    def wants(self, left: Path, on_stage: Callable[[str], None]) -> bool:
+        """Whether to go on with a folder that was left; tells why not."""
+        other = differing(left, self.recipe) if self.allowed else None
+        if other:
+            names = ", ".join(other)
+            on_stage(f"not going on with the interrupted run, which had another {names}")
+        return other == []
+
+
+@contextmanager
+def staged(
+    out: Path, overwrite: bool, on_stage: Callable[[str], None], resuming: Resuming | None
+) -> Iterator[tuple[Path, Progress | None]]:
+    """A hidden folder that becomes `out`, and what saves the work in it (None: nothing does)."""
+    if resuming is None:
+        with staging(out, overwrite) as folder:
+            yield folder, None
+        return
+    with staging(out, overwrite, lambda left: resuming.wants(left, on_stage)) as folder:
+        progress = Progress(folder, resuming.recipe)
+        progress.find()
+        if progress.blocks:
+            on_stage(f"going on after layer {progress.blocks - 1}, where a run was interrupted")
+        try:
+            yield folder, progress
+        except (KeyboardInterrupt, SystemExit):
+            if progress.is_saved:
+                on_stage("interrupted; the same command goes on after the last whole layer")
+            raise
 
 
 def differing(folder: Path, recipe: Mapping[str, str]) -> list[str] | None:

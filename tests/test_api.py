@@ -60,3 +60,17 @@ def test_text(tmp_path: Path) -> None:
     assert len(texts) == 1 and texts.pop()
     with pytest.raises(EmoExportError, match=r"golden\.npz"):
         emo_export.validate(tmp_path / "out")
+
+
+def test_experts_for_a_text(tmp_path: Path, golden: Path) -> None:
+    (tmp_path / "text.txt").write_text("def mean(values): return sum(values)\n" * 9, "utf-8")
+    kinds = {"calibration": [tmp_path / "text.txt"], "golden": False}
+    made = emo_export.export(
+        golden / "base", tmp_path / "out", ["onnx:f32"], keep="25%", method="reap", **kinds
+    )
+    assert made.manifest.kept is not None and {len(e) for e in made.manifest.kept} == {4}
+    for wrong, said in (({"method": "best"}, "method best"), ({"keep": 99}, "nothing would be")):
+        with pytest.raises(EmoExportError, match=said):
+            emo_export.export(
+                golden / "base", tmp_path / "x", ["onnx:f32"], **{"keep": 4, **kinds, **wrong}
+            )

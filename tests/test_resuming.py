@@ -18,7 +18,14 @@ import pytest
 
 from emo_export.exporting import Steps
 from emo_export.files.manifest import verify
-from emo_export.job import ExportOptions, export_domain_packages, export_package
+from emo_export.job import (
+    ExportOptions,
+    PruneOptions,
+    export_domain_packages,
+    export_package,
+    prune_checkpoint,
+)
+from emo_export.measuring import CalibrationText
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
@@ -108,6 +115,21 @@ def test_domains_go_on_together(tmp_path: Path, text: Path) -> None:
     export_domain_packages(source, tmp_path / "out", TARGETS, options, last.steps())
     assert any("going on after layer" in stage for stage in last.stages)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_prune_goes_on_too(tmp_path: Path, text: Path) -> None:
+    source = Checkpoint.open(GOLDEN / "base")
+    selection = Selection(Keep.parse("6"), Method.ROUTER)
+    options = PruneOptions(selection, CalibrationText((text,), 4096), max_shard_size=400_000)
+    whole = prune_checkpoint(source, tmp_path / "whole", options, Stop(float("inf")).steps())
+    with pytest.raises(KeyboardInterrupt):
+        stop = Stop(0.8 * source.nbytes)
+        prune_checkpoint(source, tmp_path / "out", options, stop.steps())
+    last = Stop(float("inf"))
+    again = prune_checkpoint(source, tmp_path / "out", options, last.steps())
+    assert any("going on after layer" in stage for stage in last.stages)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert again.loss == whole.loss and again.choice.layers == whole.choice.layers
 
 
 def stopped(source: Checkpoint, out: Path, options: ExportOptions) -> None:

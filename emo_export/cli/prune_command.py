@@ -66,6 +66,7 @@ FIELD = click.option(
 )
 @click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
 @click.option("--max-shard-size", metavar="SIZE", help="Of a checkpoint's files.  [default: 5GB]")
+@click.option("--no-resume", is_flag=True, help="Start anew where an earlier run was interrupted.")
 @click.option("--no-loss", is_flag=True, help="Do not measure what the pruning costs.")
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was kept and lost as JSON.")
@@ -82,6 +83,7 @@ def prune(
     heldout: tuple[Path, ...],
     heldout_tokens: int,
     max_shard_size: str | None,
+    no_resume: bool,
     no_loss: bool,
     torch_device: str,
     as_json: bool,
@@ -114,6 +116,7 @@ def prune(
         heldout_tokens,
         size_of_text(max_shard_size or "5GB"),
         not no_loss,
+        not no_resume,
         torch_device,
     )
     run_prune(path, targets, output, options, stdout(), as_json)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from emo_export.errors import EmoExportError
+
 
 class Method(StrEnum):
     """A score; `selection/scores.py` computes them."""
@@ -12,6 +14,14 @@ class Method(StrEnum):
     EASY_EP = "easy-ep"
     REAP = "reap"
     RANDOM = "random"
+
+    @classmethod
+    def parse(cls, name: str) -> Method:
+        """By name. Raises EmoExportError for another."""
+        if name not in list(cls):
+            known = ", ".join(cls)
+            raise EmoExportError(f"method {name}: unknown; there are {known}")
+        return cls(name)
 
     @property
     def tries_experts(self) -> bool:
