@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from emo_export.model.config import LayerShape
 from emo_export.model.names import Role, Step
 from emo_export.reference.forward import Tensor
-from emo_export.reference.states import States
+from emo_export.reference.states import States, chunks
 from emo_export.selection.method import Method
 
 F64 = npt.NDArray[np.float64]
@@ -93,7 +93,10 @@ class Trial:
         assert routing is not None
         values = self._norms
         if method == Method.EASY_EP:
-            turned = 1 - F.cosine_similarity(self._before, states.hidden, dim=1)
+            turned = torch.empty(len(values), device=values.device)
+            for rows in chunks(len(values)):
+                before, after = self._before[rows], states.hidden[rows]
+                turned[rows] = 1 - F.cosine_similarity(before, after, dim=1)
             values = values * turned.clamp(min=0)[:, None]
         experts = self._shape.num_experts
         spread = torch.zeros(len(values), experts, dtype=torch.float64, device=values.device)
