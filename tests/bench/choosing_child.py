@@ -116,7 +116,7 @@ def main() -> None:
         stages.begin,
     )
     options = ExportOptions(
-        heldout=(NANO / "heldout",),
+        heldout=(NANO / "heldout",) if asked["golden"] else (),
         heldout_tokens=asked["heldout_tokens"],
         calibration=(NANO / "calibration",),
         calibration_tokens=asked["tokens"],
