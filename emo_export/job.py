@@ -16,6 +16,7 @@ import numpy as np
 
 from emo_export.auto_keep import Found, find_keep
 from emo_export.base.install import CONVERT, need
+from emo_export.base.large_blocks import return_large_blocks
 from emo_export.domains import Chosen, choose_on_each
 from emo_export.errors import EmoExportError
 from emo_export.exporting import (
@@ -549,9 +550,13 @@ def heldout_texts(given: Sequence[Path], source: Path) -> Texts:
 
 
 def prepare_torch(device: str, nbytes: int) -> None:
-    """Check the device; keep a small model on one thread, where several mostly wait."""
+    """Check the device; keep a small model on one thread, where several mostly wait.
+
+    What is as large as a weight is returned to the system when torch lets go of it.
+    """
     import torch
 
+    return_large_blocks()
     if nbytes < SMALL_MODEL:
         torch.set_num_threads(1)
 
