@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 from emo_export.errors import EmoExportError
 from emo_export.parity.outcome import Outcome
 from emo_export.sweep.making import make
-from emo_export.sweep.record import Asked
+from emo_export.sweep.record import Asked, Record
 from emo_export.sweep.variants import Variant
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 LOCAL = "local"
 DASK = re.compile(r"dask://([^/\s:]+|\[[\da-fA-F:]+\]):(\d{1,5})/?")
@@ -66,20 +66,33 @@ def outcomes(tasks: Sequence[tuple[Variant, Asked]], out: Path, place: Place) ->
 
     with _connected(place) as client:
         run = uuid.uuid4().hex  # an earlier run's task of the same name may still be there
-        futures = {
-            client.submit(make, variant, asked, out, key=f"{variant.label.name}-{run}"): variant
-            for variant, asked in tasks
-        }
+        waiting = list(reversed(tasks))
+        futures: dict[Future, tuple[Variant, Asked]] = {}
+        done = as_completed(loop=client.loop)
         try:
-            for future in as_completed(futures, loop=client.loop):
-                variant = futures[future]
-                if future.status == "finished":
-                    yield future.result()
-                else:
-                    yield _lost(variant, future.exception())
+            while waiting or futures:
+                # One for each worker: the end of a worker is blamed on all that it was given.
+                while waiting and len(futures) < max(1, len(client.nthreads())):
+                    variant, asked = waiting.pop()
+                    key = f"{variant.label.name}-{run}"
+                    future = client.submit(make, variant, asked, out, key=key)
+                    futures[future] = variant, asked
+                    done.add(future)
+                future = next(done)
+                yield _told(future, *futures.pop(future), out)
         except BaseException:
             client.cancel(list(futures))
             raise
+
+
+def _told(future: Future, variant: Variant, asked: Asked, out: Path) -> Outcome:
+    """What a worker says of its variant, or that it can't say anything any more."""
+    if future.status == "finished":
+        outcome: Outcome = future.result()
+        return outcome
+    lost = Record(asked, None, _lost(variant, future.exception()))
+    lost.save(out)
+    return lost.outcome
 
 
 def _lost(variant: Variant, error: BaseException | None) -> Outcome:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emo_export.parity.outcome import Outcome
-from emo_export.report.html.chart_axes import Axis, Tick, linear_axis, log_axis, round_step, spread
+from emo_export.report.html.chart_axes import Axis, Tick, linear_axis, log_axis, spread
 from emo_export.report.html.charts import BOTTOM, HEIGHT, LABEL_GAP, LEFT, RIGHT, STYLES, TOP
 
 WIDE = 5.0  # between the least and the most, beyond which the scale is logarithmic
@@ -91,10 +91,9 @@ def _series(outcomes: Sequence[Outcome]) -> Mapping[str, Mapping[str, list[Point
 
 
 def _ratios(values: Sequence[float], bottom: float) -> Axis | None:
-    """From the least to the most: zero says nothing of a ratio."""
+    """From the least to the most, with a margin: zero says nothing of a ratio."""
     low, high = min(values), max(values)
     if high > WIDE * low:
         return log_axis(values, bottom, TOP)
-    step = round_step(max(high - low, 0.01 * high))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Axis(first * step, max(last, first + 1) * step, bottom, TOP)
+    margin = max(0.05 * (high - low), 0.005 * high)
+    return Axis(low - margin, high + margin, bottom, TOP)
