@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,7 +84,11 @@ class PlacedFile:
             if old.stat().st_size != size or len(written) != -(-sum(rows) // 8):
                 raise EmoExportError(f"{old}: is not what an earlier run left; use --no-resume")
             self._file.close()
-            old.replace(self.path)
+            if old.stat().st_nlink > 1:  # a trunk already shared, which onnx's checker would refuse
+                shutil.copyfile(old, self.path)
+                old.unlink()
+            else:
+                old.replace(self.path)
             self._file = self.path.open("r+b")
             self._file.write(header)
         flags = np.unpackbits(written, count=sum(rows)).astype(bool)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from emo_export.exporting import Steps
+from emo_export.families.options import TargetOptions
 from emo_export.files.manifest import verify
 from emo_export.job import (
     ExportOptions,
@@ -206,3 +207,33 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     subprocess.run([*words, str(out)], check=True, capture_output=True)
     assert files_of(out) == want and went_on > 0
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_trunk_that_was_shared_before_the_interrupt_is_gone_on_with(
+    tmp_path: Path, text: Path
+) -> None:
+    checkpoint = Checkpoint.open(GOLDEN / "base")
+    options = replace(
+        options_for(text),
+        calibration=(),
+        domains={"a": (text,), "b": (text,)},
+        targets=TargetOptions(share_trunk=True),
+        heldout=(text,),
+        heldout_tokens=32,
+        golden=True,
+        validate=False,
+    )
+
+    def interrupt(stage: str) -> None:
+        if stage.startswith("a: greedy"):
+            raise KeyboardInterrupt
+
+    steps = Steps(lambda targets, nbytes: None, lambda count: None, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_domain_packages(checkpoint, tmp_path / "out", ["onnx:int4"], options, steps)
+    (left,) = tmp_path.glob(".out.*")
+    trunk = "a/onnx-int4/model.onnx.trunk.data"
+    assert (left / trunk).stat().st_nlink == 2
+    export_domain_packages(checkpoint, tmp_path / "out", ["onnx:int4"], options)
+    assert (tmp_path / "out" / trunk).stat().st_nlink == 2
+    assert verify(tmp_path / "out" / "b") == []
