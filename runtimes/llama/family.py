@@ -53,8 +53,11 @@ class LlamaFamily:
         raise EmoExportError(f"{path}: file type {kind!r} is not one that export writes")
 
     def files(self, path: Path) -> list[Path]:
-        """The file, or all parts."""
-        return part_paths(path, read_gguf(path))
+        """The file, or all parts; of one that can't be read, which opening it tells, itself."""
+        try:
+            return part_paths(path, read_gguf(path))
+        except EmoExportError:
+            return [path]
 
     def need(self, path: Path, context: int | None = None) -> Need:
         """Weights, which stay mapped, and a float16 KV cache."""
