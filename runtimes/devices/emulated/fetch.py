@@ -9,12 +9,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.emulated.place import bytes_of
 
 LOOK_SECONDS = 0.25
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,30 @@ def watched(
     # TMPDIR: apt ignores one that it can't write to, and what is left must go with the folder.
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": str(folder), **settings}
     with tempfile.TemporaryFile(dir=folder) as out, tempfile.TemporaryFile(dir=folder) as err:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=folder,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C is ours alone; we end it and wait
-            )
-        except OSError as error:
-            raise EmoExportError(f"{command[0]} can't be started ({error.strerror})") from error
-        try:
-            _watch(process, growing, on_bytes)
-        except BaseException:
-            _end(process)
-            raise
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    cwd=folder,
+                    env=environment,
+                    start_new_session=True,  # a Ctrl-C is ours alone; we end it and wait
+                    preexec_fn=partial(signal.pthread_sigmask, signal.SIG_SETMASK, before),
+                )
+            except OSError as error:
+                raise EmoExportError(f"{command[0]} can't be started ({error.strerror})") from error
+            try:
+                # Not before it is known which process an interrupt must end.
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _watch(process, growing, on_bytes)
+            except BaseException:
+                _end(process)
+                raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         out.seek(0)
         err.seek(0)
         text = out.read().decode("utf-8", "replace")
