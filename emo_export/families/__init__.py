@@ -47,6 +47,9 @@ class Family(Protocol):
         `measured`: there is an importance matrix.
         """
 
+    def taken(self, spec: Spec, options: TargetOptions) -> TargetOptions:
+        """Without the options of other targets, which `check_options` would refuse for one."""
+
     def overriding(self) -> Collection[str]:
         """The types that --tensor-type may give a part."""
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,10 @@ class Gguf:
         if not specs:
             given = {"--arch": options.arch, "--calibration or --imatrix": measured}
             refuse_unused("gguf", given)
+
+    def taken(self, spec: Spec, options: TargetOptions) -> TargetOptions:
+        """Without those of ONNX graphs."""
+        return replace(options, block_size=None, plain_attention=False)
 
     def overriding(self) -> Collection[str]:
         """Every ggml type that is written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,15 +48,22 @@ class Onnx:
         """Refuse --block-size and --plain-attention where no target has blocks or branches."""
         if not specs:
             refuse_unused("onnx", {"--block-size": options.block_size})
-        if options.block_size and not any(
-            spec.type != "f32" and spec.graph != "standard" for spec in specs
-        ):
+        if options.block_size and not any(map(_has_blocks, specs)):
             raise EmoExportError(
                 "--block-size is for int4 and int8 in the graphs @qmoe and @if, and no target is "
                 "one"
             )
         if options.plain_attention and not any(spec.graph == "if" for spec in specs):
             raise EmoExportError("--plain-attention is for the graph @if, and no target has it")
+
+    def taken(self, spec: Spec, options: TargetOptions) -> TargetOptions:
+        """Without --arch, and what this graph and type have not."""
+        return replace(
+            options,
+            arch=None,
+            block_size=options.block_size if _has_blocks(spec) else None,
+            plain_attention=options.plain_attention and spec.graph == "if",
+        )
 
     def overriding(self) -> Collection[str]:
         """The types of both lengths of name: int4, and int4b32 with its block."""
@@ -197,3 +205,7 @@ def _weights(folder: Path, config: EmoConfig, scheme: QuantScheme) -> Rows:
     from emo_export.converters.onnx.read_back import OnnxWeights
 
     return OnnxWeights(folder, config, scheme).rows
+
+
+def _has_blocks(spec: Spec) -> bool:
+    return spec.type != "f32" and spec.graph != "standard"

@@ -18,7 +18,7 @@ from emo_export.model.product import Product
 from emo_export.parity.outcome import Label
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
-from emo_export.spec import GGUF, ONNX, Spec
+from emo_export.spec import Spec
 from emo_export.sweep.spec_file import EVERY, EVERY_EXPERT, OWN, SweepOptions, SweepSpec, naming
 from emo_export.text.first import sequences_of
 from emo_export.text.places import find_texts
@@ -91,17 +91,10 @@ def _target_options(options: SweepOptions) -> TargetOptions:
 
 def _options_for(target: Spec, options: SweepOptions) -> TargetOptions:
     """Without those that are for other targets, which a single one would refuse."""
-    known = FAMILIES[target.family].overriding()
-    has_blocks = target.family == ONNX and target.type != "f32" and target.graph != "standard"
-    return replace(
-        _target_options(options),
-        tensor_types=tuple(
-            one for one in options.tensor_type if one.lower().partition("=")[2] in known
-        ),
-        arch=options.arch if target.family == GGUF else None,
-        block_size=options.block_size if has_blocks else None,
-        plain_attention=options.plain_attention and target.graph == "if",
-    )
+    family = FAMILIES[target.family]
+    known = family.overriding()
+    types = [one for one in options.tensor_type if one.lower().partition("=")[2] in known]
+    return family.taken(target, replace(_target_options(options), tensor_types=tuple(types)))
 
 
 def _check_targets(spec: SweepSpec, checkpoint: Checkpoint) -> None:
