@@ -11,9 +11,9 @@ import ctypes
 import sys
 
 LARGE = 4 << 20
-KEPT = (
-    16 << 20
-)  # free at the end of a heap, so that smaller blocks don't ask for it again and again
+KEPT = 16 << 20
+"""Free at the end of a heap, so that smaller blocks don't ask for it again and again."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 

@@ -24,7 +24,7 @@ large = []
 for _ in range(10):
     large.append(libc.malloc(20 << 20))
     ctypes.memset(large[-1], 1, 20 << 20)
-    libc.malloc(1000)
+    libc.malloc(300 << 10)  # larger than anything free in between: it lies after the block
 for block in large:
     libc.free(block)
 print(sizes(Path("/proc/self/status"))["RssAnon"])
