@@ -1,4 +1,4 @@
-"""Slow: every target on emo-nano with all its held-out text, and the peak memory of an export."""
+"""Slow: every target on emo-nano with much held-out text, and the peak memory of an export."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reports(made: Path) -> dict[str, Any]:
         str(made),
         "--json",
     ]
-    command += ["--heldout-tokens", "60000"]
+    command += ["--heldout-tokens", "12288"]
     for target in TARGETS:
         command += ["--to", target]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -67,7 +67,7 @@ def reports(made: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_limits(target: str, reports: dict[str, Any]) -> None:
     report = reports[target]
-    assert report["heldout_tokens"] > 30000
+    assert report["heldout_tokens"] > 12000
     rows = report["rows"]
     dequantised = [r for r in rows if r["against"] == "dequantised"]
     quantised = target in MOST_PERPLEXITY_RATIO
