@@ -181,7 +181,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     """SIGKILL to the command itself, on the trained model."""
     text = NANO / "calibration" / "c.jsonl"
     words = [sys.executable, "-m", "emo_export", "export", str(NANO), "--keep", "8"]
-    words += ["--calibration", str(text), "--calibration-tokens", "8192", "--no-validate"]
+    words += ["--calibration", str(text), "--calibration-tokens", "4096", "--no-golden"]
     words += ["--to", "gguf:q4_k_m", "--to", "onnx:int4", "-o"]
     begun = time.monotonic()
     subprocess.run([*words, str(tmp_path / "whole")], check=True, capture_output=True)
@@ -192,17 +192,17 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     while kills < 20:
         child = subprocess.Popen([*words, str(out)], stderr=subprocess.PIPE, text=True)
         try:
-            _, told = child.communicate(timeout=rng.uniform(0.3, 1.0) * seconds)
+            _, told = child.communicate(timeout=rng.uniform(0.4, 1.0) * seconds)
         except subprocess.TimeoutExpired:
             os.kill(child.pid, signal.SIGKILL)
             _, told = child.communicate()
             kills += 1
-            went_on += "going on after layer" in told
-            continue
-        assert child.returncode == 0, told
+        else:
+            assert child.returncode == 0, told
         went_on += "going on after layer" in told
-        assert files_of(out) == want
-        shutil.rmtree(out)
+        if out.exists():  # a kill may come when all is done, too
+            assert files_of(out) == want
+            shutil.rmtree(out)
     subprocess.run([*words, str(out)], check=True, capture_output=True)
     assert files_of(out) == want and went_on > 0
     assert not list(tmp_path.glob(".out*"))
