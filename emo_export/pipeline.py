@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -29,9 +29,6 @@ from emo_export.interfaces import (
 from emo_export.model.names import Block, Kind, Role, Slot, Step, blocks, row_spans
 from emo_export.model.product import Product
 from emo_export.model.quantiser import Weighted
-
-if TYPE_CHECKING:  # a plain conversion has no use for torch, which takes seconds to import
-    pass
 
 T = TypeVar("T")
 
