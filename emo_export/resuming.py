@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,8 @@ def staged(
         except (KeyboardInterrupt, SystemExit):
             if progress.is_saved:
                 on_stage("interrupted; the same command goes on after the last whole layer")
+            else:  # in the midst of the first save: nothing that is worth its place
+                shutil.rmtree(folder / RESUME, ignore_errors=True)
             raise
 
 

@@ -118,6 +118,20 @@ def test_domains_go_on_together(tmp_path: Path, text: Path) -> None:
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_an_interrupt_in_the_first_save_leaves_nothing(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **arrays: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    source = Checkpoint.open(GOLDEN / "base")
+    stop = Stop(float("inf"))
+    with pytest.raises(KeyboardInterrupt):
+        export_package(source, tmp_path / "out", TARGETS, options_for(text), stop.steps())
+    assert not list(tmp_path.glob("*out*")) and "interrupted" not in " ".join(stop.stages)
+
+
 def test_prune_goes_on_too(tmp_path: Path, text: Path) -> None:
     source = Checkpoint.open(GOLDEN / "base")
     selection = Selection(Keep.parse("6"), Method.ROUTER)
