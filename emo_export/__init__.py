@@ -20,7 +20,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Exported
+    from emo_export.exporting.export import Exported
     from emo_export.model.checkpoint import Checkpoint
     from emo_export.parity.result import Result
     from emo_export.runtimes.loading import Model
@@ -65,7 +65,9 @@ def export(
     """
     from pathlib import Path
 
-    from emo_export.job import ExportOptions, export_package
+    from emo_export.exporting.package import ALONE
+    from emo_export.jobs.export import export_checkpoint
+    from emo_export.jobs.options import ExportOptions
     from emo_export.selection.keep import Keep, Selection
     from emo_export.selection.method import Method
 
@@ -79,7 +81,7 @@ def export(
         overwrite=overwrite,
     )
     checkpoint = open_checkpoint(source) if isinstance(source, str | PathLike) else source
-    return export_package(checkpoint, Path(out), targets, options)
+    return export_checkpoint(checkpoint, Path(out), targets, options)[ALONE]
 
 
 def validate(

@@ -12,7 +12,10 @@ from emo_export.text.documents import FIELD
 if TYPE_CHECKING:
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
+    from emo_export.model.source import Source
     from emo_export.reference.calibrate import Calibration
+    from emo_export.selection.choice import Choice
+    from emo_export.selection.keep import Selection
     from emo_export.text.sample import Sample
     from emo_export.text.tokenizer import Encode
 
@@ -60,6 +63,13 @@ def start_calibration(sample: Sample, product: Product, device: str) -> Calibrat
     from emo_export.reference.calibrate import Calibration
 
     return Calibration(product.config, sample.sequences, sample.source, device)
+
+
+def start_choice(selection: Selection, calibration: Calibration, source: Source) -> Choice:
+    """What chooses the experts of a product by the text that goes along."""
+    from emo_export.selection.choice import Choice
+
+    return Choice(calibration.states, source.config, selection)
 
 
 def read_importance(path: Path, product: Product, arch: str | None) -> ImportanceMatrix:

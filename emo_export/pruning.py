@@ -20,7 +20,7 @@ from emo_export.pipeline import Line, Listener, Output, Saving, stream
 from emo_export.resuming import Resuming, staged
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Steps
+    from emo_export.exporting.steps import Steps
     from emo_export.interfaces import Writer
     from emo_export.reference.calibrate import Calibration
     from emo_export.reference.probes import Probes

@@ -16,16 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emo_export.exporting import Steps
+from emo_export.exporting.steps import Steps
 from emo_export.families.options import TargetOptions
 from emo_export.files.manifest import verify
-from emo_export.job import (
-    ExportOptions,
-    PruneOptions,
-    export_domain_packages,
-    export_package,
-    prune_checkpoint,
-)
+from emo_export.jobs.export import export_checkpoint
+from emo_export.jobs.options import ExportOptions, PruneOptions
+from emo_export.jobs.prune import prune_checkpoint
 from emo_export.measuring import CalibrationText
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.selection.keep import Keep, Selection
@@ -81,7 +77,7 @@ def test_it_goes_on_after_the_last_whole_layer(tmp_path: Path, text: Path) -> No
     """Interrupted somewhere else each time, and some again and again."""
     source = Checkpoint.open(GOLDEN / "base")
     options = replace(options_for(text), golden=True, validate=False)
-    export_package(source, tmp_path / "whole", TARGETS, options)
+    export_checkpoint(source, tmp_path / "whole", TARGETS, options)
     want = files_of(tmp_path / "whole")
     rng = random.Random(7)
     resumed = 0
@@ -90,10 +86,10 @@ def test_it_goes_on_after_the_last_whole_layer(tmp_path: Path, text: Path) -> No
         for _ in range(number + 1):
             stop = Stop(rng.uniform(0.45, 0.98) * source.nbytes)
             with pytest.raises(KeyboardInterrupt):
-                export_package(source, out, TARGETS, options, stop.steps())
+                export_checkpoint(source, out, TARGETS, options, stop.steps())
             assert not out.exists()
         last = Stop(float("inf"))
-        export_package(source, out, TARGETS, options, last.steps())
+        export_checkpoint(source, out, TARGETS, options, last.steps())
         resumed += any("going on after layer" in stage for stage in last.stages)
         assert files_of(out) == want
         assert not list(tmp_path.glob(f".out{number}*")) and not verify(out)
@@ -107,13 +103,13 @@ def test_domains_go_on_together(tmp_path: Path, text: Path) -> None:
     options = replace(
         options_for(text), calibration=(), domains={"code": (text,), "prose": (other,)}
     )
-    export_domain_packages(source, tmp_path / "whole", TARGETS, options)
+    export_checkpoint(source, tmp_path / "whole", TARGETS, options)
     stop = Stop(0.8 * source.nbytes)
     with pytest.raises(KeyboardInterrupt):
-        export_domain_packages(source, tmp_path / "out", TARGETS, options, stop.steps())
+        export_checkpoint(source, tmp_path / "out", TARGETS, options, stop.steps())
     assert "interrupted; the same command goes on" in stop.stages[-1]
     last = Stop(float("inf"))
-    export_domain_packages(source, tmp_path / "out", TARGETS, options, last.steps())
+    export_checkpoint(source, tmp_path / "out", TARGETS, options, last.steps())
     assert any("going on after layer" in stage for stage in last.stages)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
@@ -128,7 +124,7 @@ def test_an_interrupt_in_the_first_save_leaves_nothing(
     source = Checkpoint.open(GOLDEN / "base")
     stop = Stop(float("inf"))
     with pytest.raises(KeyboardInterrupt):
-        export_package(source, tmp_path / "out", TARGETS, options_for(text), stop.steps())
+        export_checkpoint(source, tmp_path / "out", TARGETS, options_for(text), stop.steps())
     assert not list(tmp_path.glob("*out*")) and "interrupted" not in " ".join(stop.stages)
 
 
@@ -149,7 +145,7 @@ def test_prune_goes_on_too(tmp_path: Path, text: Path) -> None:
 
 def stopped(source: Checkpoint, out: Path, options: ExportOptions) -> None:
     with pytest.raises(KeyboardInterrupt):
-        export_package(source, out, TARGETS, options, Stop(0.8 * source.nbytes).steps())
+        export_checkpoint(source, out, TARGETS, options, Stop(0.8 * source.nbytes).steps())
 
 
 Change = Callable[[ExportOptions, Path], ExportOptions]
@@ -167,7 +163,7 @@ def test_what_changed_is_told_and_begun_anew(name: str, tmp_path: Path, text: Pa
     stopped(source, out, options_for(text))
     again = Stop(float("inf"))
     changed = CHANGES[name](options_for(text), text)
-    export_package(source, out, TARGETS, changed, again.steps())
+    export_checkpoint(source, out, TARGETS, changed, again.steps())
     told = [stage for stage in again.stages if "not going on with the interrupted run" in stage]
     assert len(told) == 1 and name in told[0]
     assert not any("going on after layer" in stage for stage in again.stages)
@@ -176,7 +172,7 @@ def test_what_changed_is_told_and_begun_anew(name: str, tmp_path: Path, text: Pa
 def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> None:
     source, out = Checkpoint.open(GOLDEN / "base"), tmp_path / "out"
     options = options_for(text)
-    export_package(source, tmp_path / "want", TARGETS, options)
+    export_checkpoint(source, tmp_path / "want", TARGETS, options)
     for damage in (None, b"", b"PK\x03\x04 cut"):
         stopped(source, out, options)
         if damage is not None:
@@ -184,7 +180,7 @@ def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> N
             state.write_bytes(damage)
         again = Stop(float("inf"))
         chosen = options if damage is not None else replace(options, resume=False)
-        export_package(source, out, TARGETS, chosen, again.steps())
+        export_checkpoint(source, out, TARGETS, chosen, again.steps())
         assert not any("going on after" in stage for stage in again.stages)
         assert files_of(out) == files_of(tmp_path / "want")
         shutil.rmtree(out)
@@ -243,10 +239,10 @@ def test_a_trunk_that_was_shared_before_the_interrupt_is_gone_on_with(
 
     steps = Steps(lambda targets, nbytes: None, lambda count: None, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_domain_packages(checkpoint, tmp_path / "out", ["onnx:int4"], options, steps)
+        export_checkpoint(checkpoint, tmp_path / "out", ["onnx:int4"], options, steps)
     (left,) = tmp_path.glob(".out.*")
     trunk = "a/onnx-int4/model.onnx.trunk.data"
     assert (left / trunk).stat().st_nlink == 2
-    export_domain_packages(checkpoint, tmp_path / "out", ["onnx:int4"], options)
+    export_checkpoint(checkpoint, tmp_path / "out", ["onnx:int4"], options)
     assert (tmp_path / "out" / trunk).stat().st_nlink == 2
     assert verify(tmp_path / "out" / "b") == []

@@ -1,4 +1,4 @@
-"""The work of `domains`: what it prints, around the job itself (emo_export/domains.py)."""
+"""The work of `domains`: what it prints, around the job itself (emo_export/jobs/domains.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emo_export.report.domains import domains_table
 from emo_export.report.html import domains as domains_page
 
 if TYPE_CHECKING:
-    from emo_export.job import DomainOptions
+    from emo_export.jobs.options import DomainOptions
     from emo_export.selection.keep import Selection
 
 
@@ -31,7 +31,7 @@ def run_domains(
 ) -> None:
     """Choose on each kind of text, judge on each, print the matrix."""
     need(CONVERT, "convert", "domains")
-    from emo_export.job import judge_domains
+    from emo_export.jobs.domains import judge_domains
 
     if html is not None:
         domains_page.check_writable(html)

@@ -78,7 +78,7 @@ def domains(
             --calibration examples/emo-nano/calibration
     """
     from emo_export.cli.domains import run_domains
-    from emo_export.job import DomainOptions
+    from emo_export.jobs.options import DomainOptions
     from emo_export.selection.keep import Keep, Selection
 
     selections = [Selection(Keep.parse(keep), Method(name), seed) for name in methods]

@@ -1,4 +1,4 @@
-"""The work of `export`: what it prints, around the job itself (emo_export/job.py)."""
+"""The work of `export`: what it prints, around the job itself (emo_export/jobs/export.py)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from rich.console import Console
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.work import open_checkpoint, progress_steps, say
 from emo_export.errors import EmoExportError
+from emo_export.exporting.package import ALONE
 from emo_export.parity.result import as_json
 from emo_export.report.sentences import check
 from emo_export.report.text import show
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Exported
-    from emo_export.job import ExportOptions
+    from emo_export.exporting.export import Exported
+    from emo_export.jobs.options import ExportOptions
     from emo_export.model.checkpoint import Checkpoint
     from emo_export.model.importance import ImportanceMatrix
 
@@ -37,30 +38,36 @@ def run_export(
     in_json: bool = False,
 ) -> None:
     """Export, print the parity table. Raises what the verdict calls for."""
-    from emo_export.job import export_package
+    from emo_export.jobs.export import export_checkpoint
 
     checkpoint = _open(source, options)
     used: list[ImportanceMatrix] = []
     if options.auto is not None:
         options = _found_keep(checkpoint, options)
     with progress_steps() as steps:
-        made = export_package(checkpoint, output, specs, options, steps, used.append)
+        made = export_checkpoint(checkpoint, output, specs, options, steps, used.append)
     for matrix in used:
         warn_unseen(matrix)
-    _say_size(output, made)
-    if options.validate and options.golden:
-        if in_json:
-            click.echo(json.dumps(as_json(made.results), indent=2))
-        else:
-            show(made.results, out)
-        check(made.results)
-    elif in_json:
-        click.echo(json.dumps(NOT_JUDGED))
+    for name, one in made.items():
+        _say_size(output / name, one)
+    judged = options.validate and options.golden
+    if in_json:
+        each = {n: as_json(one.results) if judged else NOT_JUDGED for n, one in made.items()}
+        whole = {"domains": each} if options.domains else each[ALONE]
+        click.echo(json.dumps(whole, indent=2))
+    results = [
+        replace(result, target=f"{name}/{result.target}" if name else result.target)
+        for name, one in made.items()
+        for result in one.results
+    ]
+    if judged and not in_json:
+        show(results, out)
+    check(results)
 
 
 def _found_keep(checkpoint: Checkpoint, options: ExportOptions) -> ExportOptions:
     """Find how many experts to keep, and show what led to that."""
-    from emo_export.job import resolve_auto
+    from emo_export.jobs.auto_keep import resolve_auto
     from emo_export.report.pruning import keep_table, nothing_fits
 
     with progress_steps() as steps:
@@ -69,39 +76,6 @@ def _found_keep(checkpoint: Checkpoint, options: ExportOptions) -> ExportOptions
     if found.keep is None:
         raise EmoExportError(nothing_fits(found.tried, found.limit))
     return resolved
-
-
-def run_domains(
-    source: str,
-    output: Path,
-    specs: Sequence[str],
-    options: ExportOptions,
-    out: Console,
-    in_json: bool = False,
-) -> None:
-    """Export a package for each domain; else as `run_export`."""
-    from emo_export.job import export_domain_packages
-
-    checkpoint = _open(source, options)
-    used: list[ImportanceMatrix] = []
-    with progress_steps() as steps:
-        made = export_domain_packages(checkpoint, output, specs, options, steps, used.append)
-    for matrix in used:
-        warn_unseen(matrix)
-    for name, one in made.items():
-        _say_size(output / name, one)
-    judged = options.validate and options.golden
-    if in_json:
-        each = {n: as_json(one.results) if judged else NOT_JUDGED for n, one in made.items()}
-        click.echo(json.dumps({"domains": each}, indent=2))
-    results = [
-        replace(result, target=f"{name}/{result.target}")
-        for name, one in made.items()
-        for result in one.results
-    ]
-    if judged and not in_json:
-        show(results, out)
-    check(results)
 
 
 def domain_places(given: Sequence[str]) -> dict[str, tuple[Path, ...]]:

@@ -189,9 +189,9 @@ def export(
             --domain c=examples/emo-nano/calibration/c.jsonl \\
             --domain python=examples/emo-nano/calibration/python.jsonl
     """
-    from emo_export.cli.export import domain_places, run_domains, run_export
+    from emo_export.cli.export import domain_places, run_export
     from emo_export.families.options import TargetOptions
-    from emo_export.job import Auto, ExportOptions
+    from emo_export.jobs.options import Auto, ExportOptions
 
     selection, auto = None, None
     if keep == "auto":
@@ -229,8 +229,7 @@ def export(
         golden=not no_golden,
         validate=not no_validate,
     )
-    work = run_domains if options.domains else run_export
-    work(checkpoint, output, specs, options, stdout(), as_json)
+    run_export(checkpoint, output, specs, options, stdout(), as_json)
 
 
 def share(text: str) -> float:

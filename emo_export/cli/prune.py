@@ -1,4 +1,4 @@
-"""The work of `prune`: what it prints, around the job itself (emo_export/job.py)."""
+"""The work of `prune`: what it prints, around the job itself (emo_export/jobs/prune.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from emo_export.report.pruning import loss_table, unsteady_warning
 from emo_export.runtimes.ort.family import MODEL
 
 if TYPE_CHECKING:
-    from emo_export.job import PruneOptions
+    from emo_export.jobs.options import PruneOptions
 
 
 def is_package(path: Path) -> bool:
@@ -36,7 +36,7 @@ def run_prune(
 ) -> None:
     """Prune, and print what that costs."""
     need(CONVERT, "convert", "prune")
-    from emo_export.job import prune_checkpoint, prune_target
+    from emo_export.jobs.prune import prune_checkpoint, prune_target
 
     if targets or is_package(Path(source)):
         with progress_steps() as steps:

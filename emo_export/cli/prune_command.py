@@ -103,7 +103,7 @@ def prune(
     """
     from emo_export.cli.prune import is_package, run_prune
     from emo_export.errors import EmoExportError
-    from emo_export.job import PruneOptions
+    from emo_export.jobs.options import PruneOptions
     from emo_export.measuring import CalibrationText
     from emo_export.selection.keep import Keep, Selection
 

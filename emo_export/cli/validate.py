@@ -33,7 +33,7 @@ from emo_export.runtimes.package import chosen_targets
 from emo_export.validating import GOLDEN, Targets, Unreadable, validate_here, validate_there
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Steps
+    from emo_export.exporting.steps import Steps
     from emo_export.parity.golden import Golden
 
 
@@ -107,7 +107,7 @@ def _reference(
 ) -> tuple[Golden, Unreadable]:
     """The reference of a checkpoint, computed when something is ready to be judged by it."""
     need(CONVERT, "convert", "--reference")
-    from emo_export.job import fresh_golden
+    from emo_export.jobs.golden import fresh_golden
 
     # An export that chose experts tells in its manifest which of the checkpoint's it has.
     kept = Manifest.load(folder).kept if (folder / MANIFEST).is_file() else None

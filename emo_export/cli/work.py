@@ -21,7 +21,8 @@ from emo_export.report.checkpoint import note
 from emo_export.report.texts import passed_over
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Steps, Target
+    from emo_export.exporting.steps import Steps
+    from emo_export.exporting.target import Target
     from emo_export.model.checkpoint import Checkpoint
     from emo_export.text.places import Texts
 
@@ -89,7 +90,7 @@ def progress_bar() -> Iterator[Bar]:
 @contextmanager
 def progress_steps() -> Iterator[Steps]:
     """What an export tells, on such a bar."""
-    from emo_export.exporting import Steps
+    from emo_export.exporting.steps import Steps
 
     with progress_bar() as bar:
 

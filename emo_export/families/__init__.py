@@ -16,7 +16,7 @@ from emo_export.families.onnx import Onnx
 from emo_export.spec import GGUF, ONNX, Spec
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Rows, Target
+    from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry

@@ -20,7 +20,7 @@ from emo_export.files.gguf_header import read_gguf
 from emo_export.spec import Spec
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Rows, Target
+    from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry
@@ -73,7 +73,7 @@ class Gguf:
         from emo_export.converters.gguf.scheme import check_importance, gguf_scheme
         from emo_export.converters.gguf.tokenizer import read_tokenizer
         from emo_export.converters.gguf.writer import GgufWriter
-        from emo_export.exporting import Target
+        from emo_export.exporting.target import Target
         from emo_export.files.gguf_parts import part_name
         from emo_export.files.target_entry import ImportanceSource, TargetEntry
         from emo_export.model.importance import IMATRIX

@@ -19,7 +19,7 @@ from emo_export.model.recipes import BLOCKS
 from emo_export.spec import ONNX, Spec
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Rows, Target
+    from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
     from emo_export.files.target_entry import TargetEntry
@@ -83,7 +83,7 @@ class Onnx:
         from emo_export.converters.onnx.data import TRUNK
         from emo_export.converters.onnx.scheme import onnx_scheme
         from emo_export.converters.onnx.writer import OnnxWriter
-        from emo_export.exporting import Target
+        from emo_export.exporting.target import Target
         from emo_export.files.target_entry import TargetEntry
         from emo_export.model.overrides import check_overrides
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from emo_export.base.disk import size_of
 from emo_export.errors import EmoExportError
+from emo_export.exporting.package import ALONE
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import digest
-from emo_export.job import export_package
+from emo_export.jobs.export import export_checkpoint
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.parity.golden import Golden
 from emo_export.parity.outcome import Outcome, outcome_of
@@ -47,7 +48,7 @@ def make(variant: Variant, asked: Asked, out: Path) -> Outcome:
 def _export(variant: Variant, folder: Path, start: float) -> Outcome:
     label = variant.label
     checkpoint = Checkpoint.open(variant.checkpoint)
-    made = export_package(checkpoint, folder, [label.target], variant.options)
+    made = export_checkpoint(checkpoint, folder, [label.target], variant.options)[ALONE]
     (result,) = made.results
     (entry,) = made.manifest.targets.values()
     nbytes, golden = size_of(folder / entry.path), Golden.load(folder / "golden.npz")

@@ -16,7 +16,7 @@ from typing import Any
 from emo_export.base.disk import write_whole
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
-from emo_export.exporting import tool_versions
+from emo_export.exporting.folder import tool_versions
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest, digest
 from emo_export.model.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 from emo_export.errors import EmoExportError
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
-from emo_export.job import ExportOptions
+from emo_export.jobs.options import ExportOptions
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.product import Product

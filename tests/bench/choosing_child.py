@@ -16,8 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emo_export.exporting import Exported, Steps
-from emo_export.job import ExportOptions, export_package
+from emo_export.exporting.export import Exported
+from emo_export.exporting.package import ALONE
+from emo_export.exporting.steps import Steps
+from emo_export.jobs.export import export_checkpoint
+from emo_export.jobs.options import ExportOptions
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import slots
 from emo_export.selection.keep import Keep, Selection
@@ -126,7 +129,9 @@ def main() -> None:
     )
     with stages.watched():
         checkpoint = Checkpoint.open(Path(asked["source"]))
-        made = export_package(checkpoint, Path(asked["out"]), asked["specs"], options, steps)
+        made = export_checkpoint(checkpoint, Path(asked["out"]), asked["specs"], options, steps)[
+            ALONE
+        ]
     print(
         json.dumps(
             {

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from emo_export.domains import Chosen
-from emo_export.exporting import QUIET
-from emo_export.job import DomainOptions, judge_domains
+from emo_export.exporting.steps import QUIET
+from emo_export.jobs.domains import Chosen, judge_domains
+from emo_export.jobs.options import DomainOptions
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emo_export.cli.export import run_export
-from emo_export.job import ExportOptions
+from emo_export.jobs.options import ExportOptions
 from tests.bench.memory import AnonymousPeak, status_bytes
 from tests.kit.paths import GOLDEN
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from emo_export.base.child_process import child_environment
 from emo_export.base.disk import size_of
 from emo_export.cli.export import run_export
-from emo_export.job import ExportOptions
+from emo_export.jobs.options import ExportOptions
 from emo_export.planning.plan import TARGETS, make_plan
 from emo_export.planning.source import open_source
 from emo_export.runtimes.devices.memory.trial import try_memory

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emo_export.auto_keep import Found, Tried, counts_to_try
 from emo_export.files.manifest import Manifest
+from emo_export.jobs.auto_keep import Found, Tried, counts_to_try
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.parity.losses import Loss
 from tests.kit.command import Emo

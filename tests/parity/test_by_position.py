@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emo_export.errors import EmoExportError
-from emo_export.exporting import write_parity
+from emo_export.exporting.folder import write_parity
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.parity.by_position import by_domain, by_position

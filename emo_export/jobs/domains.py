@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emo_export.exporting.steps import Steps
+from emo_export.jobs.heldout import choose_heldout
+from emo_export.jobs.options import DomainOptions
+from emo_export.jobs.torch_device import prepare_torch
+from emo_export.measuring import CalibrationText, read_sample
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
-from emo_export.parity.losses import Loss, by_domain
+from emo_export.parity.losses import ALL, Loss, by_domain
 from emo_export.pipeline import Line, stream
+from emo_export.text.places import find_texts
 
 if TYPE_CHECKING:
-    from emo_export.exporting import Steps
     from emo_export.reference.probes import Probes
     from emo_export.selection.keep import Selection
     from emo_export.text.sample import Sample
@@ -34,6 +40,40 @@ class Chosen:
     kept: list[list[int]]
     unsteady: float | None
     loss: tuple[Loss, ...]
+
+
+def judge_domains(
+    checkpoint: Checkpoint,
+    options: DomainOptions,
+    selections: Sequence[Selection],
+    steps: Steps,
+) -> list[Chosen]:
+    """Choose on each file of the calibration text, and on all together; judge on each kind."""
+    from emo_export.reference.probes import domain_names
+
+    prepare_torch(options.device, checkpoint.nbytes)
+    product = Product.whole(checkpoint)
+    texts = find_texts(options.calibration)
+    steps.on_texts(texts)
+    names = domain_names(texts.files)
+    places: dict[str, tuple[Path, ...]] = {
+        name: (file,) for name, file in zip(names, texts.files, strict=True)
+    }
+    if len(places) > 1:
+        places[ALL] = tuple(texts.files)
+    samples = {
+        name: read_sample(
+            CalibrationText(
+                files, options.calibration_tokens * len(files), options.seed, options.text_field
+            ),
+            product,
+        )
+        for name, files in places.items()
+    }
+    probes = choose_heldout(
+        product, options.heldout, steps, options.heldout_tokens, options.text_field
+    )
+    return choose_on_each(checkpoint, samples, selections, probes, steps, options.device)
 
 
 def choose_on_each(

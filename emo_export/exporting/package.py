@@ -1,0 +1,52 @@
+"""What one exported folder is to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emo_export.exporting.target import Target
+from emo_export.model.product import Product
+from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, TrunkMeasured
+
+ALONE = ""
+"""The name of a package that no domain is named for: its folder is the whole export."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured on the way: `measured` tells quantisers of inputs, `save` keeps it.
+
+    `trunk` tells them, instead, of the inputs of matrices that several packages share.
+
+    `listeners` go along over the float weights of the product; `choice` tells which experts it has.
+    """
+
+    measured: Measured | None = None
+    trunk: TrunkMeasured | None = None
+    listeners: Sequence[Listener] = ()
+    choice: Choosing | None = None
+    save: Callable[[Path], None] = lambda folder: None
+
+
+NOTHING = Measure()
+
+
+@dataclass(frozen=True)
+class Package:
+    """Targets of a product, and what is measured for them."""
+
+    product: Product
+    make_targets: Callable[[Path], Sequence[Target]]
+    measure: Measure = NOTHING
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    """What it depends on beside the source and the options, by what a user calls it."""
+
+    def line(self, targets: Sequence[Target]) -> Line:
+        """The product on its way to the targets that were made of it."""
+        measure = self.measure
+        outputs = [
+            Output(target.writer, measure.measured, trunk=measure.trunk) for target in targets
+        ]
+        return Line(self.product, outputs, measure.listeners, measure.choice)

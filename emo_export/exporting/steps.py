@@ -1,0 +1,30 @@
+"""What the caller of a long job hears of while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emo_export.exporting.target import Target
+    from emo_export.text.places import Texts
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`on_start` hears of targets and the bytes to read, then `on_bytes` of bytes dealt with."""
+
+    on_start: Callable[[Sequence[Target], int], None]
+    on_bytes: Callable[[int], None]
+    on_stage: Callable[[str], None]
+    on_texts: Callable[[Texts], None] = lambda texts: None
+
+    def of_domain(self, domain: str) -> Steps:
+        """The same, for the stages of one domain of several ("": no domain)."""
+        if not domain:
+            return self
+        return replace(self, on_stage=lambda text: self.on_stage(f"{domain}: {text}"))
+
+
+QUIET = Steps(lambda targets, nbytes: None, lambda count: None, lambda text: None)

@@ -1,0 +1,178 @@
+"""The main job: a checkpoint, targets and options, to folders that are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export.base.install import CONVERT, need
+from emo_export.exporting.export import Exported, Validate, export
+from emo_export.exporting.package import Measure, Package
+from emo_export.exporting.steps import QUIET, Steps
+from emo_export.families import FAMILIES, target_maker
+from emo_export.files.manifest import digest
+from emo_export.interfaces import Ids
+from emo_export.jobs.heldout import choose_heldout
+from emo_export.jobs.options import ExportOptions
+from emo_export.jobs.recipe import digest_of, recipe_of
+from emo_export.jobs.torch_device import prepare_torch
+from emo_export.measuring import (
+    read_importance,
+    read_sample,
+    save_importance,
+    start_calibration,
+    start_choice,
+)
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.importance import ImportanceMatrix
+from emo_export.model.pooled import Pooled
+from emo_export.model.product import Product
+from emo_export.resuming import Resuming
+from emo_export.spec import Spec
+from emo_export.validating import validate_new
+
+if TYPE_CHECKING:
+    from emo_export.reference.probes import Probes
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    output: Path,
+    specs: Sequence[str],
+    options: ExportOptions,
+    steps: Steps = QUIET,
+    on_matrix: Callable[[ImportanceMatrix], None] = lambda matrix: None,
+) -> dict[str, Exported]:
+    """Export a checkpoint as the options say, and tell `steps` what goes on.
+
+    By name of the options' domains, in `output / name`; without domains it is one, `ALONE`,
+    and `output` itself. `on_matrix` gets each importance matrix that was used, once it is filled.
+    Raises EmoExportError when it can't be made; a target that is out of tolerance is told in the
+    results.
+    """
+    need(CONVERT, "convert", "export")
+    options.check()
+    asked = [Spec.parse(spec) for spec in specs]
+    validate = _validate(asked, options, steps)
+    if options.golden or any(options.texts.values()):
+        prepare_torch(options.device, checkpoint.nbytes)
+    packages, matrices = {}, []
+    for name, places in options.texts.items():
+        packages[name], matrix = _package(checkpoint, asked, options, places, steps)
+        matrices.append(matrix)
+    if options.targets.share_trunk:
+        packages = _with_one_trunk(packages)
+    probes = export_probes(checkpoint, options, steps)
+    made = export(
+        packages,
+        output,
+        probes,
+        steps,
+        validate=validate,
+        device=options.device,
+        overwrite=options.overwrite,
+        resuming=_resuming(checkpoint, asked, options, list(packages.values()), probes),
+    )
+    for matrix in matrices:
+        if matrix is not None:
+            on_matrix(matrix)
+    return made
+
+
+def export_probes(checkpoint: Checkpoint, options: ExportOptions, steps: Steps) -> Probes | None:
+    """What an export is judged by, if it is."""
+    if not options.golden:
+        return None
+    return choose_heldout(
+        Product.whole(checkpoint),
+        options.heldout,
+        steps,
+        options.heldout_tokens,
+        options.text_field,
+        options.targets.context,
+    )
+
+
+def _validate(asked: Sequence[Spec], options: ExportOptions, steps: Steps) -> Validate | None:
+    """What judges an export, if it is judged."""
+    if not (options.validate and options.golden):
+        return None
+    for family in dict.fromkeys(spec.family for spec in asked):
+        FAMILIES[family].need_engine("validating")
+    return partial(validate_new, on_stage=steps.on_stage)
+
+
+def _package(
+    checkpoint: Checkpoint,
+    asked: Sequence[Spec],
+    options: ExportOptions,
+    places: tuple[Path, ...],
+    steps: Steps,
+) -> tuple[Package, ImportanceMatrix | None]:
+    """What one folder is to hold, with calibration text from `places`; and its importance."""
+    weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
+    product, choice = Product.whole(checkpoint), None
+    calibration, matrix = None, None
+    sequences: Sequence[Ids] = ()
+    if options.selection is not None:
+        product = options.selection.awaiting(checkpoint)
+    if options.imatrix is not None:
+        matrix = read_importance(options.imatrix, product, options.targets.arch)
+    elif places:
+        sample = read_sample(options.text(places), product)
+        steps.on_texts(sample.texts)
+        sequences = sample.sequences
+        calibration = start_calibration(sample, product, options.device)
+        # Text that is there to choose experts need not be of use to a quantiser, too.
+        matrix = calibration.matrix if weighed or options.selection is None else None
+    if options.selection is not None and calibration is not None:
+        choice = start_choice(options.selection, calibration, checkpoint)
+    measure = Measure(
+        None if matrix is None else calibration or matrix,
+        listeners=() if calibration is None else (calibration,),
+        choice=choice,
+        save=partial(_save, matrix, product, options.targets.arch),
+    )
+    make = target_maker(asked, product, options.targets, matrix)
+    recipe = {
+        "calibration text": digest_of(sequences),
+        "choice of experts": str((options.selection, product.kept)),
+        "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
+    }
+    return Package(product, make, measure, recipe), matrix
+
+
+def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:
+    if matrix is not None:
+        save_importance(to, matrix, product, arch)
+
+
+def _with_one_trunk(packages: Mapping[str, Package]) -> dict[str, Package]:
+    """Packages whose common matrices are quantised with the importance of all their texts."""
+    measured = [one.measure.measured for one in packages.values()]
+    told = [each for each in measured if each is not None]
+    if not told:
+        return dict(packages)
+    trunk = Pooled(told, next(iter(packages.values())).product.config)
+    return {
+        name: replace(one, measure=replace(one.measure, trunk=trunk))
+        for name, one in packages.items()
+    }
+
+
+def _resuming(
+    checkpoint: Checkpoint,
+    asked: Sequence[Spec],
+    options: ExportOptions,
+    packages: Sequence[Package],
+    probes: Probes | None,
+) -> Resuming:
+    """All that the files of an export depend on."""
+    target = str([*map(str, asked), options.targets, options.validate, options.device])
+    recipe = recipe_of(checkpoint, target, probes)
+    for name in packages[0].recipe:
+        recipe[name] = str([package.recipe[name] for package in packages])
+    return Resuming(recipe, options.resume)

@@ -1,0 +1,117 @@
+"""The options of the jobs, as the help of their commands describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emo_export.errors import EmoExportError
+from emo_export.exporting.package import ALONE
+from emo_export.families.options import TargetOptions
+from emo_export.files.domains import check_name
+from emo_export.measuring import CalibrationText
+from emo_export.selection.keep import Selection
+from emo_export.selection.method import Method
+from emo_export.text.documents import FIELD
+from emo_export.text.sample import CALIBRATION_TOKENS
+
+
+@dataclass(frozen=True)
+class Auto:
+    """How many experts to keep is to be found: the fewest within `loss`, ranked by `method`."""
+
+    loss: float
+    method: Method
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of `prune`, as its help describes them; `max_shard_size` in bytes."""
+
+    selection: Selection
+    text: CalibrationText
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    max_shard_size: int = 5_000_000_000
+    loss: bool = True
+    resume: bool = True
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class DomainOptions:
+    """The options of `domains`, as its help describes them."""
+
+    calibration: tuple[Path, ...]
+    calibration_tokens: int
+    seed: int = 0
+    text_field: str = FIELD
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `export`, as its help describes them."""
+
+    heldout: tuple[Path, ...] = ()
+    heldout_tokens: int = 4096
+    calibration: tuple[Path, ...] = ()
+    domains: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    calibration_tokens: int = CALIBRATION_TOKENS
+    seed: int = 0
+    text_field: str = FIELD
+    selection: Selection | None = None
+    auto: Auto | None = None
+    imatrix: Path | None = None
+    targets: TargetOptions = field(default_factory=TargetOptions)
+    device: str = "cpu"
+    overwrite: bool = False
+    resume: bool = True
+    golden: bool = True
+    validate: bool = True
+
+    def text(self, places: tuple[Path, ...]) -> CalibrationText:
+        """Calibration text from places, as the options draw it."""
+        return CalibrationText(
+            places, self.calibration_tokens, self.seed, self.text_field, self.targets.context
+        )
+
+    @property
+    def texts(self) -> Mapping[str, tuple[Path, ...]]:
+        """The calibration text of each package to make: by domain, or `ALONE`."""
+        return self.domains or {ALONE: self.calibration}
+
+    def check(self) -> None:
+        """Refuse what would have no effect."""
+        if self.heldout and not self.golden:
+            raise EmoExportError(
+                "--heldout is of no use with --no-golden, which computes no reference"
+            )
+        if self.domains and (self.calibration or self.imatrix is not None):
+            raise EmoExportError(
+                "--domain brings the calibration text of its own package; leave out --calibration "
+                "and --imatrix"
+            )
+        if self.auto is not None and self.domains:
+            raise EmoExportError("--keep auto finds one number: give it for --domain, as --keep 16")
+        if self.auto is not None and not (self.calibration and self.golden):
+            raise EmoExportError(
+                "--keep auto needs --calibration to choose on, and no --no-golden, since it judges "
+                "on held-out text"
+            )
+        if self.domains and self.selection is None:
+            raise EmoExportError("--domain needs --keep: how many experts each domain gets")
+        if self.targets.share_trunk and len(self.domains) < 2:
+            raise EmoExportError("--share-trunk needs two --domain or more to share it")
+        for name in self.domains:
+            check_name(name)
+        if len({name.casefold() for name in self.domains}) < len(self.domains):
+            raise EmoExportError("--domain: two names differ in case alone, as folders may not")
+        if self.selection is not None and not self.calibration and not self.domains:
+            raise EmoExportError("--keep needs --calibration: text to choose the experts for")
+        if self.calibration and self.imatrix is not None:
+            raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")

@@ -1,0 +1,101 @@
+"""`prune`: from a checkpoint, or from one target of a package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emo_export.base.install import need
+from emo_export.errors import EmoExportError
+from emo_export.exporting.steps import Steps
+from emo_export.families import FAMILIES
+from emo_export.jobs.heldout import choose_heldout
+from emo_export.jobs.options import PruneOptions
+from emo_export.jobs.recipe import digest_of, recipe_of
+from emo_export.jobs.torch_device import prepare_torch
+from emo_export.measuring import read_sample, start_calibration, start_choice
+from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.product import Product
+from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
+from emo_export.resuming import Resuming
+from emo_export.runtimes.package import chosen_targets
+
+if TYPE_CHECKING:
+    from emo_export.reference.probes import Probes
+    from emo_export.text.tokenizer import Encode
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint, output: Path, options: PruneOptions, steps: Steps
+) -> Pruned:
+    """A checkpoint with the experts that a text needs. Raises EmoExportError."""
+    need(["torch"], "convert", "prune")
+    prepare_torch(options.device, checkpoint.nbytes)
+    product = options.selection.awaiting(checkpoint)
+    sample = read_sample(options.text, product)
+    steps.on_texts(sample.texts)
+    calibration = start_calibration(sample, product, options.device)
+    choice = start_choice(options.selection, calibration, checkpoint)
+    probes = _loss_probes(product, options, steps)
+    writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
+    recipe = recipe_of(checkpoint, str((options.max_shard_size, options.device)), probes)
+    recipe["calibration text"] = digest_of(sample.sequences)
+    recipe["choice of experts"] = str(options.selection)
+    return prune(
+        product,
+        output,
+        writing,
+        calibration,
+        choice,
+        probes,
+        steps,
+        options.device,
+        Resuming(recipe, options.resume),
+    )
+
+
+def prune_target(
+    path: Path, targets: Sequence[str], output: Path, options: PruneOptions, steps: Steps
+) -> Pruned:
+    """A .gguf file or an ONNX folder with the experts that a text needs, its bytes copied.
+
+    `path` is one, or an exported folder with one target or with one of `targets`. The result, at
+    `output`, is of the same kind. Raises EmoExportError.
+    """
+    need(["torch"], "convert", "prune")
+    folder, found = chosen_targets(path, targets)
+    if len(found) != 1:
+        raise EmoExportError(
+            f"{path}: has {len(found)} targets, {', '.join(found)}; choose one with --target"
+        )
+    entry = next(iter(found.values()))
+    package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
+    prepare_torch(options.device, package.nbytes)
+    product = options.selection.awaiting(package)
+    with package.tokenizer() as encode:
+        sample = read_sample(options.text, product, encode)
+        steps.on_texts(sample.texts)
+        probes = _loss_probes(product, options, steps, encode)
+    calibration = start_calibration(sample, product, options.device)
+    choice = start_choice(options.selection, calibration, package)
+    return prune_package(
+        package, product, output, calibration, choice, probes, steps, options.device
+    )
+
+
+def _loss_probes(
+    product: Product, options: PruneOptions, steps: Steps, encode: Encode | None = None
+) -> Probes | None:
+    """The held-out text on which the loss is measured, if it is."""
+    if not options.loss:
+        return None
+    return choose_heldout(
+        product,
+        options.heldout,
+        steps,
+        options.heldout_tokens,
+        options.text.field,
+        encode=encode,
+    )
