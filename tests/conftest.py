@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from tests.kit import time_left
 from tests.kit.command import Done, Emo, exit_code_of
 from tests.kit.exporting import exported
 from tests.kit.packages import SMALL_TARGETS
@@ -29,9 +30,22 @@ from tests.kit.synth import make_checkpoint
 from tests.kit.workspace import SHARED, made_once
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=float, help=time_left.HELP)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
         os.environ[SHARED] = tempfile.mkdtemp(prefix="emo-export-tests-")
+        time_left.start(config.getoption("--seconds"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    time_left.shuffle(items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    time_left.check(item.nodeid)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
