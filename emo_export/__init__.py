@@ -49,6 +49,7 @@ def export(
     heldout: Sequence[str | PathLike[str]] = (),
     calibration: Sequence[str | PathLike[str]] = (),
     keep: int | str | None = None,
+    loss: float = 0.02,
     method: str = "router",
     golden: bool = True,
     validate: bool = True,
@@ -57,8 +58,9 @@ def export(
     """Export a checkpoint to every target, in one pass over its weights, and judge the result.
 
     `targets` are as `gguf:q4_k_m` or `onnx:int4@if`; `heldout` and `calibration` are text files,
-    or folders of them. `keep` experts of each layer, as 8 or "25%", are those that the calibration
-    text needs, ranked by `method` (router, easy-ep, reap, random). Without `golden` there is no
+    or folders of them. `keep` experts of each layer, as 8, "25%" or "auto" for the fewest that cost
+    at most `loss` of perplexity, are those that the calibration text needs, ranked by `method`
+    (router, easy-ep, reap, random). Without `golden` there is no
     reference to judge by, now or later. A target outside its limits raises nothing: see `results`
     of what is returned. Example: `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises
     EmoExportError, and leaves nothing behind, when the export can't be made.
@@ -68,10 +70,15 @@ def export(
     from emo_export.exporting.package import ALONE
     from emo_export.jobs.export import export_checkpoint
     from emo_export.jobs.options import ExportOptions
+    from emo_export.selection.auto import Auto
     from emo_export.selection.keep import Keep, Selection
     from emo_export.selection.method import Method
 
-    selection = None if keep is None else Selection(Keep.parse(str(keep)), Method.parse(method))
+    selection: Selection | Auto | None = None
+    if keep == "auto":
+        selection = Auto(loss, Method.parse(method))
+    elif keep is not None:
+        selection = Selection(Keep.parse(str(keep)), Method.parse(method))
     options = ExportOptions(
         heldout=tuple(map(Path, heldout)),
         calibration=tuple(map(Path, calibration)),

@@ -32,6 +32,9 @@ from emo_export.model.quantiser import Weighted
 
 T = TypeVar("T")
 
+OnBytes = Callable[[Slot, int], None]
+"""Hears of bytes of a weight of the source that were dealt with, read or not."""
+
 READ_AHEAD = 2
 """Pieces (an expert's matrix, or PIECE_BYTES of a larger one) that are read before their turn."""
 
@@ -193,7 +196,7 @@ class Traffic:
 
 def stream(
     lines: Sequence[Line],
-    on_bytes: Callable[[int], None],
+    on_bytes: OnBytes = lambda slot, nbytes: None,
     traffic: Traffic | None = None,
     saving: Saving | None = None,
 ) -> Traffic:
@@ -201,18 +204,17 @@ def stream(
 
     With `saving`, work is saved after each layer, and begun where an earlier run left it.
 
-    `on_bytes` hears of the bytes that are dealt with, read or not; `traffic` counts on. While one
-    piece is written, the next is quantised and those after it are read; with a calibration on the
-    quantised model's own states, quantising waits for the steps before. Raises EmoExportError
-    naming file and tensor when a weight is damaged or fits no format.
+    `traffic` counts on. While one piece is written, the next is quantised and those after it are
+    read; with a calibration on the quantised model's own states, quantising waits for the steps
+    before. Raises EmoExportError naming file and tensor when a weight is damaged or fits no format.
     """
     traffic, source = traffic or Traffic(), lines[0].product.source
     finished = 0 if saving is None else saving.restore(lines)
     for number, block in enumerate(blocks(source.config)):
         if number < finished:
-            inside = (slot for step in block.steps for slot in step.slots)
-            spans = ((slot, span) for slot in inside for span in row_spans(slot, source.config))
-            on_bytes(sum(source.at(slot).row_bytes * (end - at) for slot, (at, end) in spans))
+            for slot in (slot for step in block.steps for slot in step.slots):
+                rows = sum(end - at for at, end in row_spans(slot, source.config))
+                on_bytes(slot, source.at(slot).row_bytes * rows)
             continue
         stream_block(block, lines, on_bytes, traffic)
         if saving is not None and 0 <= block.layer < source.config.num_hidden_layers:
@@ -220,9 +222,7 @@ def stream(
     return traffic
 
 
-def stream_block(
-    block: Block, lines: Sequence[Line], on_bytes: Callable[[int], None], traffic: Traffic
-) -> None:
+def stream_block(block: Block, lines: Sequence[Line], on_bytes: OnBytes, traffic: Traffic) -> None:
     """Go through one block; where lines choose experts, first with those that need not."""
     flow = _Flow(Product.whole(lines[0].product.source), on_bytes, traffic)
     at = next((i for i, step in enumerate(block.steps) if step.kind == Kind.ROUTER), None)
@@ -254,7 +254,7 @@ class _Flow:
     """Pushes steps of a source through reading, quantising and writing."""
 
     source: Product
-    on_bytes: Callable[[int], None]
+    on_bytes: OnBytes
     traffic: Traffic
 
     def read(self, steps: Sequence[Step]) -> Iterator[Piece]:
@@ -273,7 +273,7 @@ class _Flow:
         for piece, forms in _ahead("pack", 0 if waits else 1, self._packing(pieces, lines, tried)):
             for form in forms:
                 form.deliver()
-            self.on_bytes(0 if piece.again or tried else piece.nbytes)
+            self.on_bytes(piece.slot, 0 if piece.again or tried else piece.nbytes)
 
     def _piece(self, step: Step, slot: Slot, start: int, stop: int) -> Piece:
         tied = self.source.config.tie_word_embeddings and slot.role == Role.HEAD
@@ -298,7 +298,7 @@ class _Flow:
                     elif not tried:
                         skipped = self._row_bytes(slot) * (stop - start)
                         self.traffic.skipped += skipped
-                        self.on_bytes(skipped)
+                        self.on_bytes(slot, skipped)
 
     def _packing(
         self, pieces: Iterable[Piece], lines: Sequence[Line], tried: Sequence[Choosing]

@@ -16,7 +16,7 @@ from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.parity.losses import Loss, by_domain
-from emo_export.pipeline import Line, Listener, Output, Saving, stream
+from emo_export.pipeline import Line, Listener, OnBytes, Output, Saving, stream
 from emo_export.resuming import Resuming, staged
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def measure_lines(
     choice: Choice,
     probes: Probes | None,
     device: str,
-    on_bytes: Callable[[int], None],
+    on_bytes: OnBytes,
     saving: Saving | None = None,
 ) -> tuple[Loss, ...]:
     """Stream a product that chooses its experts; with probes, beside the full model."""

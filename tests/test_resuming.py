@@ -24,6 +24,7 @@ from emo_export.jobs.options import ExportOptions, PruneOptions
 from emo_export.jobs.prune import prune_checkpoint
 from emo_export.measuring import CalibrationText
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.names import Slot
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
 from tests.kit.paths import GOLDEN, NANO
@@ -67,7 +68,7 @@ class Stop:
     def steps(self) -> Steps:
         return Steps(lambda targets, nbytes: None, self.count, self.stages.append)
 
-    def count(self, nbytes: int) -> None:
+    def count(self, slot: Slot, nbytes: int) -> None:
         self._left -= nbytes
         if self._left < 0:
             raise KeyboardInterrupt
@@ -237,7 +238,7 @@ def test_a_trunk_that_was_shared_before_the_interrupt_is_gone_on_with(
         if stage.startswith("a: greedy"):
             raise KeyboardInterrupt
 
-    steps = Steps(lambda targets, nbytes: None, lambda count: None, interrupt)
+    steps = Steps(lambda targets, nbytes: None, lambda slot, nbytes: None, interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(checkpoint, tmp_path / "out", ["onnx:int4"], options, steps)
     (left,) = tmp_path.glob(".out.*")

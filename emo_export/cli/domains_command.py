@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.choosing import FIELD, SEED
 from emo_export.cli.output import stdout
-from emo_export.cli.prune_command import FIELD, SEED
 from emo_export.selection.method import Method
 
 

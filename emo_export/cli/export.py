@@ -42,8 +42,6 @@ def run_export(
 
     checkpoint = _open(source, options)
     used: list[ImportanceMatrix] = []
-    if options.auto is not None:
-        options = _found_keep(checkpoint, options)
     with progress_steps() as steps:
         made = export_checkpoint(checkpoint, output, specs, options, steps, used.append)
     for matrix in used:
@@ -63,19 +61,6 @@ def run_export(
     if judged and not in_json:
         show(results, out)
     check(results)
-
-
-def _found_keep(checkpoint: Checkpoint, options: ExportOptions) -> ExportOptions:
-    """Find how many experts to keep, and show what led to that."""
-    from emo_export.jobs.auto_keep import resolve_auto
-    from emo_export.report.pruning import keep_table, nothing_fits
-
-    with progress_steps() as steps:
-        resolved, found = resolve_auto(checkpoint, options, steps)
-    Console(stderr=True).print(keep_table(found.tried, found.judged_on, found.limit, found.keep))
-    if found.keep is None:
-        raise EmoExportError(nothing_fits(found.tried, found.limit))
-    return resolved
 
 
 def domain_places(given: Sequence[str]) -> dict[str, tuple[Path, ...]]:

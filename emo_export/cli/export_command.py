@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.choosing import FIELD, LOSS, METHOD, SEED, wanted
 from emo_export.cli.output import stdout
-from emo_export.cli.prune_command import FIELD, METHOD, SEED
 from emo_export.selection.method import Method
 
 
@@ -48,11 +48,7 @@ from emo_export.selection.method import Method
     help="Keep so many experts of each layer, as 8, 25% or 1/4: those that --calibration's text "
     "needs. Experts that every token uses always stay, and count. auto: the fewest within --loss.",
 )
-@click.option(
-    "--loss",
-    metavar="PERCENT",
-    help="How much perplexity --keep auto may cost.  [default: 2%]",
-)
+@LOSS
 @click.option(
     "--domain",
     "domains",
@@ -191,17 +187,11 @@ def export(
     """
     from emo_export.cli.export import domain_places, run_export
     from emo_export.families.options import TargetOptions
-    from emo_export.jobs.options import Auto, ExportOptions
+    from emo_export.jobs.options import ExportOptions
 
-    selection, auto = None, None
-    if keep == "auto":
-        auto = Auto(share(loss or "2%"), Method(method), seed)
-    elif loss is not None:
+    if keep is None and loss is not None:
         raise click.UsageError("--loss says what --keep auto may cost")
-    elif keep is not None:
-        from emo_export.selection.keep import Keep, Selection
-
-        selection = Selection(Keep.parse(keep), Method(method), seed)
+    selection = None if keep is None else wanted(keep, loss, Method(method), seed)
     options = ExportOptions(
         heldout=heldout,
         heldout_tokens=heldout_tokens,
@@ -211,7 +201,6 @@ def export(
         seed=seed,
         text_field=text_field,
         selection=selection,
-        auto=auto,
         imatrix=imatrix,
         targets=TargetOptions(
             context,
@@ -230,15 +219,3 @@ def export(
         validate=not no_validate,
     )
     run_export(checkpoint, output, specs, options, stdout(), as_json)
-
-
-def share(text: str) -> float:
-    """`2%` or `0.02` as a number."""
-    number, whole = text.removesuffix("%"), text.endswith("%")
-    try:
-        found = float(number) / (100 if whole else 1)
-    except ValueError:
-        found = -1.0
-    if not 0 < found < 100:
-        raise click.UsageError(f"--loss {text}: expected a share, as 2% or 0.02")
-    return found

@@ -6,29 +6,9 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.choosing import FIELD, LOSS, METHOD, SEED, wanted
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
-
-METHOD = click.option(
-    "--method",
-    type=click.Choice([method.value for method in Method]),
-    default=Method.ROUTER.value,
-    show_default=True,
-    help="What experts are ranked by: router (mean router probability), easy-ep (router weight x "
-    "norm of the output x how much the block turns the token), reap (router weight x norm, "
-    "over the tokens that chose it), or random.",
-)
-SEED = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all that is drawn."
-)
-FIELD = click.option(
-    "--field",
-    "text_field",
-    default="text",
-    show_default=True,
-    metavar="NAME",
-    help="Of each line of .jsonl that --calibration or --heldout names.",
-)
 
 
 @click.command()
@@ -45,8 +25,10 @@ FIELD = click.option(
     "--keep",
     required=True,
     metavar="K",
-    help="Experts of each layer, as 8 or 25%; those that every token uses always stay, and count.",
+    help="Experts of each layer, as 8 or 25%; those that every token uses always stay, and count. "
+    "auto: the fewest within --loss.",
 )
+@LOSS
 @click.option(
     "--calibration",
     type=click.Path(exists=True, allow_dash=True, path_type=Path),
@@ -75,6 +57,7 @@ def prune(
     output: Path,
     targets: tuple[str, ...],
     keep: str,
+    loss: str | None,
     calibration: tuple[Path, ...],
     calibration_tokens: int,
     text_field: str,
@@ -105,12 +88,11 @@ def prune(
     from emo_export.errors import EmoExportError
     from emo_export.jobs.options import PruneOptions
     from emo_export.measuring import CalibrationText
-    from emo_export.selection.keep import Keep, Selection
 
     if max_shard_size is not None and (targets or is_package(Path(path))):
         raise EmoExportError("--max-shard-size is for checkpoints; a package is not split")
     options = PruneOptions(
-        Selection(Keep.parse(keep), Method(method), seed),
+        wanted(keep, loss, Method(method), seed),
         CalibrationText(calibration, calibration_tokens, seed, text_field),
         heldout,
         heldout_tokens,

@@ -18,12 +18,15 @@ from rich.progress import (
 )
 
 from emo_export.report.checkpoint import note
+from emo_export.report.pruning import keep_table
 from emo_export.report.texts import passed_over
 
 if TYPE_CHECKING:
     from emo_export.exporting.steps import Steps
     from emo_export.exporting.target import Target
     from emo_export.model.checkpoint import Checkpoint
+    from emo_export.model.names import Slot
+    from emo_export.selection.auto import Found
     from emo_export.text.places import Texts
 
 
@@ -59,11 +62,11 @@ class Bar:
         """So many bytes are to be dealt with."""
         if not self._shown:
             say(f"reading {nbytes / 1e6:.1f} MB once")
-        self._progress.update(self._task, total=nbytes, visible=True)
+        self._progress.reset(self._task, total=nbytes, visible=True)
 
-    def advance(self, nbytes: int) -> None:
-        """Bytes were dealt with."""
-        self._progress.advance(self._task, nbytes)
+    def advance(self, slot: Slot, nbytes: int) -> None:
+        """Bytes of a weight were dealt with."""
+        self._progress.update(self._task, advance=nbytes, description=where(slot))
 
     def stage(self, text: str) -> None:
         """Something else has begun."""
@@ -71,14 +74,28 @@ class Bar:
         self._progress.update(self._task, visible=False)
         self._progress.console.print(text, markup=False, highlight=False)
 
+    def found(self, found: Found) -> None:
+        """How many experts are to be kept, and what led to that."""
+        self._progress.update(self._task, visible=False)
+        table = keep_table(found.tried, found.judged_on, found.limit, found.keep)
+        self._progress.console.print(table)
+
+
+def where(slot: Slot) -> str:
+    """Where a weight is: its layer, and its expert."""
+    if slot.layer < 0:
+        return str(slot.role)
+    expert = f", expert {slot.expert}" if slot.expert >= 0 else ""
+    return f"layer {slot.layer}{expert}"
+
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A bar that is there while the work goes on."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description:22}"),
+        BarColumn(bar_width=20),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
@@ -107,7 +124,7 @@ def progress_steps() -> Iterator[Steps]:
                 say(f"warning: no genai_config.json is written: {reason}")
             bar.start(source_bytes)
 
-        yield Steps(on_start, bar.advance, bar.stage, note_passed_over)
+        yield Steps(on_start, bar.advance, bar.stage, note_passed_over, bar.found)
 
 
 def note_passed_over(texts: Texts) -> None:

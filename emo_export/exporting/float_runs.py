@@ -11,7 +11,7 @@ from emo_export.exporting.steps import Steps
 from emo_export.exporting.target import Rows
 from emo_export.model.product import Product
 from emo_export.parity.golden import FULL, ORIGINAL, Golden
-from emo_export.pipeline import Line, Saving, Traffic, stream
+from emo_export.pipeline import Line, OnBytes, Saving, Traffic, stream
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes, VariantSink
@@ -32,7 +32,7 @@ class FloatRun:
 def run_floats(
     lines: Sequence[Line],
     probes: Probes,
-    on_bytes: Callable[[int], None],
+    on_bytes: OnBytes,
     device: str,
     traffic: Traffic | None = None,
     saving: Saving | None = None,

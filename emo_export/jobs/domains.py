@@ -14,6 +14,7 @@ from emo_export.jobs.torch_device import prepare_torch
 from emo_export.measuring import CalibrationText, read_sample
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
+from emo_export.model.source import Source
 from emo_export.parity.losses import ALL, Loss, by_domain
 from emo_export.pipeline import Line, stream
 from emo_export.text.places import find_texts
@@ -77,7 +78,7 @@ def judge_domains(
 
 
 def choose_on_each(
-    checkpoint: Checkpoint,
+    source: Source,
     samples: Mapping[str, Sample],
     selections: Sequence[Selection],
     probes: Probes,
@@ -92,18 +93,18 @@ def choose_on_each(
     from emo_export.reference.probes import VariantSink
     from emo_export.selection.choice import Choice
 
-    whole = Product.whole(checkpoint)
-    full = VariantSink(checkpoint.config, probes)
+    whole = Product.whole(source)
+    full = VariantSink(source.config, probes)
     lines, made = [Line(whole, listeners=[full.listening(device)])], []
     for selection in selections:
         for name, sample in samples.items():
-            product = selection.awaiting(checkpoint)
+            product = selection.awaiting(source)
             text = Calibration(product.config, sample.sequences, sample.source, device)
-            choice = Choice(text.states, checkpoint.config, selection)
+            choice = Choice(text.states, source.config, selection)
             sink = VariantSink(product.config, probes)
             lines.append(Line(product, listeners=[text, sink.listening(device)], choice=choice))
             made.append((name, selection, sample, product, choice, sink))
-    steps.on_start((), checkpoint.nbytes)
+    steps.on_start((), source.nbytes)
     stream(lines, steps.on_bytes)
     before = full.variant().heldout_nll
     return [

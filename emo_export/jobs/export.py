@@ -15,6 +15,7 @@ from emo_export.exporting.steps import QUIET, Steps
 from emo_export.families import FAMILIES, target_maker
 from emo_export.files.manifest import digest
 from emo_export.interfaces import Ids
+from emo_export.jobs.auto_keep import resolved
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.options import ExportOptions
 from emo_export.jobs.recipe import digest_of, recipe_of
@@ -59,13 +60,13 @@ def export_checkpoint(
     validate = _validate(asked, options, steps)
     if options.golden or any(options.texts.values()):
         prepare_torch(options.device, checkpoint.nbytes)
+    probes = _probes(checkpoint, options, steps)
     packages, matrices = {}, []
     for name, places in options.texts.items():
-        packages[name], matrix = _package(checkpoint, asked, options, places, steps)
+        packages[name], matrix = _package(checkpoint, asked, options, places, probes, steps)
         matrices.append(matrix)
     if options.targets.share_trunk:
         packages = _with_one_trunk(packages)
-    probes = export_probes(checkpoint, options, steps)
     made = export(
         packages,
         output,
@@ -82,7 +83,7 @@ def export_checkpoint(
     return made
 
 
-def export_probes(checkpoint: Checkpoint, options: ExportOptions, steps: Steps) -> Probes | None:
+def _probes(checkpoint: Checkpoint, options: ExportOptions, steps: Steps) -> Probes | None:
     """What an export is judged by, if it is."""
     if not options.golden:
         return None
@@ -110,26 +111,30 @@ def _package(
     asked: Sequence[Spec],
     options: ExportOptions,
     places: tuple[Path, ...],
+    probes: Probes | None,
     steps: Steps,
 ) -> tuple[Package, ImportanceMatrix | None]:
     """What one folder is to hold, with calibration text from `places`; and its importance."""
     weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
-    product, choice = Product.whole(checkpoint), None
+    product, selection, choice = Product.whole(checkpoint), None, None
     calibration, matrix = None, None
     sequences: Sequence[Ids] = ()
-    if options.selection is not None:
-        product = options.selection.awaiting(checkpoint)
     if options.imatrix is not None:
         matrix = read_importance(options.imatrix, product, options.targets.arch)
     elif places:
         sample = read_sample(options.text(places), product)
         steps.on_texts(sample.texts)
         sequences = sample.sequences
+        if options.selection is not None:
+            selection = resolved(
+                options.selection, checkpoint, sample, probes, steps, options.device
+            )
+            product = selection.awaiting(checkpoint)
         calibration = start_calibration(sample, product, options.device)
+        if selection is not None:
+            choice = start_choice(selection, calibration, checkpoint)
         # Text that is there to choose experts need not be of use to a quantiser, too.
-        matrix = calibration.matrix if weighed or options.selection is None else None
-    if options.selection is not None and calibration is not None:
-        choice = start_choice(options.selection, calibration, checkpoint)
+        matrix = calibration.matrix if weighed or choice is None else None
     measure = Measure(
         None if matrix is None else calibration or matrix,
         listeners=() if calibration is None else (calibration,),
@@ -139,7 +144,7 @@ def _package(
     make = target_maker(asked, product, options.targets, matrix)
     recipe = {
         "calibration text": digest_of(sequences),
-        "choice of experts": str((options.selection, product.kept)),
+        "choice of experts": str((selection, product.kept)),
         "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
     }
     return Package(product, make, measure, recipe), matrix

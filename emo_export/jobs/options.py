@@ -11,26 +11,17 @@ from emo_export.exporting.package import ALONE
 from emo_export.families.options import TargetOptions
 from emo_export.files.domains import check_name
 from emo_export.measuring import CalibrationText
+from emo_export.selection.auto import Auto
 from emo_export.selection.keep import Selection
-from emo_export.selection.method import Method
 from emo_export.text.documents import FIELD
 from emo_export.text.sample import CALIBRATION_TOKENS
-
-
-@dataclass(frozen=True)
-class Auto:
-    """How many experts to keep is to be found: the fewest within `loss`, ranked by `method`."""
-
-    loss: float
-    method: Method
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class PruneOptions:
     """The options of `prune`, as its help describes them; `max_shard_size` in bytes."""
 
-    selection: Selection
+    selection: Selection | Auto
     text: CalibrationText
     heldout: tuple[Path, ...] = ()
     heldout_tokens: int = 4096
@@ -38,6 +29,11 @@ class PruneOptions:
     loss: bool = True
     resume: bool = True
     device: str = "cpu"
+
+    def check(self) -> None:
+        """Refuse what can't be."""
+        if isinstance(self.selection, Auto) and not self.loss:
+            raise EmoExportError("--keep auto judges by the loss, which --no-loss leaves out")
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,7 @@ class ExportOptions:
     calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     text_field: str = FIELD
-    selection: Selection | None = None
-    auto: Auto | None = None
+    selection: Selection | Auto | None = None
     imatrix: Path | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
@@ -96,9 +91,10 @@ class ExportOptions:
                 "--domain brings the calibration text of its own package; leave out --calibration "
                 "and --imatrix"
             )
-        if self.auto is not None and self.domains:
+        is_auto = isinstance(self.selection, Auto)
+        if is_auto and self.domains:
             raise EmoExportError("--keep auto finds one number: give it for --domain, as --keep 16")
-        if self.auto is not None and not (self.calibration and self.golden):
+        if is_auto and not (self.calibration and self.golden):
             raise EmoExportError(
                 "--keep auto needs --calibration to choose on, and no --no-golden, since it judges "
                 "on held-out text"

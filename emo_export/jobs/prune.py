@@ -11,6 +11,7 @@ from emo_export.base.install import need
 from emo_export.errors import EmoExportError
 from emo_export.exporting.steps import Steps
 from emo_export.families import FAMILIES
+from emo_export.jobs.auto_keep import resolved
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.options import PruneOptions
 from emo_export.jobs.recipe import digest_of, recipe_of
@@ -18,6 +19,7 @@ from emo_export.jobs.torch_device import prepare_torch
 from emo_export.measuring import read_sample, start_calibration, start_choice
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
+from emo_export.model.source import Source
 from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
 from emo_export.resuming import Resuming
 from emo_export.runtimes.package import chosen_targets
@@ -32,17 +34,19 @@ def prune_checkpoint(
 ) -> Pruned:
     """A checkpoint with the experts that a text needs. Raises EmoExportError."""
     need(["torch"], "convert", "prune")
+    options.check()
     prepare_torch(options.device, checkpoint.nbytes)
-    product = options.selection.awaiting(checkpoint)
-    sample = read_sample(options.text, product)
+    sample = read_sample(options.text, Product.whole(checkpoint))
     steps.on_texts(sample.texts)
+    probes = _loss_probes(checkpoint, options, steps)
+    selection = resolved(options.selection, checkpoint, sample, probes, steps, options.device)
+    product = selection.awaiting(checkpoint)
     calibration = start_calibration(sample, product, options.device)
-    choice = start_choice(options.selection, calibration, checkpoint)
-    probes = _loss_probes(product, options, steps)
+    choice = start_choice(selection, calibration, checkpoint)
     writing = partial(make_safetensors, product, max_shard_size=options.max_shard_size)
     recipe = recipe_of(checkpoint, str((options.max_shard_size, options.device)), probes)
     recipe["calibration text"] = digest_of(sample.sequences)
-    recipe["choice of experts"] = str(options.selection)
+    recipe["choice of experts"] = str(selection)
     return prune(
         product,
         output,
@@ -65,6 +69,7 @@ def prune_target(
     `output`, is of the same kind. Raises EmoExportError.
     """
     need(["torch"], "convert", "prune")
+    options.check()
     folder, found = chosen_targets(path, targets)
     if len(found) != 1:
         raise EmoExportError(
@@ -73,26 +78,27 @@ def prune_target(
     entry = next(iter(found.values()))
     package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
     prepare_torch(options.device, package.nbytes)
-    product = options.selection.awaiting(package)
     with package.tokenizer() as encode:
-        sample = read_sample(options.text, product, encode)
+        sample = read_sample(options.text, Product.whole(package), encode)
         steps.on_texts(sample.texts)
-        probes = _loss_probes(product, options, steps, encode)
+        probes = _loss_probes(package, options, steps, encode)
+    selection = resolved(options.selection, package, sample, probes, steps, options.device)
+    product = selection.awaiting(package)
     calibration = start_calibration(sample, product, options.device)
-    choice = start_choice(options.selection, calibration, package)
+    choice = start_choice(selection, calibration, package)
     return prune_package(
         package, product, output, calibration, choice, probes, steps, options.device
     )
 
 
 def _loss_probes(
-    product: Product, options: PruneOptions, steps: Steps, encode: Encode | None = None
+    source: Source, options: PruneOptions, steps: Steps, encode: Encode | None = None
 ) -> Probes | None:
     """The held-out text on which the loss is measured, if it is."""
     if not options.loss:
         return None
     return choose_heldout(
-        product,
+        Product.whole(source),
         options.heldout,
         steps,
         options.heldout_tokens,

@@ -42,17 +42,14 @@ class Inputs:
         """What is asked, with digests in place of the files. Raises EmoExportError."""
         options = variant.options
         plain: dict[str, Any] = asdict(options)
-        selection = plain.pop("selection")
         for name in ("calibration", "heldout"):
             plain[name] = [self._text(file) for file in find_texts(plain[name]).files]
-        if options.selection is not None:
-            selection["keep"] = str(options.selection.keep.amount)
+        plain["selection"] = str(options.selection)
         found = {
             "versions": tool_versions(),
             "checkpoint": self._checkpoint(variant.checkpoint),
             "variant": asdict(variant.label),
             "judged on": dict(variant.domains),
-            "selection": selection,
             **plain,
         }
         asked: Asked = json.loads(json.dumps(found))  # tuples are lists once it is read again

@@ -115,7 +115,7 @@ def main() -> None:
     stages = Stages("headers and texts")
     steps = Steps(
         lambda targets, nbytes: stages.begin(PASS),
-        lambda nbytes: None,
+        lambda slot, nbytes: None,
         stages.begin,
     )
     options = ExportOptions(

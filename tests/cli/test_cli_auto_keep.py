@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from emo_export.files.manifest import Manifest
-from emo_export.jobs.auto_keep import Found, Tried, counts_to_try
+from emo_export.jobs.auto_keep import counts_to_try
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.parity.losses import Loss
+from emo_export.selection.auto import Found, Tried
 from tests.kit.command import Emo
 from tests.kit.exporting import case
 from tests.kit.paths import GOLDEN
@@ -40,6 +41,24 @@ def test_it_keeps_the_fewest_within_the_loss(tmp_path: Path, text: Path, emo: Em
     assert f"{ratio:.3f}" == rows[at][1]
     kept = Manifest.load(tmp_path / "out").kept
     assert kept is not None and {len(experts) for experts in kept} == {int(rows[at][0])}
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "package"])
+def test_prune_finds_it_too(
+    source: str, tmp_path: Path, text: Path, emo: Emo, small_exports: dict[str, Path]
+) -> None:
+    path = BASE if source == "checkpoint" else small_exports["gguf:q4_0"]
+    out = tmp_path / ("out" if source == "checkpoint" else "out.gguf")
+    shared = (path, "--calibration", text, "--heldout", text, "-o")
+    done = emo("prune", *shared, out, "--keep", "auto", "--loss", "60%", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert f" {found['pruning']['prune_keep_k']} " in done.err.partition("chosen")[0]
+    assert found["loss"][0]["ratio"] <= 1.6
+    none = emo("prune", *shared, tmp_path / "none", "--keep", "auto", "--loss", "-99%")
+    assert none.code == 2
+    no_loss = emo("prune", *shared, tmp_path / "none", "--keep", "auto", "--no-loss")
+    assert no_loss.code == 2 and "--no-loss leaves out" in " ".join(no_loss.err.split())
 
 
 def test_the_first_within_the_limit_is_found_and_none_is_told() -> None:

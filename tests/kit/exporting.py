@@ -94,7 +94,7 @@ def write_all(product: Product, *writers: Writer) -> None:
     """Open the writers, push every weight of a product to them, close them."""
     for writer in writers:
         writer.open()
-    stream([Line(product, [Output(writer) for writer in writers])], lambda count: None)
+    stream([Line(product, [Output(writer) for writer in writers])])
     for writer in writers:
         writer.close()
 
@@ -251,4 +251,4 @@ class Idle:
 def run_calibration(product: Product, calibration: Calibration) -> None:
     """A pass that only calibrates, as for quantising, and writes nothing."""
     line = Line(product, [Output(Idle(), calibration)], [calibration])
-    stream([line], lambda count: None)
+    stream([line])

@@ -43,7 +43,7 @@ def written(product: Product, specs: tuple[str, ...], folder: Path) -> dict[str,
     targets = target_maker([Spec.parse(spec) for spec in specs], product, TargetOptions())(folder)
     for target in targets:
         target.writer.open()
-    stream([Line(product, [Output(target.writer) for target in targets])], lambda count: None)
+    stream([Line(product, [Output(target.writer) for target in targets])])
     for target in targets:
         target.writer.close()
     return {str(target.entry.spec): folder / target.entry.path for target in targets}

@@ -196,7 +196,7 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
     told = Told(calibration)
     output = Output(Packing(scheme), told, calibration if own else None, Asking)
     line = Line(product, [output], [] if own else [calibration])
-    stream([line], lambda count: None)
+    stream([line])
     stored = tmp_path / "stored"
     stored.mkdir()
     source = dequantised_source(product, scheme) if own else product.rows

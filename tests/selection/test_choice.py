@@ -36,7 +36,7 @@ def chosen(folder: Path, keep: str, method: Method, sequences: list[Ids]) -> lis
     product = selection.awaiting(checkpoint)
     calibration = Calibration(product.config, sequences, "a text")
     choice = Choice(calibration.states, checkpoint.config, selection)
-    stream([Line(product, listeners=[calibration], choice=choice)], lambda count: None)
+    stream([Line(product, listeners=[calibration], choice=choice)])
     return [product.kept[layer] for layer in range(product.config.num_hidden_layers)]
 
 
@@ -207,7 +207,7 @@ def test_kept_experts_are_read_at_most_twice_and_dropped_ones_once(method: Metho
     product = selection.awaiting(source)
     calibration = Calibration(product.config, SEQUENCES, "a text")
     choice = Choice(calibration.states, source.config, selection)
-    traffic = stream([Line(product, listeners=[calibration], choice=choice)], lambda n: None)
+    traffic = stream([Line(product, listeners=[calibration], choice=choice)])
     kept = {(layer, e) for layer, experts in product.kept.items() for e in experts}
     experts = {s: n // opened.at(s).nbytes for s, n in source.reads.items() if s.expert >= 0}
     inside = [n for slot, n in experts.items() if (slot.layer, slot.expert) in kept]

@@ -75,7 +75,7 @@ def make_all_types(folder: Path) -> None:
     for writer in writers.values():
         writer.open()
     outputs = [Output(writer, calibration) for writer in writers.values()]
-    stream([Line(product, outputs, [calibration])], lambda count: None)
+    stream([Line(product, outputs, [calibration])])
     for writer in writers.values():
         writer.close()
     computed = {}
