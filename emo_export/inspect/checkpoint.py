@@ -16,6 +16,8 @@ from typing import Any
 
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
+from emo_export.files.domains import NAME as DOMAINS
+from emo_export.files.domains import is_domains, read_domains
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
 from emo_export.inspect.finding import Finding
@@ -31,7 +33,7 @@ from emo_export.parity.result import NOT_ENOUGH
 
 ACCEPTED = (
     "a Hugging Face checkpoint folder (config.json), a .gguf file, an ONNX folder "
-    f"({MODEL}) or a folder that export made ({MANIFEST})"
+    f"({MODEL}) or a folder that export made ({MANIFEST}, {DOMAINS})"
 )
 NESTED = "contents"  # the key of facts of a package's targets
 
@@ -40,7 +42,9 @@ Row = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: `kind` is checkpoint, gguf, onnx or package; `facts` can go into JSON.
+    """What was found: `kind` is checkpoint, gguf, onnx, package or domains.
+
+    `facts` can go into JSON.
 
     `notes` tell what is unusual in a checkpoint and yet certain.
     `judgement` (one line) and `findings` are there for GGUF files, alone or in a package; the
@@ -81,6 +85,8 @@ def _inspect(path: Path, expressible: Mapping[str, str]) -> Inspection:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _package(path)
+        if is_domains(path):
+            return _domains(path)
         if (path / MODEL).is_file():
             facts = onnx_facts(path, warnings)
             return Inspection("onnx", f"ONNX folder {path}", facts, warnings)
@@ -229,6 +235,31 @@ def _package(path: Path) -> Inspection:
         elif file.stat().st_size != entry.bytes:
             size = file.stat().st_size
             found.warnings.append(f"{entry.path} has {size} bytes, the manifest says {entry.bytes}")
+    return found
+
+
+def _domains(path: Path) -> Inspection:
+    """Packages of several domains: what each is, and the disk that they share."""
+    facts: dict[str, Any] = {}
+    found = Inspection("domains", f"packages of domains that emo-export made: {path}", facts)
+    for name in read_domains(path):
+        try:
+            inside = _package(path / name)
+        except EmoExportError as error:
+            found.warnings.append(str(error))
+            continue
+        found.warnings.extend(f"{name}: {warning}" for warning in inside.warnings)
+        targets = inside.facts["targets"]
+        facts[name] = {
+            "bytes": inside.facts["files"]["bytes"],
+            **{spec: target["parity"] for spec, target in targets.items()},
+        }
+    stats = [file.stat() for file in path.rglob("*") if file.is_file()]
+    once = {stat.st_ino: stat.st_size for stat in stats}
+    facts["disk"] = {
+        "bytes": sum(once.values()),
+        "saved_bytes": sum(stat.st_size for stat in stats) - sum(once.values()),
+    }
     return found
 
 

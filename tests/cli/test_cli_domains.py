@@ -126,6 +126,10 @@ def test_a_shared_trunk_is_stored_once_and_changes_no_engine(
             assert not differ or target == "gguf:iq4_nl"
     for name in texts:
         assert verify(out / name) == []
+    told = json.loads(emo("inspect", out, "--json").out)["facts"]
+    trunks = [out / "code" / str(e.trunk) for e in Manifest.load(out / "code").targets.values()]
+    saved = (len(texts) - 1) * sum(trunk.stat().st_size for trunk in trunks)
+    assert told["disk"]["saved_bytes"] == saved and list(told) == [*texts, "disk"]
 
     links = out / "code" / "model-IQ4_NL-00002-of-00002.gguf"
     links.write_bytes(links.read_bytes()[:-1] + b"x")
