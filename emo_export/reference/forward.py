@@ -44,6 +44,12 @@ class KeyValues:
         self.keys[layer], self.values[layer] = keys, values
         return keys, values
 
+    def cut(self, length: int) -> None:
+        """Forget what comes after so many tokens."""
+        for held in (self.keys, self.values):
+            for layer, tensor in held.items():
+                held[layer] = tensor[:, :length]
+
 
 @dataclass(frozen=True)
 class Routing:

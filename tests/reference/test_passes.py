@@ -67,6 +67,30 @@ def test_greedy_text_of_the_published_code(folder: Path) -> None:
     np.testing.assert_array_equal(found, want)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 3.0], ids=["equal", "near", "another model"])
+def test_a_draft_changes_how_much_is_read_not_the_text(share: float) -> None:
+    checkpoint = Checkpoint.open(GOLDEN / "base")
+    config, source = checkpoint.config, Product.whole(checkpoint).rows
+    with np.load(GOLDEN / "base" / "golden.npz") as golden:
+        prompt, want = golden["input_ids"][0, :16], golden["greedy"]
+    heads: list[int] = []
+
+    def counting(slot: Slot, start: int, stop: int) -> F32:
+        heads.extend([1] if slot.role == Role.FINAL_NORM else [])
+        return source(slot, start, stop)
+
+    def draft(slot: Slot, start: int, stop: int) -> F32:
+        rows = source(slot, start, stop)
+        noise = np.random.default_rng([slot.layer + 1, slot.expert + 1, start])
+        drawn = noise.standard_normal(rows.shape, np.float32)
+        return rows + np.float32(share * rows.std()) * drawn
+
+    found = greedy(config, counting, prompt, len(want), draft=draft)
+    np.testing.assert_array_equal(found, want)
+    passes = {0.0: 2, 0.05: len(want) - 1, 3.0: len(want)}  # 9 tokens and 15, where all are right
+    assert len(heads) <= passes[share]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_the_oracle(name: str) -> None:
     made = case(name)
