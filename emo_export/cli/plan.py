@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emo_export.base.install import need
+from emo_export.base.install import CONVERT, need
 from emo_export.base.ram_size import shown
 from emo_export.errors import EmoExportError
 from emo_export.files.run_memory import Running
 from emo_export.model.hub import locate
 from emo_export.planning.choice import Choice
-from emo_export.planning.export_need import ExportNeed, read_speed
+from emo_export.planning.export_need import ExportNeed
+from emo_export.planning.export_time import ExportTime
 from emo_export.planning.outline import Impossible, Planned
 from emo_export.planning.plan import TARGETS, Plan, make_plan, target_facts
 from emo_export.planning.profiles import DeviceProfile, device_profile, device_profiles
@@ -53,18 +54,17 @@ class PlanOptions:
     keeps: tuple[str, ...]
     context: int | None
     fit: str | None
-    read_speed: bool
+    timed: bool
     as_json: bool
 
 
 def run_plan(source: str, options: PlanOptions, out: Console) -> None:
     """Plan, print the table, choose. Raises DoesNotFitError when nothing fits the profile."""
-    need(("gguf", "onnx", "ml_dtypes"), "convert", "plan")
+    need(CONVERT if options.timed else ("gguf", "onnx", "ml_dtypes"), "convert", "plan")
     profile = device_profile(options.fit) if options.fit else None
     checkpoint, nbytes = open_source(locate(source, weights=False))
-    speed = read_speed(checkpoint.files) if options.read_speed else None
     specs = options.specs or TARGETS
-    plan = make_plan(checkpoint, nbytes, specs, options.keeps, options.context, speed)
+    plan = make_plan(checkpoint, nbytes, specs, options.keeps, options.context, options.timed)
     choice = None if profile is None else plan.fit(profile)
     if options.as_json:
         click.echo(json.dumps(plan.as_dict() | _fit_facts(profile, choice), indent=2))
@@ -151,7 +151,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     for kept in plan.kept:
         yield (
             f"keep {kept.experts}: one export to {len(kept.planned)} targets takes "
-            f"{shown(kept.export.disk)} of disk; {_memory(kept.export)}; {_time(plan, kept.export)}"
+            f"{shown(kept.export.disk)} of disk; {_memory(kept.export)}; {_time(kept.time)}"
         )
     if any(planned.calibrated for planned in plan.planned):
         yield "* needs --calibration or --imatrix, whose name adds a few bytes to the file"
@@ -166,16 +166,24 @@ def _memory(export: ExportNeed) -> str:
     )
 
 
-def _time(plan: Plan, export: ExportNeed) -> str:
-    if plan.read_speed is None:
-        return "time not measured (--read-speed measures reading)"
-    seconds = export.seconds(plan.read_speed)
-    if seconds is None:
-        return "time not known without the weights"
-    return (
-        f"at least {seconds:.0f} s to read the checkpoint at {plan.read_speed / 1e6:.0f} MB/s; "
-        "quantising, the reference and validation are not measured"
-    )
+def _time(time: ExportTime | None) -> str:
+    if time is None:
+        return "time not measured (--time measures this machine)"
+    parts = {
+        "reading": time.reading,
+        "packing": time.packing,
+        "calibration": time.calibrating,
+        "the reference": time.reference,
+    }
+    named = ", ".join(f"{_clock(each)} {name}" for name, each in parts.items() if each)
+    return f"about {_clock(time.total)} without validation ({named})"
+
+
+def _clock(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _chosen(source: str, profile: DeviceProfile, best: Planned, plan: Plan) -> str:

@@ -35,9 +35,10 @@ from emo_export.cli.output import stdout
     "laptop-16gb: the most experts that fit, then the type with the most bytes.",
 )
 @click.option(
-    "--read-speed",
+    "--time",
+    "timed",
     is_flag=True,
-    help="Read the checkpoint for a second, to tell how long reading it takes at least.",
+    help="Measure this machine for some seconds, to tell how long the export takes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
 def plan(
@@ -46,7 +47,7 @@ def plan(
     keeps: tuple[str, ...],
     context: int | None,
     fit: str | None,
-    read_speed: bool,
+    timed: bool,
     as_json: bool,
 ) -> None:
     """Tell what an export would make and need, before any work, from headers alone.
@@ -64,5 +65,5 @@ def plan(
     """
     from emo_export.cli.plan import PlanOptions, run_plan
 
-    options = PlanOptions(specs, keeps, context, fit, read_speed, as_json)
+    options = PlanOptions(specs, keeps, context, fit, timed, as_json)
     run_plan(checkpoint, options, stdout())

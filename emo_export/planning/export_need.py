@@ -1,4 +1,4 @@
-"""What an export takes of the machine that runs it: disk, memory, and at least how much time.
+"""What an export takes of the machine that runs it: disk and memory.
 
 Disk is counted from the files. Memory is an estimate, fitted to exports of emo-nano and of
 synthetic models; `python -m tests.bench.plan` compares.
@@ -6,21 +6,14 @@ synthetic models; `python -m tests.bench.plan` compares.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from emo_export.base.page_cache import drop
-from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import blocks, row_spans, shape_of
 from emo_export.model.product import Product
 from emo_export.parity.golden import SEQUENCE, sequences_kept
 from emo_export.planning.outline import Planned
-
-READ_SECONDS = 1.0
-CHUNK = 8 << 20
 
 PROCESS, TORCH = 65_000_000, 315_000_000
 """Python with what converting imports, and what the reference adds; resident, measured."""
@@ -36,7 +29,8 @@ class ExportNeed:
     `disk`: bytes of the targets and at most of golden.npz, beside the checkpoint. `read`: bytes of
     the checkpoint that are read (None: not known without its weights). Memory at its peak, with the
     libraries: `converting` with --no-golden, `with_reference` with --no-validate. Validation opens
-    each target in the same process: `validated_least` is what it takes at least.
+    each target in the same process: `validated_least` is what it takes at least. `tokens`: of the
+    reference, at most.
     """
 
     disk: int
@@ -44,10 +38,7 @@ class ExportNeed:
     converting: int
     with_reference: int
     validated_least: int
-
-    def seconds(self, bytes_per_s: float) -> float | None:
-        """What reading alone takes, which no export can beat."""
-        return None if self.read is None else self.read / bytes_per_s
+    tokens: int
 
 
 def export_need(product: Product, planned: Sequence[Planned], read: int | None) -> ExportNeed:
@@ -62,7 +53,7 @@ def export_need(product: Product, planned: Sequence[Planned], read: int | None) 
     runs = [each.running for each in planned]
     opened = max((run.weights + run.cache + run.work for run in runs), default=0)
     disk = sum(each.nbytes for each in planned) + golden
-    return ExportNeed(disk, read, converting, reference, reference + opened)
+    return ExportNeed(disk, read, converting, reference, reference + opened, tokens)
 
 
 def _piece_bytes(config: EmoConfig) -> list[int]:
@@ -78,21 +69,3 @@ def _piece_bytes(config: EmoConfig) -> list[int]:
 def _most_in_flight(pieces: Sequence[int]) -> int:
     """Of pieces that follow each other, some read ahead, one packed and one written and fed."""
     return max(sum(pieces[at : at + IN_FLIGHT]) for at in range(len(pieces)))
-
-
-def read_speed(files: Sequence[Path]) -> float:
-    """Bytes per second of reading a checkpoint's files from the disk, over a second of it.
-
-    They are dropped from the page cache first. Raises EmoExportError when there is nothing to read.
-    """
-    drop(files)
-    taken, began = 0, time.perf_counter()
-    for file in files:
-        with file.open("rb", buffering=0) as handle:
-            while chunk := handle.read(CHUNK):
-                taken += len(chunk)
-                if time.perf_counter() - began >= READ_SECONDS:
-                    return taken / (time.perf_counter() - began)
-    if not taken:
-        raise EmoExportError("there are no weights here whose reading could be measured")
-    return taken / (time.perf_counter() - began)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,9 @@ from emo_export.families.options import TargetOptions
 from emo_export.files.memory_need import Need
 from emo_export.files.read_per_token import PerToken
 from emo_export.files.run_memory import Running
+from emo_export.interfaces import Format
 from emo_export.model.importance import ImportanceMatrix
+from emo_export.model.names import shape_of, slots
 from emo_export.model.product import Product
 from emo_export.runtimes.families import LIGHT
 from emo_export.spec import Spec
@@ -26,8 +31,8 @@ class Planned:
 
     `nbytes`: of its file, or of all files of its folder, to the byte as export writes them without
     an importance matrix (with one, GGUF headers name it). `need`: weights and KV cache. `read`: of
-    one decode step. `running`: memory on a device. `calibrated`: it can't be made without
-    --calibration or --imatrix.
+    one decode step. `running`: memory on a device. `formats` by name, and how many `weights` each
+    holds. `calibrated`: it can't be made without --calibration or --imatrix.
     """
 
     spec: Spec
@@ -36,6 +41,8 @@ class Planned:
     need: Need
     read: PerToken
     running: Running
+    formats: Mapping[str, Format]
+    weights: Mapping[str, int]
     calibrated: bool = False
 
     def ceiling(self, bandwidth: float, positions: int) -> float:
@@ -80,6 +87,12 @@ def _planned(
         folder = Path(name)
         target = make(folder)[0]
         target.writer.outline()
+        formats: dict[str, Format] = {}
+        weights: Counter[str] = Counter()
+        for slot in slots(product.config):
+            kind = target.writer.format_of(slot)
+            formats[kind.name] = kind
+            weights[kind.name] += math.prod(shape_of(slot, product.config))
         path, family = folder / target.entry.path, LIGHT[spec.family]
         need = family.need(path, context)
         return Planned(
@@ -89,5 +102,7 @@ def _planned(
             need,
             family.per_token(path),
             family.running(path, need, product.config),
+            formats,
+            weights,
             importance is not None,
         )

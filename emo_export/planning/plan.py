@@ -6,13 +6,14 @@ As data, with a form for JSON; the sentences are made in cli/plan.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.planning.choice import Choice, choose
 from emo_export.planning.export_need import ExportNeed, export_need
+from emo_export.planning.export_time import ExportTime, Speeds, export_time, measure
 from emo_export.planning.keeping import keeping, kept_counts
 from emo_export.planning.outline import Impossible, Planned, outlined
 from emo_export.planning.profiles import DeviceProfile, device_profiles
@@ -24,11 +25,15 @@ TARGETS = ("gguf:q8_0", "gguf:q6_k", "gguf:q4_k_m", "gguf:q3_k_m", "onnx:int8", 
 
 @dataclass(frozen=True)
 class Kept:
-    """One count of experts: its targets in the order asked for, and an export to all of them."""
+    """One count of experts: its targets in the order asked for, and an export to all of them.
+
+    `time`: None where nothing was measured.
+    """
 
     experts: int
     targets: tuple[Planned | Impossible, ...]
     export: ExportNeed
+    time: ExportTime | None = None
 
     @property
     def planned(self) -> list[Planned]:
@@ -40,14 +45,14 @@ class Kept:
 class Plan:
     """`experts`: those of the source's largest layer. `context`: positions of the KV cache.
 
-    `read_speed`: bytes per second that reading the checkpoint reached, None where not measured.
+    `speeds` of this machine, None where not measured.
     """
 
     experts: int
     context: int
     source_bytes: int | None
     kept: tuple[Kept, ...]
-    read_speed: float | None = None
+    speeds: Speeds | None = None
 
     @property
     def planned(self) -> list[Planned]:
@@ -70,15 +75,15 @@ class Plan:
             "experts": self.experts,
             "context": self.context,
             "source_bytes": self.source_bytes,
-            "read_bytes_per_s": self.read_speed,
+            "speeds": None if self.speeds is None else asdict(self.speeds),
             "kept": [self._kept(kept) for kept in self.kept],
             "profiles": {name: asdict(found) for name, found in device_profiles().items()},
         }
 
     def _kept(self, kept: Kept) -> dict[str, Any]:
         export = asdict(kept.export)
-        if self.read_speed is not None:
-            export["least_seconds"] = kept.export.seconds(self.read_speed)
+        if kept.time is not None:
+            export["seconds"] = {**asdict(kept.time), "total": kept.time.total}
         targets = [target_facts(each) for each in kept.targets]
         return {"experts": kept.experts, "targets": targets, "export": export}
 
@@ -119,12 +124,12 @@ def make_plan(
     specs: Sequence[str],
     keeps: Sequence[str],
     context: int | None,
-    read_speed: float | None = None,
+    timed: bool = False,
 ) -> Plan:
     """Plan every target at every count (default: KEEPS), most experts first, equal counts once.
 
     Raises EmoExportError for a target, a count or a context that makes no sense; a target that the
-    model can't have is part of the plan, with the reason.
+    model can't have is part of the plan, with the reason. `timed`: measure for some seconds.
     """
     asked = list(dict.fromkeys(Spec.parse(spec) for spec in specs))
     positions = source.config.context_length(context)
@@ -133,6 +138,13 @@ def make_plan(
         product, most = keeping(source, counts), max(counts)
         targets = tuple(outlined(spec, product, most, positions) for spec in asked)
         planned = [each for each in targets if isinstance(each, Planned)]
-        found.append(Kept(most, targets, export_need(product, planned, source_bytes)))
-    most = max(layer.num_experts for layer in source.config.layers)
-    return Plan(most, positions, source_bytes, tuple(found), read_speed)
+        found.append((product, Kept(most, targets, export_need(product, planned, source_bytes))))
+    most, speeds = max(layer.num_experts for layer in source.config.layers), None
+    if timed:
+        every = [each for _, kept in found for each in kept.planned]
+        speeds = measure(source.files, source.config, every)
+        found = [
+            (product, replace(kept, time=export_time(product, kept.export, kept.planned, speeds)))
+            for product, kept in found
+        ]
+    return Plan(most, positions, source_bytes, tuple(kept for _, kept in found), speeds)

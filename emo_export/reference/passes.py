@@ -32,7 +32,7 @@ FEW_TOKENS = 64
 """Up to so many tokens the embedding is read row by row."""
 
 AHEAD = 8
-"""Tokens that are drafted at first; more after a draft that held, fewer after one that didn't."""
+"""Tokens that are drafted at first; more after a draft that held, none after two that are wrong."""
 
 
 class Counting(Protocol):
@@ -155,7 +155,7 @@ def greedy(
     end, ahead = min(len(prompt) + steps, config.context_length()), AHEAD
     while len(sequence) < end:
         guess: list[int] = []
-        if draft is not None:
+        if draft is not None and ahead:
             new, count = sequence[drafted.length :], min(ahead, end - 1 - len(sequence))
             guess = _written(config, draft, new, count, drafted, device)
         new = np.array(sequence[cache.length :] + guess, dtype=np.int64)
@@ -163,7 +163,7 @@ def greedy(
         likely = scores[len(new) - len(guess) - 1 :].argmax(-1).tolist()
         agreed = sum(accumulate(map(eq, guess, likely), and_))
         sequence += likely[: agreed + 1]
-        ahead = 2 * ahead if agreed == len(guess) else agreed + 1
+        ahead = 2 * ahead if agreed == len(guess) else max(agreed, ahead // 4)
         for one in (cache, drafted):
             one.cut(len(sequence) - 1)
     return np.array(sequence[len(prompt) :], dtype=np.int64)

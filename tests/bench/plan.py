@@ -1,4 +1,4 @@
-"""What `plan` says of bytes and memory, beside exports and a run of every target.
+"""What `plan` says of bytes, memory and time, beside exports and a run of every target.
 
     python -m tests.bench.plan [CHECKPOINT] [--hidden 1024 --width 512 --layers 4 --experts 16]
 
@@ -13,7 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -69,12 +71,14 @@ def main(
             f"{row['planned_bytes'] / row['bytes']:.6f} of it; memory {row['memory'] / 1e6:9.1f} "
             f"MB, planned {row['planned_memory'] / row['memory']:.3f} of it"
         )
-    for option, (found, planned) in exports.items():
+    for row in exports:
+        memory, seconds = row["memory"], row["seconds"]
         click.echo(
-            json.dumps({"export": option, "memory": found, "planned_memory": planned})
+            json.dumps(row)
             if as_json
-            else f"export {option}: {found / 1e6:.1f} MB at its peak, planned {planned / found:.2f}"
-            " of it"
+            else f"export {row['export']}: {memory / 1e6:.1f} MB at its peak, planned "
+            f"{row['planned_memory'] / memory:.2f} of it; {seconds:.1f} s, planned "
+            f"{row['planned_seconds'] / seconds:.2f} of it"
         )
     wrong = [
         row
@@ -115,19 +119,34 @@ def compare(
     return rows
 
 
-def compare_exports(source: Path, out: Path, specs: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Option -> peak of resident memory of an export in a process of its own, and as planned."""
-    need = make_plan(*open_source(source), specs, ["all"], None).kept[0].export
-    planned = {"--no-golden": need.converting, "--no-validate": need.with_reference}
+def compare_exports(source: Path, out: Path, specs: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Resident memory at its peak and seconds of exports in processes of their own, and planned."""
+    (kept,) = make_plan(*open_source(source), specs, ["all"], None, timed=True).kept
+    need, planned = kept.export, kept.time
+    if planned is None:
+        raise ValueError("a plan without time")
+    expected = {
+        "--no-golden": (need.converting, planned.reading + planned.packing),
+        "--no-validate": (need.with_reference, planned.total),
+    }
     to = [word for spec in specs for word in ("--to", spec)]
     line = [sys.executable, "-m", "emo_export", "export", str(source), "-o", str(out), *to]
-    found = {}
-    for option, nbytes in planned.items():
+    found = []
+    for option, (nbytes, seconds) in expected.items():
+        began = time.perf_counter()
         process = subprocess.Popen([*line, option, "--overwrite"], stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise click.ClickException(f"export {option} ended with status {status}")
-        found[option] = usage.ru_maxrss * 1024, nbytes
+        found.append(
+            {
+                "export": option,
+                "memory": usage.ru_maxrss * 1024,
+                "planned_memory": nbytes,
+                "seconds": time.perf_counter() - began,
+                "planned_seconds": seconds,
+            }
+        )
     return found
 
 

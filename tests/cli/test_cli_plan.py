@@ -18,11 +18,11 @@ def test_every_target_at_every_count(emo: Emo, golden: Path) -> None:
     assert listed == [(k, t) for k in (16, 4) for t in ("gguf:q4_0", "onnx:int4")]
     for kept in found["kept"]:
         assert kept["export"]["disk"] > sum(target["bytes"] for target in kept["targets"])
-        assert "least_seconds" not in kept["export"]
+        assert "seconds" not in kept["export"]
         steps = [kept["export"][k] for k in ("converting", "with_reference", "validated_least")]
         assert steps == sorted(steps)
-    table = emo("plan", golden / "base", *ASKED, "--read-speed")
-    assert table.code == 0 and "MB/s" in table.out and "pi4-4gb" not in table.out
+    table = emo("plan", golden / "base", *ASKED, "--time")
+    assert table.code == 0 and "without validation (" in table.out and "pi4-4gb" not in table.out
 
 
 def test_fit_names_what_to_take(emo: Emo, golden: Path) -> None:
