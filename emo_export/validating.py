@@ -39,12 +39,14 @@ def validate_here(
     reference: Reference | None = None,
     repeat: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda text: None,
+    kv_cache: str | None = None,
 ) -> list[Result]:
     """Judge the targets that a path means with this machine's engines, one after the other.
 
     `path` is a folder that export made (`only`: some of its targets) or a single model. What the
     engines compute is compared with golden.npz, or with what `reference` makes. `repeat` are the
-    options that the results' command lines get. A target that can't be judged keeps no other from
+    options that the results' command lines get. With a `kv_cache`, one of KV_CACHES, what
+    is compared with the float original has it. A target that can't be judged keeps no other from
     it. Raises EmoExportError when there is nothing to compare with.
     """
     folder, targets = chosen_targets(path, only)
@@ -73,7 +75,7 @@ def validate_here(
         else:
             try:
                 on_stage(f"validating {spec}")
-                result = judge(entry.spec, folder / entry.path, golden, threads)
+                result = judge(entry.spec, folder / entry.path, golden, threads, kv_cache)
             except EmoExportError as error:
                 result = refused(spec, error)
         again = _command(path, spec, repeat)
@@ -121,19 +123,24 @@ def validate_new(
     return results
 
 
-def judge(spec: Spec, path: Path, golden: Golden, threads: int | None = None) -> Result:
+def judge(
+    spec: Spec, path: Path, golden: Golden, threads: int | None = None, kv_cache: str | None = None
+) -> Result:
     """Judge the target at a path with its engine, with float activations too where they differ.
 
     Raises EmoExportError when the engine can't open it.
     """
     shipped = partial(open_runtime, path, threads, parity=True)
-    tokenizer = partial(tokenizer_of, path)
+    lossy = partial(open_runtime, path, threads, kv_cache=kv_cache) if kv_cache else None
+    validate = partial(
+        validate_target, spec, golden, shipped, partial(tokenizer_of, path), open_lossy=lossy
+    )
     if EXACT not in tolerances(spec):
-        return validate_target(spec, golden, shipped, tokenizer)
+        return validate()
     with FAMILIES[spec.family].exact(path, threads) as exact:
         if isinstance(exact, NotCompared):
-            return validate_target(spec, golden, shipped, tokenizer, not_compared=exact)
-        return validate_target(spec, golden, shipped, tokenizer, exact)
+            return validate(not_compared=exact)
+        return validate(open_exact=exact)
 
 
 def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]:

@@ -40,6 +40,10 @@ class LightFamily(Protocol):
     def reserves_cache(self) -> bool:
         """Whether its engine takes memory for the whole context when it opens."""
 
+    @property
+    def kv_caches(self) -> tuple[str, ...]:
+        """Types of the KV cache that its engine takes, the one that it has by itself first."""
+
     def is_at(self, path: Path) -> bool:
         """Whether a target of this family lies at a path, by its kind of file alone."""
 
@@ -52,15 +56,16 @@ class LightFamily(Protocol):
     def files(self, path: Path) -> list[Path]:
         """The files whose bytes are the model."""
 
-    def need(self, path: Path, context: int | None = None) -> Need:
+    def need(self, path: Path, context: int | None = None, kv_cache: str | None = None) -> Need:
         """The memory that it takes at `context` positions (default: the model's own).
 
-        Raises EmoExportError for a context that the model does not have, and for files that export
-        did not make.
+        `kv_cache`: a type in place of the engine's own. Raises EmoExportError for a context that
+        the model does not have, for a type that engine or model can't have, and for files that
+        export did not make.
         """
 
-    def per_token(self, path: Path) -> PerToken:
-        """Bytes that a decode step reads. Raises EmoExportError for what export did not make."""
+    def per_token(self, path: Path, kv_cache: str | None = None) -> PerToken:
+        """Bytes that a decode step reads; `kv_cache` and errors as of `need`."""
 
     def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
         """Target -> bytes of its tensors, for every recipe of the same engine and graph.
@@ -86,6 +91,7 @@ class LightFamily(Protocol):
         context: int | None,
         prepacked: Path | None,
         spin: bool,
+        kv_cache: str | None,
     ) -> Runtime:
         """Open it, as LlamaCpp and OnnxModel describe; what has no meaning for one is left out."""
 

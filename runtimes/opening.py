@@ -22,17 +22,25 @@ def open_runtime(
     context: int | None = None,
     prepacked: Path | None = None,
     spin: bool = True,
+    kv_cache: str | None = None,
 ) -> Runtime:
     """The engine for a .gguf file or an ONNX folder; a small model gets one thread.
 
-    `parity`, `context`, `prepacked` and `spin` are those of LlamaCpp and OnnxModel; the last two
-    have no meaning for a .gguf file.
+    `parity`, `context`, `prepacked`, `spin` and `kv_cache` are those of LlamaCpp and OnnxModel;
+    `prepacked` and `spin` have no meaning for a .gguf file. Raises EmoExportError for a `kv_cache`
+    that the engine can't have.
     """
     family = family_at(path)
     if threads is None and sum(map(size_of, family.files(path))) < SMALL_MODEL:
         threads = 1
     return family.open(
-        path, threads, parity=parity, context=context, prepacked=prepacked, spin=spin
+        path,
+        threads,
+        parity=parity,
+        context=context,
+        prepacked=prepacked,
+        spin=spin,
+        kv_cache=kv_cache,
     )
 
 

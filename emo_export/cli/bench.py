@@ -44,6 +44,7 @@ class BenchOptions:
 
     only: tuple[str, ...]
     threads: int | None
+    kv_cache: str | None
     prefill: int
     decode: int
     depth: int
@@ -81,7 +82,7 @@ def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:
     found = [(spec, path) for given in paths for spec, path in _targets(given, options.only)]
     count = Counter(spec for spec, _ in found)
     subjects = [
-        _subject(spec, path, f"{path} ({spec})" if count[spec] > 1 else str(spec))
+        _subject(spec, path, f"{path} ({spec})" if count[spec] > 1 else str(spec), options.kv_cache)
         for spec, path in found
     ]
     if options.olmoe is not None:
@@ -103,11 +104,11 @@ def _targets(given: Path, only: Sequence[str]) -> Iterator[tuple[Spec, Path]]:
         yield entry.spec, folder / entry.path
 
 
-def _subject(spec: Spec, path: Path, label: str) -> Subject:
+def _subject(spec: Spec, path: Path, label: str, kv_cache: str | None) -> Subject:
     nbytes, family = size_of(path), LIGHT[spec.family]
-    opening = {"path": str(path), "kind": "model"}
+    opening = {"path": str(path), "kind": "model", "kv_cache": kv_cache}
     needs = int(family.memory_factor * nbytes)
-    return Subject(label, opening, nbytes, family.per_token(path), needs)
+    return Subject(label, opening, nbytes, family.per_token(path, kv_cache), needs)
 
 
 def _stand_in(given: Path) -> Subject:

@@ -46,7 +46,7 @@ class Measured:
         else:
             read_through(path)  # from here on the disk has no part in it
             start = time.perf_counter()
-            self._runtime = open_runtime(path, request["threads"])
+            self._runtime = open_runtime(path, request["threads"], kv_cache=request.get("kv_cache"))
         seconds, context = time.perf_counter() - start, self._runtime.context_length
         if context < request["positions"]:
             raise EmoExportError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from emo_export.cli.output import stdout
+from emo_export.files.kv_cache import KV_CACHES
 
 
 @click.command()
@@ -15,6 +16,7 @@ from emo_export.cli.output import stdout
 @click.option(
     "--threads", type=click.IntRange(1), help="[default: physical cores; 1 for small models]"
 )
+@click.option("--kv-cache", type=click.Choice(KV_CACHES), help="GGUF: the type of keys and values.")
 @click.option("--prefill", default=512, show_default=True, type=click.IntRange(1), help="Tokens.")
 @click.option("--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens.")
 @click.option(
@@ -42,6 +44,7 @@ def bench(
     paths: tuple[Path, ...],
     only: tuple[str, ...],
     threads: int | None,
+    kv_cache: str | None,
     prefill: int,
     decode: int,
     depth: int,
@@ -62,6 +65,6 @@ def bench(
     from emo_export.cli.bench import BenchOptions, run_bench
 
     options = BenchOptions(
-        only, threads, prefill, decode, depth, rounds, olmoe_bf16, one_at_a_time, as_json
+        only, threads, kv_cache, prefill, decode, depth, rounds, olmoe_bf16, one_at_a_time, as_json
     )
     run_bench(paths, options, stdout())

@@ -28,6 +28,7 @@ from emo_export.cli.prune_command import prune
 from emo_export.cli.sweep_command import sweep
 from emo_export.cli.validate_command import THREADS, validate
 from emo_export.errors import EmoExportError, ParityError
+from emo_export.files.kv_cache import KV_CACHES
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -48,6 +49,11 @@ def cli() -> None:
 @click.option("--domain", metavar="NAME", help="Of a folder that export --domain made.")
 @click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
+@click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHES),
+    help="GGUF: keys and values of this type; q8_0 takes half the memory of f16.  [default: f16]",
+)
 @click.option(
     "--cache-prepacked",
     is_flag=True,
@@ -75,6 +81,7 @@ def run(
     domain: str | None,
     target: str | None,
     threads: int | None,
+    kv_cache: str | None,
     cache_prepacked: bool,
     cache_dir: Path | None,
     spin: bool | None,
@@ -95,7 +102,7 @@ def run(
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     settings = OnnxSettings(cache_prepacked, cache_dir, spin)
     place = path if domain is None else domain_folder(path, domain)
-    run_text(place, prompt_text(prompt), target, threads, sampling, settings)
+    run_text(place, prompt_text(prompt), target, threads, sampling, settings, kv_cache)
 
 
 @cli.command()

@@ -53,6 +53,7 @@ class PlanOptions:
     specs: tuple[str, ...]
     keeps: tuple[str, ...]
     context: int | None
+    kv_cache: str | None
     fit: str | None
     timed: bool
     as_json: bool
@@ -64,7 +65,15 @@ def run_plan(source: str, options: PlanOptions, out: Console) -> None:
     profile = device_profile(options.fit) if options.fit else None
     checkpoint, nbytes = open_source(locate(source, weights=False))
     specs = options.specs or TARGETS
-    plan = make_plan(checkpoint, nbytes, specs, options.keeps, options.context, options.timed)
+    plan = make_plan(
+        checkpoint,
+        nbytes,
+        specs,
+        options.keeps,
+        options.context,
+        options.timed,
+        options.kv_cache,
+    )
     choice = None if profile is None else plan.fit(profile)
     if options.as_json:
         click.echo(json.dumps(plan.as_dict() | _fit_facts(profile, choice), indent=2))
@@ -195,8 +204,9 @@ def _chosen(source: str, profile: DeviceProfile, best: Planned, plan: Plan) -> s
         f"{profile.title}, of which {shown(profile.usable)} can be used "
         f"({profile.sources['usable']}): keep {kept} as {best.spec}. It needs "
         f"{shown(running.total)}: {shown(running.weights)} of weights, {shown(running.cache)} of "
-        f"KV cache at {best.need.context} tokens, {shown(_engine(running))} for the "
-        "engine and its work. Of all that were planned and fit it has the most experts, and among "
+        f"KV cache ({best.need.kv_cache}) at {best.need.context} tokens, "
+        f"{shown(_engine(running))} for the engine and its work. Of all that were planned and fit "
+        "it has the most experts, and among "
         f"those with as many the most bytes of weights. At most {_speed(best, profile.bandwidth)} "
         f"tokens a second ({profile.sources['bandwidth']}).\n\n"
         f"    emo-export export {source} -o OUT --to {best.spec}{options}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from emo_export.cli.output import stdout
+from emo_export.files.kv_cache import KV_CACHES
 
 
 @click.command()
@@ -29,6 +30,11 @@ from emo_export.cli.output import stdout
     "--context", type=click.IntRange(1), metavar="N", help="Positions of KV cache.  [default: all]"
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHES),
+    help="Of GGUF targets; ONNX ones have f32.  [default: f16]",
+)
+@click.option(
     "--fit",
     metavar="PROFILE",
     help="Choose for pi4-4gb, pi4-8gb, pi5-4gb, pi5-8gb, pi5-16gb, android-6gb, android-8gb or "
@@ -46,6 +52,7 @@ def plan(
     specs: tuple[str, ...],
     keeps: tuple[str, ...],
     context: int | None,
+    kv_cache: str | None,
     fit: str | None,
     timed: bool,
     as_json: bool,
@@ -65,5 +72,5 @@ def plan(
     """
     from emo_export.cli.plan import PlanOptions, run_plan
 
-    options = PlanOptions(specs, keeps, context, fit, timed, as_json)
+    options = PlanOptions(specs, keeps, context, kv_cache, fit, timed, as_json)
     run_plan(checkpoint, options, stdout())

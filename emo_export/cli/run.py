@@ -32,12 +32,13 @@ def run_text(
     threads: int | None,
     sampling: Sampling,
     settings: OnnxSettings,
+    kv_cache: str | None,
 ) -> None:
     """Stream text to stdout as it comes."""
     from emo_export.runtimes.loading import Model, first_that_runs
 
     path = first_that_runs(path, target)
-    with Model(path, open_with(path, threads, settings)) as model:
+    with Model(path, open_with(path, threads, settings, kv_cache)) as model:
         for piece in model.text(
             prompt,
             max_tokens=sampling.max_tokens,

@@ -33,7 +33,9 @@ class OnnxSettings:
             )
 
 
-def open_with(path: Path, threads: int | None, settings: OnnxSettings) -> Runtime:
+def open_with(
+    path: Path, threads: int | None, settings: OnnxSettings, kv_cache: str | None = None
+) -> Runtime:
     """The engine for a .gguf file or an ONNX folder, as the options of `run` say."""
     settings.check(path)
     prepacked = None
@@ -42,4 +44,5 @@ def open_with(path: Path, threads: int | None, settings: OnnxSettings) -> Runtim
 
         cache = settings.cache or default_cache()
         prepacked = prepacked_copy(path, cache, lambda text: click.echo(text, err=True))
-    return open_runtime(path, threads, prepacked=prepacked, spin=settings.spin is not False)
+    spin = settings.spin is not False
+    return open_runtime(path, threads, prepacked=prepacked, spin=spin, kv_cache=kv_cache)

@@ -95,11 +95,13 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
     source, device, threads = options.reference, options.torch_device, options.threads
     repeat = [] if source is None else ["--reference", source, "--torch-device", device]
     repeat += [] if threads is None else ["--threads", str(threads)]
+    kv_cache = options.devices.kv_cache
+    repeat += [] if kv_cache is None else ["--kv-cache", kv_cache]
     if source is None:
-        return validate_here(path, options.only, threads, None, repeat, say)
+        return validate_here(path, options.only, threads, None, repeat, say, kv_cache)
     with progress_steps() as steps:
         reference = partial(_reference, source, device, steps)
-        return validate_here(path, options.only, threads, reference, repeat, say)
+        return validate_here(path, options.only, threads, reference, repeat, say, kv_cache)
 
 
 def _reference(

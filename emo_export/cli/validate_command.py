@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from emo_export.cli.output import stdout
+from emo_export.files.kv_cache import KV_CACHES
 
 THREADS = "[default: physical cores; 1 for a small model]"
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -33,6 +34,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--context", type=click.IntRange(1), metavar="N", help="Positions of KV cache to hold with it."
+)
+@click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHES),
+    help="GGUF: judge and measure with keys and values of this type, as run --kv-cache has them.",
 )
 @click.option(
     "--device-tokens",
@@ -63,6 +69,7 @@ def validate(
     devices: tuple[str, ...],
     ram: str | None,
     context: int | None,
+    kv_cache: str | None,
     tokens: int | None,
     setup: bool,
     bench: bool,
@@ -92,7 +99,7 @@ def validate(
 
     limit = parse_size(ram) if ram is not None else None
     asked = DeviceOptions(
-        devices, limit, context or 0, tokens, threads, setup, bench, rootfs, onnxruntime
+        devices, limit, context or 0, tokens, threads, setup, bench, rootfs, onnxruntime, kv_cache
     )
     options = ValidateOptions(only, reference, threads, torch_device, html, junit, as_json, asked)
     run_validate(path, options, stdout())

@@ -11,6 +11,7 @@ from pathlib import Path
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_parts import read_model
+from emo_export.files.kv_cache import CACHE_F16, CACHE_F32
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.files.read_per_token import gguf_per_token, onnx_per_token
@@ -22,7 +23,8 @@ class Need:
 
     `context`: positions that the cache shall hold. `stays_mapped`: the engine reads its weights
     from the mapped file all along; otherwise it makes a copy of its own. `whole_cache`: the engine
-    takes memory for the whole context when it opens, and not as the text grows.
+    takes memory for the whole context when it opens, and not as the text grows. `kv_cache`: the
+    type of keys and values.
     """
 
     weights: int
@@ -30,6 +32,7 @@ class Need:
     context: int
     stays_mapped: bool
     whole_cache: bool
+    kv_cache: str
 
     @property
     def cache(self) -> int:
@@ -49,18 +52,19 @@ class Need:
         return positions * self.per_position
 
 
-def gguf_need(path: Path, context: int | None) -> Need:
+def gguf_need(path: Path, context: int | None, kv_cache: str = CACHE_F16) -> Need:
     """What a .gguf file takes at `context` positions (default: the model's own).
 
-    Raises EmoExportError for a context that the model does not have, and for a file that export did
-    not make.
+    Raises EmoExportError for a context that the model does not have, for heads that don't fit the
+    type of the KV cache, and for a file that export did not make.
     """
     file = read_model(path)
     arch = file.keys.get("general.architecture")
     trained = file.keys.get(f"{arch}.context_length")
     asked = _context(path, context, trained)
     weights = sum(tensor.nbytes for tensor in file.tensors)
-    return Need(weights, gguf_per_token(path, file).cache, asked, True, True)
+    cache = gguf_per_token(path, file, kv_cache).cache
+    return Need(weights, cache, asked, True, True, kv_cache)
 
 
 def onnx_need(path: Path, context: int | None) -> Need:
@@ -73,7 +77,7 @@ def onnx_need(path: Path, context: int | None) -> Need:
     cache *= 1 if needs.share_kv_buffer else 2
     weights = sum(tensor.nbytes for tensor in graph.initializers)
     mapped = needs.type == "f32" or needs.graph == "standard"  # gathered from the file's pages
-    return Need(weights, cache, asked, mapped, False)
+    return Need(weights, cache, asked, mapped, False, CACHE_F32)
 
 
 def _context(path: Path, asked: int | None, trained: object) -> int:

@@ -19,12 +19,12 @@ from emo_export.files import onnx_names
 from emo_export.files.gguf_header import GgufFile
 from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.gguf_types import ARCHITECTURES
+from emo_export.files.kv_cache import CACHE_F16, row_bytes
 from emo_export.files.onnx_header import OnnxFile
 from emo_export.files.tensor_names import Form, Held
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
 
-GGUF_CACHE_BYTES = 2  # llama.cpp's KV cache is float16 unless asked otherwise
 ONNX_CACHE_BYTES = 4  # that of our graphs is float32
 BF16_BYTES = 2
 SMALL = 4096  # bytes of the largest constant that a graph of ours holds beside its weights
@@ -43,10 +43,11 @@ class PerToken:
         return self.weights + self.cache * positions
 
 
-def gguf_per_token(path: Path, file: GgufFile) -> PerToken:
-    """What a step reads of a GGUF file that EMO was converted to, with a float16 KV cache.
+def gguf_per_token(path: Path, file: GgufFile, kv_cache: str = CACHE_F16) -> PerToken:
+    """What a step reads of a GGUF file that EMO was converted to, with a KV cache of a type.
 
-    Raises EmoExportError for another architecture, or keys that don't fit the tensors.
+    Raises EmoExportError for another architecture, keys that don't fit the tensors, and heads that
+    don't fit the type.
     """
     arch = str(file.keys.get("general.architecture"))
     if arch not in ARCHITECTURES or file.keys.get(f"{arch}.nextn_predict_layers", 0):
@@ -70,8 +71,8 @@ def gguf_per_token(path: Path, file: GgufFile) -> PerToken:
             share = _share(number("expert_used_count"), tensor.shape[0], tensor.name, path)
         total += tensor.nbytes * share
     heads = number("block_count") * number("attention.head_count_kv")
-    size = number("attention.key_length") + number("attention.value_length")
-    return PerToken(total, heads * size * GGUF_CACHE_BYTES)
+    sizes = (number("attention.key_length"), number("attention.value_length"))
+    return PerToken(total, heads * sum(row_bytes(kv_cache, size) for size in sizes))
 
 
 def onnx_per_token(path: Path, file: OnnxFile, config: Mapping[str, Any]) -> PerToken:

@@ -70,24 +70,29 @@ def validate_target(
     open_exact: OpenRuntime | None = None,
     not_compared: NotCompared | None = None,
     profile: str = "",
+    open_lossy: OpenRuntime | None = None,
 ) -> Result:
     """Run one target and compare: shipped arithmetic, then exact where there is another way to run.
 
+    With `open_lossy`, a runtime that loses more than rounding (in its KV cache), what is compared
+    with the float original is what that one computes.
     `not_compared` tells why there is no `open_exact`; `profile` names the device whose limits hold.
 
     Raises EmoExportError when the engine can't open the model.
     """
     limits = tolerances(target, profile)
-    rows: list[Row] = []
-    runtime = open_shipped()
+    runtime = (open_lossy or open_shipped)()
     try:
         _check_fits(target, golden, runtime)
-        rows += _dequantised_rows(str(target), golden, runtime, SHIPPED, limits)
         nll = run_nll(runtime, golden.heldout_ids)
-        rows.append(_original_row(golden, runtime, nll, limits[ORIGINAL]))
+        original = _original_row(golden, runtime, nll, limits[ORIGINAL])
         greedy = run_greedy(runtime, golden.greedy_prompt, len(golden.greedy))
         engine = dict(runtime.describe())
         tokenizer = _compare_tokenizer(golden, open_tokenizer, runtime)
+        if open_lossy is not None:
+            runtime.close()
+            runtime = open_shipped()
+        rows = [*_dequantised_rows(str(target), golden, runtime, SHIPPED, limits), original]
     finally:
         runtime.close()
     if open_exact is not None and EXACT in limits:

@@ -60,18 +60,19 @@ class Impossible:
 
 
 def outlined(
-    spec: Spec, product: Product, experts: int, context: int | None
+    spec: Spec, product: Product, experts: int, context: int | None, kv_cache: str | None
 ) -> Planned | Impossible:
     """Lay the target out, read what the layout says and remove it.
 
-    `context`: positions of the KV cache, default the model's own.
+    `context`: positions of the KV cache, default the model's own. `kv_cache`: its type where the
+    engine takes it.
     """
     try:
-        return _planned(spec, product, experts, context, None)
+        return _planned(spec, product, experts, context, kv_cache, None)
     except EmoExportError as error:
         if LIGHT[spec.family].weighs(spec):
             with suppress(EmoExportError):
-                return _planned(spec, product, experts, context, ImportanceMatrix("", 0))
+                return _planned(spec, product, experts, context, kv_cache, ImportanceMatrix("", 0))
         return Impossible(spec, experts, str(error))
 
 
@@ -80,6 +81,7 @@ def _planned(
     product: Product,
     experts: int,
     context: int | None,
+    kv_cache: str | None,
     importance: ImportanceMatrix | None,
 ) -> Planned:
     make = target_maker([spec], product, TargetOptions(), importance)
@@ -94,13 +96,14 @@ def _planned(
             formats[kind.name] = kind
             weights[kind.name] += math.prod(shape_of(slot, product.config))
         path, family = folder / target.entry.path, LIGHT[spec.family]
-        need = family.need(path, context)
+        cache = kv_cache if kv_cache in family.kv_caches else None
+        need = family.need(path, context, cache)
         return Planned(
             spec,
             experts,
             size_of(path),
             need,
-            family.per_token(path),
+            family.per_token(path, cache),
             family.running(path, need, product.config),
             formats,
             weights,

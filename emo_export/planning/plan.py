@@ -97,6 +97,7 @@ def target_facts(target: Planned | Impossible) -> dict[str, Any]:
     return facts | {
         "bytes": target.nbytes,
         "needs_calibration": target.calibrated,
+        "kv_cache": target.need.kv_cache,
         "memory": target.running.as_dict(),
         "read_per_token": {
             "weights": round(target.read.weights),
@@ -125,8 +126,11 @@ def make_plan(
     keeps: Sequence[str],
     context: int | None,
     timed: bool = False,
+    kv_cache: str | None = None,
 ) -> Plan:
     """Plan every target at every count (default: KEEPS), most experts first, equal counts once.
+
+    `kv_cache`: the type of the KV cache, of targets whose engine takes it.
 
     Raises EmoExportError for a target, a count or a context that makes no sense; a target that the
     model can't have is part of the plan, with the reason. `timed`: measure for some seconds.
@@ -136,7 +140,7 @@ def make_plan(
     found = []
     for counts in kept_counts(keeps, source.config):
         product, most = keeping(source, counts), max(counts)
-        targets = tuple(outlined(spec, product, most, positions) for spec in asked)
+        targets = tuple(outlined(spec, product, most, positions, kv_cache) for spec in asked)
         planned = [each for each in targets if isinstance(each, Planned)]
         found.append((product, Kept(most, targets, export_need(product, planned, source_bytes))))
     most, speeds = max(layer.num_experts for layer in source.config.layers), None

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emo_export.base.ram_size import shown
+from emo_export.files.kv_cache import CACHE_F32
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import HERE, Result, Row
 from emo_export.report.pruning import losses_table
@@ -90,6 +91,7 @@ def verdicts(results: Sequence[Result]) -> list[str]:
             f"{result.target}: {result.verdict}; perplexity "
             f"{judged.perplexity:.2f}, {judged.perplexity_ratio:.4f} times the original's; "
             f"{_greedy(result)}; {result.engine['version']}, threads {result.engine['threads']}"
+            f"{_lossy_cache(result)}"
         )
         notes = estimates(result)
         notes += [not_compared(result.not_compared)] if result.not_compared else []
@@ -106,6 +108,11 @@ def estimates(result: Result) -> list[str]:
     """The figures beside the float original with their intervals, a line where there are any."""
     told = [intervals(row) for row in result.rows if row.against == ORIGINAL]
     return [f"within 95%: {text}" for text in told if text]
+
+
+def _lossy_cache(result: Result) -> str:
+    found = result.engine.get("KV cache", CACHE_F32)
+    return "" if found.startswith(CACHE_F32) else f", KV cache {found}"
 
 
 def _greedy(result: Result) -> str:

@@ -165,7 +165,8 @@ def _measure_speed(
 
     if not isinstance(device, SshDevice):
         return
-    settings = {} if options.threads is None else {"threads": options.threads}
+    asked = {"threads": options.threads, "kv-cache": options.kv_cache}
+    settings = {name: value for name, value in asked.items() if value is not None}
     for spec, result in found.items():
         if not result.rows:
             continue

@@ -46,6 +46,7 @@ class DeviceOptions:
     bench: bool = False
     rootfs: Path | None = None
     onnxruntime: str | None = None
+    kv_cache: str | None = None
 
     @property
     def asked(self) -> bool:
@@ -84,6 +85,7 @@ class DeviceOptions:
             "--context": self.context or None,
             "--device-tokens": self.tokens,
             "--threads": self.threads,
+            "--kv-cache": self.kv_cache,
             "--rootfs": self.rootfs,
             "--onnxruntime": self.onnxruntime,
         }
@@ -100,7 +102,9 @@ class DeviceOptions:
         tokens = self.tokens
         if tokens is None:
             tokens = EMULATED_TOKENS if kind == EMULATED else 0
-        return Request("", self.threads, self.context, share_of(tokens))
+        return Request(
+            "", self.threads, self.context, share_of(tokens), kv_cache=self.kv_cache or ""
+        )
 
 
 def share_of(tokens: int) -> Share:

@@ -64,7 +64,8 @@ class Request(NamedTuple):
     """What one run on a device does; `arguments` is how it is asked for.
 
     `profile` names the device whose limits hold, `context` the positions that the KV cache gets
-    (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets.
+    (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets;
+    `kv_cache` is the type of what is compared with the float original (empty: the engine's own).
     """
 
     profile: str = ""
@@ -72,6 +73,7 @@ class Request(NamedTuple):
     context: int = 0
     share: Share = Share()
     kernels: bool = False
+    kv_cache: str = ""
 
     def arguments(self, folder: str, target: Spec) -> list[str]:
         """The command line after the module, for a target of the package at `folder` there."""
@@ -79,6 +81,7 @@ class Request(NamedTuple):
             "--profile": self.profile,
             "--threads": self.threads,
             "--context": self.context,
+            "--kv-cache": self.kv_cache,
         }
         options |= {f"--{key.replace('_', '-')}": n for key, n in vars(self.share).items()}
         given = [(key, str(value)) for key, value in options.items() if value]
@@ -91,7 +94,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, str, Request]:
     parser = argparse.ArgumentParser(prog="python -m emo_export.runtimes.devices.far.on_device")
     parser.add_argument("folder", type=Path)
     parser.add_argument("target")
-    parser.add_argument("--profile", default="")
+    for name in ("--profile", "--kv-cache"):
+        parser.add_argument(name, default="")
     parser.add_argument("--threads", type=int)
     names = [f"--{name.replace('_', '-')}" for name in ("context", *Share.__dataclass_fields__)]
     for name in names:
@@ -99,5 +103,5 @@ def parse(arguments: Sequence[str]) -> tuple[Path, str, Request]:
     parser.add_argument("--kernels", action="store_true")
     found = parser.parse_args(arguments)
     share = Share(found.sequences, found.positions, found.heldout_tokens, found.greedy_steps)
-    how = (found.profile, found.threads, found.context, share, found.kernels)
+    how = (found.profile, found.threads, found.context, share, found.kernels, found.kv_cache)
     return found.folder, found.target, Request(*how)

@@ -11,6 +11,7 @@ from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufFile, read_gguf
 from emo_export.files.gguf_parts import part_paths, read_model
 from emo_export.files.gguf_types import ARCHITECTURES, FILE_TYPES
+from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, CACHE_Q8_0
 from emo_export.files.memory_need import Need, gguf_need
 from emo_export.files.read_per_token import PerToken, gguf_per_token
 from emo_export.files.run_memory import Running, gguf_running
@@ -31,6 +32,7 @@ class LlamaFamily:
     memory_factor = 1.9  # of the released shape with 32 experts: all mapped, and what it repacks
     packs_weights = False
     reserves_cache = True
+    kv_caches = (CACHE_F16, CACHE_F32, CACHE_Q8_0)
 
     def is_at(self, path: Path) -> bool:
         """A file."""
@@ -59,13 +61,13 @@ class LlamaFamily:
         except EmoExportError:
             return [path]
 
-    def need(self, path: Path, context: int | None = None) -> Need:
-        """Weights, which stay mapped, and a float16 KV cache."""
-        return gguf_need(path, context)
+    def need(self, path: Path, context: int | None = None, kv_cache: str | None = None) -> Need:
+        """Weights, which stay mapped, and a KV cache."""
+        return gguf_need(path, context, kv_cache or CACHE_F16)
 
-    def per_token(self, path: Path) -> PerToken:
+    def per_token(self, path: Path, kv_cache: str | None = None) -> PerToken:
         """Bytes of a decode step."""
-        return gguf_per_token(path, read_model(path))
+        return gguf_per_token(path, read_model(path), kv_cache or CACHE_F16)
 
     def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
         """Of every type."""
@@ -93,12 +95,13 @@ class LlamaFamily:
         context: int | None,
         prepacked: Path | None,
         spin: bool,
+        kv_cache: str | None,
     ) -> Runtime:
         """Open a file; `prepacked` and `spin` have no meaning for llama.cpp."""
         from emo_export.runtimes.llama.model import LlamaCpp
 
         _check_experts(path, read_model(path))  # a crafted header hangs or kills other readers
-        return LlamaCpp(path, threads=threads, context=context, parity=parity)
+        return LlamaCpp(path, threads=threads, context=context, parity=parity, kv_cache=kv_cache)
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
         """The one in the file."""

@@ -14,13 +14,13 @@ import numpy as np
 from emo_export.base.memory_mark import wait_to_be_seen
 from emo_export.base.threads import physical_cores
 from emo_export.errors import EmoExportError
+from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, NUMBERS
 from emo_export.interfaces import F32, Ids
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.llama.abi import Batch, Library, Params, load_library
 
 GGUF_MAGIC = b"GGUF"
 FLASH_ATTN_DISABLED = 0  # enum llama_flash_attn_type
-TYPE_F32 = 0  # enum ggml_type
 REPACKED = "repacked bytes"  # of weights, copied for the kernels of this CPU
 
 
@@ -29,7 +29,9 @@ class LlamaCpp:
 
     `threads`: default one per physical core. `context`: the longest sequence, default the model's
     own. `parity`: flash attention off and the KV cache in float32, since either one's float16 adds
-    1e-6 of KL, which would hide errors; slower, so not for generation.
+    1e-6 of KL, which would hide errors; slower, so not for generation. `kv_cache`: one of KV_CACHES
+    in place of what that means, or of llama.cpp's own float16. With f32 flash attention is off too:
+    it would round keys and values to float16.
     """
 
     name = "llama.cpp"
@@ -41,6 +43,7 @@ class LlamaCpp:
         threads: int | None = None,
         context: int | None = None,
         parity: bool = False,
+        kv_cache: str | None = None,
     ) -> None:
         """Raises EmoExportError for a file that is not GGUF or that llama.cpp refuses."""
         _check_gguf(path)
@@ -48,7 +51,7 @@ class LlamaCpp:
         self._threads = physical_cores() if threads is None else threads
         if self._threads < 1:
             raise EmoExportError(f"threads is {threads}, expected 1 or more")
-        self._parity = parity
+        self._kv_cache = kv_cache or (CACHE_F32 if parity else CACHE_F16)
         self._length = 0
         self._context: int | None = None
         self._repacked = 0
@@ -83,10 +86,10 @@ class LlamaCpp:
         api, fields = self._lib.api, self._lib.fields
         params: Params = api.llama_context_default_params()
         params.set_int(fields.n_ctx, self.context_length)
-        if self._parity:
+        if self._kv_cache == CACHE_F32:
             params.set_int(fields.flash_attn, FLASH_ATTN_DISABLED)
-            params.set_int(fields.type_k, TYPE_F32)
-            params.set_int(fields.type_v, TYPE_F32)
+        params.set_int(fields.type_k, NUMBERS[self._kv_cache])
+        params.set_int(fields.type_v, NUMBERS[self._kv_cache])
         context = api.llama_init_from_model(self._model, params)
         if not context:
             raise EmoExportError(
@@ -157,8 +160,8 @@ class LlamaCpp:
             "version": self._lib.version,
             "CPU backend": self._lib.backend,
             "system": system.decode("utf-8", errors="replace").strip(" |\n"),
-            "flash attention": "off" if self._parity else "auto",
-            "KV cache": "f32" if self._parity else "f16",
+            "flash attention": "off" if self._kv_cache == CACHE_F32 else "auto",
+            "KV cache": self._kv_cache,
             "threads": str(self._threads),
             "context": str(self.context_length),
             REPACKED: str(self._repacked),

@@ -8,6 +8,7 @@ from pathlib import Path
 from emo_export.base.install import need
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
+from emo_export.files.kv_cache import CACHE_F32
 from emo_export.files.memory_need import Need, onnx_need
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import REQUIREMENTS
@@ -29,6 +30,7 @@ class OrtFamily:
     memory_factor = 1.35  # of the released shape with 32 experts: a packed copy, a little mapped
     packs_weights = True
     reserves_cache = False
+    kv_caches = (CACHE_F32,)
 
     def is_at(self, path: Path) -> bool:
         """A folder with a graph."""
@@ -55,12 +57,14 @@ class OrtFamily:
         """The graph and its weights."""
         return sorted(file for file in path.glob(f"{MODEL}*") if file.is_file())
 
-    def need(self, path: Path, context: int | None = None) -> Need:
+    def need(self, path: Path, context: int | None = None, kv_cache: str | None = None) -> Need:
         """Weights and a float32 KV cache, or two."""
+        _check_cache(path, kv_cache)
         return onnx_need(path, context)
 
-    def per_token(self, path: Path) -> PerToken:
+    def per_token(self, path: Path, kv_cache: str | None = None) -> PerToken:
         """Bytes of a decode step."""
+        _check_cache(path, kv_cache)
         model = path / MODEL
         return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
 
@@ -89,10 +93,12 @@ class OrtFamily:
         context: int | None,
         prepacked: Path | None,
         spin: bool,
+        kv_cache: str | None,
     ) -> Runtime:
         """Open a folder; `parity` has no meaning for ONNX Runtime, which computes the same."""
         from emo_export.runtimes.ort.model import OnnxModel
 
+        _check_cache(path, kv_cache)
         return OnnxModel(path, threads=threads, context=context, prepacked=prepacked, spin=spin)
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
@@ -106,3 +112,11 @@ class OrtFamily:
         from emo_export.runtimes.ort.path import nbits_paths
 
         return nbits_paths()
+
+
+def _check_cache(path: Path, kv_cache: str | None) -> None:
+    if kv_cache not in (None, CACHE_F32):
+        raise EmoExportError(
+            f"{path}: --kv-cache {kv_cache} is for GGUF targets: this graph's keys and values are "
+            f"{CACHE_F32}; choose one with --target"
+        )

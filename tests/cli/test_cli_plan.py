@@ -25,6 +25,18 @@ def test_every_target_at_every_count(emo: Emo, golden: Path) -> None:
     assert table.code == 0 and "without validation (" in table.out and "pi4-4gb" not in table.out
 
 
+def test_the_type_of_the_kv_cache_counts_where_an_engine_takes_it(emo: Emo, golden: Path) -> None:
+    def caches(*options: str) -> list[tuple[str, int]]:
+        done = emo("plan", golden / "base", *ASKED[:4], "--keep", "4", "--json", *options)
+        (kept,) = json.loads(done.out)["kept"]
+        return [(found["kv_cache"], found["memory"]["cache"]) for found in kept["targets"]]
+
+    (kind, half), single = caches()
+    assert (kind, single[0]) == ("f16", "f32") and single[1] == 2 * half
+    assert caches("--kv-cache", "q8_0") == [("q8_0", half * 34 // 64), single]
+    assert caches("--kv-cache", "f32") == [("f32", 2 * half), single]
+
+
 def test_fit_names_what_to_take(emo: Emo, golden: Path) -> None:
     done = emo("plan", golden / "base", *ASKED, "--fit", "pi4-4gb", "--json")
     assert done.code == 0

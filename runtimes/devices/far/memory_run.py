@@ -1,6 +1,7 @@
 """What a user's run of a model takes: opens it as `run` does, reads a prompt, writes some tokens.
 
     python -m emo_export.runtimes.devices.far.memory_run PATH --context N --tokens N [--threads N]
+        [--kv-cache TYPE]
 
 Nothing that parity needs is in memory here (golden.npz, logits of all positions, a KV cache in
 float32). It runs on the device or under its emulation; whoever started it looks at its memory. The
@@ -26,14 +27,16 @@ STEPS = 4  # of decoding, after the prompt
 SEED = 0
 
 
-def run(path: Path, context: int, tokens: int, threads: int | None) -> dict[str, int]:
+def run(
+    path: Path, context: int, tokens: int, threads: int | None, kv_cache: str | None = None
+) -> dict[str, int]:
     """Run it with at most `tokens` tokens of prompt, as many as the context has room for.
 
     They are random, so that they choose as many experts as they can. Raises EmoExportError when
     the engine refuses.
     """
     reserved = context if family_at(path).reserves_cache else None
-    runtime = open_runtime(path, threads, context=reserved)
+    runtime = open_runtime(path, threads, context=reserved, kv_cache=kv_cache)
     try:
         count = max(1, min(tokens, context - STEPS))
         ids = np.random.default_rng(SEED).integers(0, runtime.vocab_size, count + STEPS)
@@ -57,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("--context", "--tokens"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kv-cache")
     found = parser.parse_args(arguments)
-    return answer(lambda: run(found.path, found.context, found.tokens, found.threads))
+    asked = (found.context, found.tokens, found.threads, found.kv_cache)
+    return answer(lambda: run(found.path, *asked))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,15 @@ def judge(folder: Path, target: str, request: Request) -> dict[str, Any]:
     (entry,) = targets.values()
     golden = request.share.of(Golden.load(package / "golden.npz"))
     path = package / entry.path
+    opening = partial(open_runtime, path, request.threads, context=request.context or None)
     kernels = family_at(path).kernels() if request.kernels else {}
     result = validate_target(
         entry.spec,
         golden,
-        partial(open_runtime, path, request.threads, parity=True, context=request.context or None),
+        partial(opening, parity=True),
         partial(tokenizer_of, path),
         profile=request.profile,
+        open_lossy=partial(opening, kv_cache=request.kv_cache) if request.kv_cache else None,
     )
     return {
         "version": VERSION,

@@ -2,6 +2,7 @@
 
     python -m emo_export.runtimes.devices.far.on_device_bench PATH [--threads N]
         [--prefill N] [--decode N] [--depth N] [--rounds N]
+        [--kv-cache TYPE]
 
 The last line of stdout is one JSON object, everything else goes to stderr.
 """
@@ -35,7 +36,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     read_through(path)  # from here on the disk has no part in it
     start = time.perf_counter()
-    runtime = open_runtime(path, arguments.threads)
+    runtime = open_runtime(path, arguments.threads, kv_cache=arguments.kv_cache)
     opened = time.perf_counter() - start
     try:
         needed = max(arguments.prefill, arguments.depth + arguments.decode)
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="on_device_bench", description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--threads", type=_positive)
+    parser.add_argument("--kv-cache")
     for name, default in COUNTS.items():
         parser.add_argument(f"--{name}", type=_positive, default=default)
     return parser

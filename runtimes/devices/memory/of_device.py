@@ -53,7 +53,7 @@ def try_targets(
     fits, verdicts = [], {}
     for spec, path in paths.items():
         try:
-            needs[spec] = LIGHT[spec.family].need(path, options.context or None)
+            needs[spec] = LIGHT[spec.family].need(path, options.context or None, options.kv_cache)
             fit, found = try_memory(
                 spec,
                 path.resolve(),

@@ -52,7 +52,7 @@ def try_memory(
     fit = least_fit(target, need, ram)
     if not fit.holds:
         return fit, None
-    sizes = ["--context", str(need.context), "--tokens", str(tokens)]
+    sizes = ["--context", str(need.context), "--tokens", str(tokens), "--kv-cache", need.kv_cache]
     line = command(["-m", MODULE, str(path), *sizes])
     finished, found = run_capped(line, env, ram, LIGHT[target.family].files(path), emulated)
     if found.oom_killed:

@@ -63,12 +63,12 @@ class SshDevice:
         """`on_device` there, with these arguments. Raises EmoExportError for a lost connection."""
         return self._run_module(ON_DEVICE, arguments)
 
-    def speed(self, spec: str, path: str, settings: Mapping[str, int]) -> dict[str, Any]:
+    def speed(self, spec: str, path: str, settings: Mapping[str, int | str]) -> dict[str, Any]:
         """What `on_device_bench` says of a target: load_seconds, *_tokens_per_second, memory, ….
 
         `path`: of its file or folder there. `settings` are options: prefill, decode and depth
-        (tokens), rounds, threads. Raises EmoExportError when the run fails there, its engine
-        crashes, or the connection is lost.
+        (tokens), rounds, threads, kv-cache. Raises EmoExportError when the run fails there, its
+        engine crashes, or the connection is lost.
         """
         options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         finished = self._run_module(BENCH, [path, *options])

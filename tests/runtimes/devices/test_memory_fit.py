@@ -73,11 +73,11 @@ def test_needs() -> None:
     """emo-nano: 3 layers of 4 heads of 64, a context of 1024."""
     gguf, onnx = exported(NANO, "gguf:q4_0"), exported(NANO, "onnx:int4")
     need = need_of(gguf, 512)
-    assert need == Need(tensor_bytes(gguf), 2 * 3 * 4 * 64 * 2, 512, True, True)
+    assert need == Need(tensor_bytes(gguf), 2 * 3 * 4 * 64 * 2, 512, True, True, "f16")
     assert need.cache == 512 * 3072 and need.least == need.weights + need.cache
     assert need.cache_of_run(1024) == 1024 * 3072
     need = need_of(onnx)
-    assert need == Need(tensor_bytes(onnx), 2 * 3 * 4 * 64 * 4, 1024, False, False)
+    assert need == Need(tensor_bytes(onnx), 2 * 3 * 4 * 64 * 4, 1024, False, False, "f32")
     assert need.cache_of_run(100) == 100 * 6144
     assert family_at(gguf).files(gguf) == [gguf]
     assert [file.name for file in family_at(onnx).files(onnx)] == ["model.onnx", "model.onnx.data"]
@@ -108,7 +108,7 @@ def found(**changes: object) -> MemoryFound:
     return held
 
 
-MAPPED = Need(weights=30 * MB, per_position=1000, context=4000, stays_mapped=True, whole_cache=True)
+MAPPED = Need(30 * MB, 1000, 4000, stays_mapped=True, whole_cache=True, kv_cache="f16")
 COPIED = replace(MAPPED, stays_mapped=False, whole_cache=False)
 
 
@@ -319,7 +319,7 @@ def test_too_much_by_its_header_is_not_run(tmp_path: Path) -> None:
 def test_an_engine_that_refuses(tmp_path: Path) -> None:
     broken = tmp_path / "model.gguf"
     broken.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(80))  # no key, no tensor
-    need = Need(10, 1, 10, True, True)
+    need = Need(10, 1, 10, True, True, "f16")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with pytest.raises(
         EmoExportError, match=r"gguf:q8_0: its memory could not be measured: .*model\.gguf"

@@ -110,6 +110,7 @@ def test_nothing_of_a_share_is_beyond_the_whole(exported: Path) -> None:
     [
         ("gguf:q4_0", Request()),
         ("onnx:int4@if", Request("pi4", 2, 128, Share(1, 2, 3, 4), True)),
+        ("gguf:q8_0", Request(kv_cache="q8_0")),
     ],
 )
 def test_a_request_is_read_as_it_was_written(target: str, request_: Request) -> None:
