@@ -28,7 +28,7 @@ ORDER = (
     {"parity"},
     {"reference"},
     {"converters", "runtimes"},
-    {"pipeline", "selection"},
+    {"pipeline", "selection", "budget"},
     {"report", "inspect", "bench", "resuming"},
     {"card_running"},
     {"card"},
