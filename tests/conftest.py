@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 # Before torch is imported: with several test processes on two cores, its threads would only wait
 # for each other (a pass over emo-nano took 58 s instead of 2).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Images of containers often set this; every process would compile all modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # A job in a shell's background inherits SIGINT ignored, and so would the commands that tests
 # interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
