@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +24,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
+from tests.kit.forked import run_command
 from tests.kit.paths import GOLDEN, NANO
 
 TARGETS = ["gguf:q4_0", "gguf:iq4_nl", "onnx:int4"]
@@ -191,30 +189,24 @@ def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> N
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     """SIGKILL to the command itself, on the trained model."""
     text = NANO / "calibration" / "c.jsonl"
-    words = [sys.executable, "-m", "emo_export", "export", str(NANO), "--keep", "8"]
-    words += ["--calibration", str(text), "--calibration-tokens", "4096", "--no-golden"]
-    words += ["--to", "gguf:q4_k_m", "--to", "onnx:int4", "-o"]
+    words = ["export", str(NANO), "--keep", "8", "--no-golden", "--calibration", str(text)]
+    words += ["--calibration-tokens", "1024", "--to", "gguf:q4_k_m", "--to", "onnx:int4", "-o"]
+    run_command(["--version"])  # the process that the others are forked from begins now
     begun = time.monotonic()
-    subprocess.run([*words, str(tmp_path / "whole")], check=True, capture_output=True)
+    assert run_command([*words, str(tmp_path / "whole")])[0] == 0
     seconds = time.monotonic() - begun
     want = files_of(tmp_path / "whole")
     rng = random.Random(11)
     out, kills, went_on = tmp_path / "out", 0, 0
     while kills < 20:
-        child = subprocess.Popen([*words, str(out)], stderr=subprocess.PIPE, text=True)
-        try:
-            _, told = child.communicate(timeout=rng.uniform(0.4, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            os.kill(child.pid, signal.SIGKILL)
-            _, told = child.communicate()
-            kills += 1
-        else:
-            assert child.returncode == 0, told
+        code, told = run_command([*words, str(out)], kill_after=rng.uniform(0.1, 1.0) * seconds)
+        assert code in (0, -signal.SIGKILL), told
+        kills += code != 0
         went_on += "going on after layer" in told
         if out.exists():  # a kill may come when all is done, too
             assert files_of(out) == want
             shutil.rmtree(out)
-    subprocess.run([*words, str(out)], check=True, capture_output=True)
+    assert run_command([*words, str(out)])[0] == 0
     assert files_of(out) == want and went_on > 0
     assert not list(tmp_path.glob(".out*"))
 
