@@ -16,9 +16,6 @@ import pytest
 # Before torch is imported: with several test processes on two cores, its threads would only wait
 # for each other (a pass over emo-nano took 58 s instead of 2).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Images of containers often set this; every process would compile all modules again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 # A job in a shell's background inherits SIGINT ignored, and so would the commands that tests
 # interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -39,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Images of containers often say so; every process would compile all modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
         os.environ[SHARED] = tempfile.mkdtemp(prefix="emo-export-tests-")
         time_left.start(config.getoption("--seconds"))
