@@ -12,6 +12,7 @@ from emo_export.model.product import Product
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
 from emo_export.report.pruning import STEPS, steps_of
+from emo_export.report.recipes import shown_types
 from emo_export.report.sentences import interval, not_compared, tokenizer
 
 
@@ -107,7 +108,9 @@ def _recipes(targets: Mapping[str, TargetEntry]) -> str:
         "|---" * (len(parts) + 1) + "|",
     ]
     for spec, target in targets.items():
-        lines.append(f"| {spec} | " + " | ".join((target.recipe or {})[p] for p in parts) + " |")
+        lines.append(
+            f"| {spec} | " + " | ".join(shown_types((target.recipe or {})[p]) for p in parts) + " |"
+        )
     notes = [
         f"- {spec}: rows of `{tensor}` do not fit {wanted} and are {used}."
         for spec, target in targets.items()

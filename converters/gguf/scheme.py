@@ -10,7 +10,7 @@ from emo_export.converters.gguf.scaled import fit_to_graph
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
-from emo_export.model.recipes import GGUF_RECIPES, Part
+from emo_export.model.recipes import AUTO, CHOSEN, GGUF_RECIPES, LayerTypes, Part
 from emo_export.model.scheme import QuantScheme, resolve
 from emo_export.spec import GGUF, Spec
 
@@ -18,7 +18,7 @@ from emo_export.spec import GGUF, Spec
 def gguf_scheme(
     type_name: str,
     config: EmoConfig,
-    overrides: Mapping[Part, str] | None = None,
+    overrides: Mapping[Part, LayerTypes] | None = None,
     arch: str | None = None,
 ) -> QuantScheme:
     """The formats of a GGUF recipe for this model, with the types of some parts overridden.
@@ -26,11 +26,12 @@ def gguf_scheme(
     `arch` forces one of llama.cpp's graphs. Raises EmoExportError for an unknown type, or a
     configuration that no graph, or not the forced one, can express.
     """
-    if type_name not in GGUF_RECIPES:
-        known = ", ".join(GGUF_RECIPES)
+    recipes = {**GGUF_RECIPES, AUTO: CHOSEN}
+    if type_name not in recipes:
+        known = ", ".join(recipes)
         raise EmoExportError(f"gguf:{type_name} is not a known type; choose one of {known}")
     graph = choose_arch(config, arch)
-    recipe = {**GGUF_RECIPES[type_name], **(overrides or {})}
+    recipe = {**recipes[type_name], **(overrides or {})}
     return fit_to_graph(resolve(Spec(GGUF, type_name), recipe, GGML_FORMATS, config), config, graph)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from emo_export.converters.onnx.formats import NBITS_FORMATS
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
-from emo_export.model.recipes import BLOCKS, ONNX_RECIPES, Part, Recipe
+from emo_export.model.recipes import AUTO, BLOCKS, CHOSEN, ONNX_RECIPES, LayerTypes, Part, Recipe
 from emo_export.model.rope import rope_type
 from emo_export.model.scheme import QuantScheme, resolve
 from emo_export.spec import Spec
@@ -20,7 +20,7 @@ OVERRIDING = ("f32", *SHORT, *(name for name in NBITS_FORMATS if name not in ("f
 def onnx_scheme(
     spec: Spec,
     config: EmoConfig,
-    overrides: Mapping[Part, str] | None = None,
+    overrides: Mapping[Part, LayerTypes] | None = None,
     block: int = BLOCKS[0],
 ) -> QuantScheme:
     """The formats of an ONNX target for this model, in blocks of so many columns.
@@ -33,7 +33,8 @@ def onnx_scheme(
         raise EmoExportError(
             f"{spec}: graph {graph!r} is not known; choose one of {', '.join(ONNX_RECIPES)}"
         )
-    if kind not in ONNX_RECIPES[graph]:
+    recipes = _recipes(graph)
+    if kind not in recipes:
         raise EmoExportError(_unknown(spec))
     rope_type(config)
     if any(not s.is_dense and s.num_routed_per_tok == 0 for s in config.layers):
@@ -43,8 +44,8 @@ def onnx_scheme(
             f"{spec}: a quantised part makes it another type, which is judged by other "
             "limits: begin with int8 or int4 and give the rest f32, as in --tensor-type head=f32"
         )
-    wanted = {**ONNX_RECIPES[graph][kind], **(overrides or {})}
-    recipe = {part: _stored(name, graph, block) for part, name in wanted.items()}
+    wanted = {**recipes[kind], **(overrides or {})}
+    recipe = {part: _stored(types, graph, block) for part, types in wanted.items()}
     # One operator holds gate, up and down of all routed experts; QMoE has one block size for them.
     together = frozenset({Part.EXPERT, Part.EXPERT_DOWN})
     if graph != "if" and not all(layer.is_dense for layer in config.layers):
@@ -53,8 +54,14 @@ def onnx_scheme(
     return resolve(spec, recipe, NBITS_FORMATS, config, uniform)
 
 
-def _stored(name: str, graph: str, block: int) -> str:
-    """The format behind a type's short name."""
+def _stored(types: LayerTypes, graph: str, block: int) -> LayerTypes:
+    """The format behind the short name of a type, or of each layer's."""
+    if isinstance(types, str):
+        return _format(types, graph, block)
+    return tuple(_format(name, graph, block) for name in types)
+
+
+def _format(name: str, graph: str, block: int) -> str:
     if graph != "standard":
         return f"{name}b{block}" if name in SHORT else name
     found = "int8row" if name == "int8" else name
@@ -67,7 +74,10 @@ def _stored(name: str, graph: str, block: int) -> str:
 
 
 def _check_together(spec: Spec, recipe: Recipe) -> None:
-    up, down = recipe[Part.EXPERT], recipe[Part.EXPERT_DOWN]
+    up, down = (
+        types if isinstance(types, str) else ", ".join(types)
+        for types in (recipe.get(part, "none") for part in (Part.EXPERT, Part.EXPERT_DOWN))
+    )
     if up != down:
         raise EmoExportError(
             f"{spec}: one operator holds all of the routed experts, so expert ({up}) and "
@@ -75,10 +85,16 @@ def _check_together(spec: Spec, recipe: Recipe) -> None:
         )
 
 
+def _recipes(graph: str) -> Mapping[str, Mapping[Part, str]]:
+    """Of each type; the standard graph has one below f32 alone, and nothing to choose."""
+    own = ONNX_RECIPES[graph]
+    return own if graph == "standard" else {**own, AUTO: CHOSEN}
+
+
 def _unknown(spec: Spec) -> str:
     kind, graph = spec.type, spec.graph
-    known = ", ".join(ONNX_RECIPES[graph])
-    others = [name for name, recipes in ONNX_RECIPES.items() if kind in recipes]
+    known = ", ".join(_recipes(graph))
+    others = [name for name in ONNX_RECIPES if kind in _recipes(name)]
     if not others:
         return f"{spec} is not a known type; choose one of {known}"
     return (

@@ -96,9 +96,20 @@ def bytes_of(matrices: Sequence[Slot], kind: Format, config: EmoConfig) -> Bytes
     return Bytes(stored, read)
 
 
-def fitting(
-    matrices: Sequence[Slot], names: Sequence[str], known: Mapping[str, Format], config: EmoConfig
-) -> list[str]:
-    """The types of `names` whose blocks divide all rows of the matrices; f32 where none does."""
-    cols = math.gcd(*(shape_of(slot, config)[-1] for slot in matrices))
-    return [name for name in names if cols % known[name].block == 0] or ["f32"]
+@dataclass(frozen=True)
+class Candidates:
+    """The types that a target may have: lines of names, formats by name, parts that share a type.
+
+    The last line is of types that fit any row.
+    """
+
+    lines: Sequence[Sequence[str]]
+    known: Mapping[str, Format]
+    together: Collection[Part] = ()
+
+    def fitting(self, matrices: Sequence[Slot], config: EmoConfig) -> Sequence[str]:
+        """The first line whose types' blocks divide all rows of the matrices."""
+        cols = math.gcd(*(shape_of(slot, config)[-1] for slot in matrices))
+        return next(
+            line for line in self.lines if all(cols % self.known[name].block == 0 for name in line)
+        )

@@ -16,6 +16,7 @@ from emo_export.families.onnx import Onnx
 from emo_export.spec import GGUF, ONNX, Spec
 
 if TYPE_CHECKING:
+    from emo_export.budget.sites import Candidates
     from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
@@ -52,6 +53,9 @@ class Family(Protocol):
 
     def overriding(self) -> Collection[str]:
         """The types that --tensor-type may give a part."""
+
+    def candidates(self, spec: Spec) -> Candidates:
+        """The types that a target of the type `auto` may have."""
 
     def makers(
         self,

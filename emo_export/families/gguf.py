@@ -20,6 +20,7 @@ from emo_export.files.gguf_header import read_gguf
 from emo_export.spec import Spec
 
 if TYPE_CHECKING:
+    from emo_export.budget.sites import Candidates
     from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from emo_export.model.recipes import Part
     from emo_export.parity.result import NotCompared
     from emo_export.text.tokenizer import Encode
+
+CANDIDATES = (
+    ("q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k"),
+    ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"),
+    ("f16",),
+)
+"""What is tried for a budget: the first line whose blocks all divide the rows."""
 
 
 class Gguf:
@@ -60,6 +68,13 @@ class Gguf:
 
         return tuple(GGML_FORMATS)
 
+    def candidates(self, spec: Spec) -> Candidates:
+        """Types of 8 to 2 bits; for rows that K-quants' blocks do not divide, those of 32."""
+        from emo_export.budget.sites import Candidates
+        from emo_export.converters.gguf.formats import GGML_FORMATS
+
+        return Candidates(CANDIDATES, GGML_FORMATS)
+
     def makers(
         self,
         specs: Sequence[Spec],
@@ -82,11 +97,14 @@ class Gguf:
 
         config = product.config
         arch = choose_arch(config, options.arch)
-        schemes = {spec: gguf_scheme(spec.type, config, overrides, arch) for spec in specs}
+        schemes = {
+            spec: gguf_scheme(spec.type, config, options.chosen.get(spec, overrides), arch)
+            for spec in specs
+        }
         # A calibration is still empty here, and will measure the head.
         head = importance is None or not importance.sums or Slot(Role.HEAD) in importance.sums
-        for scheme in schemes.values():
-            check_overrides(overrides, scheme, "GGUF")
+        for spec, scheme in schemes.items():
+            check_overrides(() if spec in options.chosen else overrides, scheme, "GGUF")
             check_importance(scheme, importance is not None, head)
         context = config.context_length(options.context)
         tokenizer = read_tokenizer(product.path, config)

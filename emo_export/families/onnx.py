@@ -15,10 +15,11 @@ from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.families.recipe import known_recipe, refuse_unused
 from emo_export.files.onnx_needs import REQUIREMENTS
-from emo_export.model.recipes import BLOCKS
+from emo_export.model.recipes import AUTO, BLOCKS, Part
 from emo_export.spec import ONNX, Spec
 
 if TYPE_CHECKING:
+    from emo_export.budget.sites import Candidates
     from emo_export.exporting.target import Rows, Target
     from emo_export.families.options import TargetOptions
     from emo_export.families.package import Package
@@ -27,10 +28,18 @@ if TYPE_CHECKING:
     from emo_export.model.config import EmoConfig
     from emo_export.model.importance import ImportanceMatrix
     from emo_export.model.product import Product
-    from emo_export.model.recipes import Part
     from emo_export.model.scheme import QuantScheme
     from emo_export.parity.result import NotCompared
     from emo_export.text.tokenizer import Encode
+
+CANDIDATES = (
+    ("int8b128", "int4b128", "int4b64", "int4b32"),
+    ("int8b64", "int4b64", "int4b32"),
+    ("int8b32", "int4b32"),
+    ("int8b16", "int4b16"),
+    ("f32",),
+)
+"""What is tried for a budget: the first line whose blocks all divide the rows."""
 
 
 class Onnx:
@@ -71,6 +80,14 @@ class Onnx:
 
         return OVERRIDING
 
+    def candidates(self, spec: Spec) -> Candidates:
+        """8 bits, whose blocks make no difference, and 4 bits in blocks of three lengths."""
+        from emo_export.budget.sites import Candidates
+        from emo_export.converters.onnx.formats import NBITS_FORMATS
+
+        together = (Part.EXPERT, Part.EXPERT_DOWN) if spec.graph == "qmoe" else ()
+        return Candidates(CANDIDATES, NBITS_FORMATS, together)
+
     def makers(
         self,
         specs: Sequence[Spec],
@@ -88,9 +105,12 @@ class Onnx:
         from emo_export.model.overrides import check_overrides
 
         config, block = product.config, options.block_size or BLOCKS[0]
-        schemes = {spec: onnx_scheme(spec, config, overrides, block) for spec in specs}
-        for scheme in schemes.values():
-            check_overrides(overrides, scheme, "ONNX")
+        schemes = {
+            spec: onnx_scheme(spec, config, options.chosen.get(spec, overrides), block)
+            for spec in specs
+        }
+        for spec, scheme in schemes.items():
+            check_overrides(() if spec in options.chosen else overrides, scheme, "ONNX")
         context = config.context_length(options.context)
 
         def make(spec: Spec, folder: Path) -> Target:
@@ -208,4 +228,4 @@ def _weights(folder: Path, config: EmoConfig, scheme: QuantScheme) -> Rows:
 
 
 def _has_blocks(spec: Spec) -> bool:
-    return spec.type != "f32" and spec.graph != "standard"
+    return spec.type not in ("f32", AUTO) and spec.graph != "standard"

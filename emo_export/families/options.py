@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from emo_export.model.recipes import Recipe
+from emo_export.spec import Spec
 
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Of all targets: `context`, `tensor_types`, `share_trunk`; the others are of one family."""
+    """Of all targets: `context`, `tensor_types`, `share_trunk`; the others are of one family.
+
+    `chosen` are the recipes of targets of the type `auto`.
+    """
 
     context: int | None = None
     accuracy_level: int = 4
@@ -17,3 +24,4 @@ class TargetOptions:
     block_size: int | None = None
     plain_attention: bool = False
     share_trunk: bool = False
+    chosen: Mapping[Spec, Recipe] = field(default_factory=dict)

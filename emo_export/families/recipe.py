@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from emo_export.errors import EmoExportError
 from emo_export.files.target_entry import TargetEntry
-from emo_export.model.recipes import Part
+from emo_export.model.recipes import LayerTypes, Part
 
 
 def refuse_unused(family: str, given: Mapping[str, object]) -> None:
@@ -16,14 +16,16 @@ def refuse_unused(family: str, given: Mapping[str, object]) -> None:
             raise EmoExportError(f"{option} is for {family} targets only, and there is none")
 
 
-def known_recipe(entry: TargetEntry, known: Collection[str]) -> dict[Part, str]:
+def known_recipe(entry: TargetEntry, known: Collection[str]) -> dict[Part, LayerTypes]:
     """The type of each part; refuses by name what this version doesn't know."""
-    recipe = {}
-    for role, name in (entry.recipe or {}).items():
-        if role not in list(Part) or name not in known:
-            raise EmoExportError(
-                f"{entry.spec}: its recipe gives {role} the type {name}, which this version does "
-                "not know; was manifest.json changed, or made by a newer emo-export?"
-            )
-        recipe[Part(role)] = name
+    recipe: dict[Part, LayerTypes] = {}
+    for role, types in (entry.recipe or {}).items():
+        names = (types,) if isinstance(types, str) else types
+        for name in names:
+            if role not in list(Part) or name not in known:
+                raise EmoExportError(
+                    f"{entry.spec}: its recipe gives {role} the type {name}, which this version "
+                    "does not know; was manifest.json changed, or made by a newer emo-export?"
+                )
+        recipe[Part(role)] = types
     return recipe

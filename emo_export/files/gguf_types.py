@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from emo_export.model.recipes import AUTO
+
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS: Mapping[int, tuple[str, str]] = {
     0: ("uint8", "B"),
@@ -68,5 +70,6 @@ FILE_TYPES: Mapping[str, int] = {
     "iq2_s": 28,
     "iq2_xs": 20,
     "iq2_xxs": 19,
+    AUTO: 1024,  # LLAMA_FTYPE_GUESSED, which llama.cpp has for files that name none
 }
 """`general.file_type` of each GGUF target, best quality first (llama.h, enum llama_ftype)."""

@@ -15,14 +15,15 @@ from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.gguf_parts import read_model
 from emo_export.files.gguf_types import TENSOR_TYPES
 from emo_export.files.onnx_header import OnnxTensor, read_onnx
-from emo_export.files.onnx_names import SCALES, element_of, part_of
+from emo_export.files.onnx_names import SCALES, element_of, held, part_of
 from emo_export.model.recipes import (
     BLOCKS,
     GGUF_RECIPES,
     NEXT_BETTER,
     ONNX_RECIPES,
+    LayerTypes,
     Part,
-    Recipe,
+    in_layer,
 )
 from emo_export.spec import GGUF, Spec
 
@@ -50,7 +51,7 @@ def onnx_sizes(path: Path, spec: Spec) -> dict[Spec, int]:
     return {replace(spec, type=name): size for name, size in _onnx_sizes(path, spec.graph)}
 
 
-def _gguf_bytes(path: Path, tensor: GgufTensor, recipe: Recipe) -> int:
+def _gguf_bytes(path: Path, tensor: GgufTensor, recipe: Mapping[Part, str]) -> int:
     held = GGUF_NAMES.held(tensor.name)
     if held is None:
         raise EmoExportError(
@@ -70,9 +71,10 @@ def _gguf_bytes(path: Path, tensor: GgufTensor, recipe: Recipe) -> int:
 
 
 def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
-    stored: Mapping[str, str] = read_json(path / "emo_export.json").get("recipe") or {}
+    stored: Mapping[str, LayerTypes] = read_json(path / "emo_export.json").get("recipe") or {}
     initializers = read_onnx(path / "model.onnx").initializers
-    lengths = [int(found[2]) for name in stored.values() if (found := _INT_BLOCKS.match(name))]
+    named = {n for types in stored.values() for n in ([types] if isinstance(types, str) else types)}
+    lengths = [int(found[2]) for name in named if (found := _INT_BLOCKS.match(name))]
     block = max(lengths, default=BLOCKS[0])
     for name, recipe in ONNX_RECIPES[graph].items() if stored else ():
         total = 0.0
@@ -81,10 +83,16 @@ def _onnx_sizes(path: Path, graph: str) -> Iterator[tuple[str, int]]:
             if part is None or part not in stored:
                 total += tensor.nbytes
             elif element_of(tensor.name) != SCALES:  # those come with their weights
-                count = tensor.nbytes * 8 / _bits(stored[part])
+                count = tensor.nbytes * 8 / _bits(_stored_type(stored[part], tensor.name))
                 total += count * _bits(recipe[part]) / 8
                 total += 4 * count / _columns(recipe[part], tensor, block)
         yield name, round(total)
+
+
+def _stored_type(types: LayerTypes, name: str) -> str:
+    """The type of an initializer of a part."""
+    found = held(name)
+    return in_layer(types, -1 if found is None else found.layer)
 
 
 def _bits(name: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from emo_export.model.recipes import LayerTypes
 from emo_export.spec import Spec
 
 
@@ -23,15 +24,16 @@ class TargetEntry:
     """One target of a folder.
 
     `path` is that of its file or folder, relative to the export's. `recipe` gives the type of each
-    part (None: not known), `fallbacks` maps a tensor whose rows did not fit it to (type of the
-    recipe, type used). `arch`, `context` and `importance` are told of GGUF alone, `graph` and what
-    follows it of ONNX; `no_genai` says why there is no genai_config.json (empty: there is one).
-    `trunk` is the file of what it has in common with other domains' (None: not in a file apart).
+    part, or that of each layer (None: not known), `fallbacks` maps a tensor whose rows did not fit
+    it to (type of the recipe, type used). `arch`, `context` and `importance` are told of GGUF
+    alone, `graph` and what follows it of ONNX; `no_genai` says why there is no genai_config.json
+    (empty: there is one). `trunk` is the file of what it has in common with other domains'
+    (None: not in a file apart).
     """
 
     spec: Spec
     path: str
-    recipe: Mapping[str, str] | None = None
+    recipe: Mapping[str, LayerTypes] | None = None
     fallbacks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     arch: str | None = None
     context: int | None = None
@@ -66,9 +68,8 @@ class TargetEntry:
         said = {f.name: raw[f.name] for f in fields(cls) if f.name in raw and f.name != "spec"}
         if not isinstance(raw["path"], str):
             raise ValueError(f"path of {spec} is {raw['path']!r}")
-        recipe = said.get("recipe", {})
-        if not isinstance(recipe, dict) or not all(isinstance(v, str) for v in recipe.values()):
-            raise ValueError(f"recipe of {spec} is {recipe!r}")
+        if "recipe" in said:
+            said["recipe"] = recipe_from(said["recipe"])
         for name, kind in _TYPES.items():
             if not isinstance(said.get(name, kind()), kind):
                 raise ValueError(f"{name} of {spec} is {said[name]!r}")
@@ -82,6 +83,21 @@ class TargetEntry:
         if "fallbacks" in said:
             said["fallbacks"] = {name: (a, b) for name, (a, b) in said["fallbacks"].items()}
         return cls(spec, **said)
+
+
+def recipe_from(raw: Any) -> dict[str, LayerTypes]:
+    """A recipe that was read from JSON. Raises ValueError for what is not of our form."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe is {raw!r}")
+    found: dict[str, LayerTypes] = {}
+    for part, types in raw.items():
+        if isinstance(types, list) and types and all(isinstance(name, str) for name in types):
+            found[part] = tuple(types)
+        elif isinstance(types, str):
+            found[part] = types
+        else:
+            raise ValueError(f"recipe gives {part} the type {types!r}")
+    return found
 
 
 _TYPES: Mapping[str, type[str] | type[int]] = {

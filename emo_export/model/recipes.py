@@ -30,12 +30,22 @@ class Part(StrEnum):
     VECTOR = "vector"
 
 
-Recipe = Mapping[Part, str]
+LayerTypes = str | tuple[str, ...]
+"""One type for all layers, or one for each."""
+Recipe = Mapping[Part, LayerTypes]
+
+AUTO = "auto"
+"""The type of a target whose recipe is chosen for a budget, or read from a file."""
+
+
+def in_layer(types: LayerTypes, layer: int) -> str:
+    """The type of a part in one layer; -1 for a part that is in none."""
+    return types if isinstance(types, str) else types[layer]
 
 
 def _recipe(
     expert: str, rest: str, *, down: str = "", attention: str = "", head: str = ""
-) -> Recipe:
+) -> Mapping[Part, str]:
     """`down` defaults to the type of gate/up, `attention` and `head` to the rest's."""
     return {part: rest for part in Part} | {
         Part.EXPERT: expert,
@@ -47,7 +57,7 @@ def _recipe(
     }
 
 
-GGUF_RECIPES: Mapping[str, Recipe] = {
+GGUF_RECIPES: Mapping[str, Mapping[Part, str]] = {
     "f32": _recipe("f32", "f32"),
     "f16": _recipe("f16", "f16"),
     "bf16": _recipe("bf16", "bf16"),
@@ -74,7 +84,7 @@ GGUF_RECIPES: Mapping[str, Recipe] = {
     "iq2_xs": _recipe("iq2_xs", "q6_k"),
     "iq2_xxs": _recipe("iq2_xxs", "q6_k"),
 }
-_BLOCKS: Mapping[str, Recipe] = {
+_BLOCKS: Mapping[str, Mapping[Part, str]] = {
     "f32": _recipe("f32", "f32"),
     "int8": _recipe("int8", "int8"),
     "int4": _recipe("int4", "int8"),
@@ -85,13 +95,15 @@ BLOCKS = (128, 64, 32, 16)
 `python -m tests.bench.onnx_recipes` prints what each costs and buys. At 8 bits the length makes no
 difference to the quality. 16 is for rows that fit no other.
 """
-ONNX_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
+ONNX_RECIPES: Mapping[str, Mapping[str, Mapping[Part, str]]] = {
     "qmoe": _BLOCKS,
     "if": _BLOCKS,
     # No standard operator multiplies by 4-bit weights that are gathered at run time.
     "standard": {"f32": _recipe("f32", "f32"), "int8": _recipe("int8row", "int8row")},
 }
 """The recipes of each ONNX graph."""
+CHOSEN: Mapping[Part, str] = {Part.ROUTER: "f32", Part.VECTOR: "f32"}
+"""What a recipe for AUTO has, whatever else was chosen."""
 
 ONNXRUNTIME_MIN: Mapping[str, str] = {
     "qmoe": "1.31",  # QMoE has router_weights and a CPU kernel for accuracy_level from then on

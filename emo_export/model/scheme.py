@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import Format
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
-from emo_export.model.recipes import NEXT_BETTER, Part
+from emo_export.model.recipes import NEXT_BETTER, Part, Recipe, in_layer
 from emo_export.spec import Spec
 
 _PARTS: Mapping[Role, Part] = {
@@ -50,7 +51,7 @@ class QuantScheme:
     """
 
     spec: Spec
-    used_recipe: Mapping[Part, str]  # of the parts that the model has
+    used_recipe: Recipe  # of the parts that the model has
     formats: Mapping[Slot, Format]
     fallbacks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -61,7 +62,7 @@ class QuantScheme:
 
 def resolve(
     spec: Spec,
-    recipe: Mapping[Part, str],
+    recipe: Recipe,
     known: Mapping[str, Format],
     config: EmoConfig,
     uniform: frozenset[Part] = frozenset(),
@@ -70,14 +71,17 @@ def resolve(
 
     All matrices of all parts in `uniform` get the same format (QMoE has one block size for all).
 
-    Raises EmoExportError when no type fits a row, naming the tensor and its width.
+    Raises EmoExportError when no type fits a row, naming the tensor and its width, and for a recipe
+    of a model with other parts or layers.
     """
+    present = {part_of(slot, config) for slot in slots(config)}
+    _check_recipe(spec, recipe, present, config)
     formats: dict[Slot, Format] = {}
     fallbacks: dict[str, tuple[str, str]] = {}
     shared = {shape_of(s, config)[-1] for s in slots(config) if part_of(s, config) in uniform}
     for slot in slots(config):
         part = part_of(slot, config)
-        wanted = recipe[part]
+        wanted = in_layer(recipe[part], slot.layer)
         cols = shared if part in uniform else {shape_of(slot, config)[-1]}
         chosen = _fitting(wanted, known, cols)
         if chosen is None:
@@ -85,9 +89,26 @@ def resolve(
         if chosen != wanted:
             fallbacks[slot.name] = (wanted, chosen)
         formats[slot] = known[chosen]
-    present = {part_of(slot, config) for slot in slots(config)}
     used = {part: name for part, name in recipe.items() if part in present}
     return QuantScheme(spec, used, formats, fallbacks)
+
+
+def _check_recipe(
+    spec: Spec, recipe: Recipe, present: AbstractSet[Part], config: EmoConfig
+) -> None:
+    missing = [part.value for part in Part if part in present and part not in recipe]
+    if missing:
+        raise EmoExportError(
+            f"{spec} has no type of its own for {', '.join(missing)}: let export choose (--bits, "
+            "--size, --read-per-token or --fit, with --calibration), or give it --recipe FILE"
+        )
+    for part, types in recipe.items():
+        layers = 0 if part in (Part.EMBED, Part.HEAD) else config.num_hidden_layers
+        if part in present and not isinstance(types, str) and len(types) != layers:
+            raise EmoExportError(
+                f"{spec}: the recipe has {len(types)} types for {part.value}, this model "
+                f"{config.num_hidden_layers} layers; it was made for another model"
+            )
 
 
 def _refuse(

@@ -15,7 +15,7 @@ from emo_export.files.onnx_needs import REQUIREMENTS
 from emo_export.files.read_per_token import PerToken, onnx_per_token
 from emo_export.files.run_memory import Running, onnx_running
 from emo_export.files.sizes import onnx_sizes
-from emo_export.files.target_entry import TargetEntry
+from emo_export.files.target_entry import TargetEntry, recipe_from
 from emo_export.interfaces import Runtime, Tokenizer
 from emo_export.model.config import EmoConfig
 from emo_export.spec import ONNX, Spec
@@ -43,13 +43,13 @@ class OrtFamily:
             raise EmoExportError(f"{path}: has no {REQUIREMENTS}; was it made by export?")
         data = read_json(needs)
         recipe = data.get("recipe")  # one of an early export has none
-        if recipe is not None and not (
-            isinstance(recipe, dict) and all(isinstance(v, str) for v in recipe.values())
-        ):
+        try:
+            recipe = None if recipe is None else recipe_from(recipe)
+        except ValueError as error:
             raise EmoExportError(
-                f"{needs}: recipe is {recipe!r}, expected a type for each part; was it changed? "
+                f"{needs}: {error}, expected a type for each part; was it changed? "
                 "export the folder again"
-            )
+            ) from error
         spec = Spec(ONNX, str(data.get("type")), str(data.get("graph", "")))
         return TargetEntry(spec, path.name, recipe)
 

@@ -9,10 +9,10 @@ import pytest
 
 from emo_export.budget.sensitivity import Formats, Sensitivity
 from emo_export.budget.sites import (
+    Candidates,
     Place,
     Site,
     bytes_of,
-    fitting,
     groups,
     place_of,
     sites,
@@ -132,5 +132,6 @@ def test_bytes_and_what_fits(tmp_path: Path) -> None:
     head, embed = (slots_of(Site((part,), -1, -1), config) for part in (Part.HEAD, Part.EMBED))
     assert bytes_of(head, kind, config).read == bytes_of(head, kind, config).stored
     assert bytes_of(embed, kind, config).read * 512 == bytes_of(embed, kind, config).stored
-    assert fitting(experts, ["int4b32", "int4b64"], NBITS_FORMATS, config) == ["int4b32"]
-    assert fitting(experts, ["int4b64"], NBITS_FORMATS, config) == ["f32"]
+    lines = [("int8b32", "int4b64"), ("int4b32", "int4b16"), ("f32",)]
+    assert Candidates(lines, NBITS_FORMATS).fitting(experts, config) == ("int4b32", "int4b16")
+    assert Candidates(lines[::2], NBITS_FORMATS).fitting(experts, config) == ("f32",)

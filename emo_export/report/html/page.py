@@ -25,6 +25,7 @@ from emo_export.report.html import charts, memory_words
 from emo_export.report.html import view as report_view
 from emo_export.report.html import words as report_words
 from emo_export.report.html.view import Numbered
+from emo_export.report.recipes import shown_types
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -113,6 +114,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {
+        "shown_types": shown_types,
         "charts": charts,
         "words": report_words,
         "memory_words": memory_words,
