@@ -51,6 +51,7 @@ def export(
     keep: int | str | None = None,
     loss: float = 0.02,
     method: str = "router",
+    rescale: bool = False,
     golden: bool = True,
     validate: bool = True,
     overwrite: bool = False,
@@ -60,9 +61,10 @@ def export(
     `targets` are as `gguf:q4_k_m` or `onnx:int4@if`; `heldout` and `calibration` are text files,
     or folders of them. `keep` experts of each layer, as 8, "25%" or "auto" for the fewest that cost
     at most `loss` of perplexity, are those that the calibration text needs, ranked by `method`
-    (router, easy-ep, reap, random). Without `golden` there is no
-    reference to judge by, now or later. A target outside its limits raises nothing: see `results`
-    of what is returned. Example: `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises
+    (router, easy-ep, reap, random); with `rescale` they keep the weight that all experts had.
+    Without `golden` there is no reference to judge by, now or later. A target outside its limits
+    raises nothing: see `results` of what is returned. Example:
+    `export("examples/emo-nano", "out", ["gguf:q4_0"]).passed`. Raises
     EmoExportError, and leaves nothing behind, when the export can't be made.
     """
     from pathlib import Path
@@ -76,9 +78,10 @@ def export(
 
     selection: Selection | Auto | None = None
     if keep == "auto":
-        selection = Auto(loss, Method.parse(method))
+        selection = Auto(loss, Method.parse(method), rescale=rescale)
     elif keep is not None:
-        selection = Selection(Keep.parse(str(keep)), Method.parse(method))
+        amount = Keep.parse(str(keep))
+        selection = Selection(amount, Method.parse(method), rescale=rescale)
     options = ExportOptions(
         heldout=tuple(map(Path, heldout)),
         calibration=tuple(map(Path, calibration)),

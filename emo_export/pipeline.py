@@ -29,6 +29,7 @@ from emo_export.interfaces import (
 from emo_export.model.names import Block, Kind, Role, Slot, Step, blocks, row_spans
 from emo_export.model.product import Product
 from emo_export.model.quantiser import Weighted
+from emo_export.model.source import SourceTensor
 
 T = TypeVar("T")
 
@@ -88,6 +89,9 @@ class Choosing(Protocol):
 
     def choose(self, layer: int, count: int) -> Sequence[int]:
         """The source's numbers of the experts to keep."""
+
+    def scale(self, layer: int) -> float:
+        """What the routed experts that it chose give is multiplied by."""
 
     @property
     def chosen(self) -> Mapping[int, Sequence[int]]:
@@ -161,6 +165,7 @@ class Piece:
     start: int
     rows: F32
     nbytes: int
+    dtype: str
     again: bool
     """Read a second time for the listeners alone: the embedding as a tied head."""
 
@@ -172,6 +177,7 @@ class Piece:
         rows = self.rows
         if self.slot.role == Role.ROUTER and len(rows) != len(product.kept[place.layer]):
             rows = rows[list(product.kept[place.layer])]
+        rows = product.scaled(place, rows, self.dtype)
         return replace(self, step=_step_at(self.step, place), slot=place, rows=rows)
 
 
@@ -243,7 +249,7 @@ def stream_block(block: Block, lines: Sequence[Line], on_bytes: OnBytes, traffic
         flow.push(experts, now, trying)
     for product, choice in choices:
         count = product.config.layers[block.layer].num_experts
-        product.keep(block.layer, choice.choose(block.layer, count))
+        product.keep(block.layer, choice.choose(block.layer, count), choice.scale(block.layer))
     rest = [line for line in lines if line.choice is not None] if trying else now
     flow.push(router, rest)
     flow.push(experts, rest)
@@ -280,10 +286,13 @@ class _Flow:
         rows = self.source.rows(slot, start, stop)
         nbytes = self._row_bytes(slot) * (stop - start)
         self.traffic.add(slot, nbytes)
-        return Piece(step, slot, start, rows, nbytes, tied)
+        return Piece(step, slot, start, rows, nbytes, self._tensor(slot).dtype, tied)
 
     def _row_bytes(self, slot: Slot) -> int:
-        return self.source.source.at(self.source.origin(slot)).row_bytes
+        return self._tensor(slot).row_bytes
+
+    def _tensor(self, slot: Slot) -> SourceTensor:
+        return self.source.source.at(self.source.origin(slot))
 
     def _reading(
         self, steps: Sequence[Step], lines: Sequence[Line], tried: Sequence[Choosing]

@@ -76,7 +76,7 @@ class Progress:
         for line in lines:
             if line.choice is not None:
                 for layer, kept in line.choice.chosen.items():
-                    line.product.keep(layer, kept)
+                    line.product.keep(layer, kept, line.choice.scale(layer))
         return int(state["blocks"])
 
     def save(self, blocks: int, lines: Sequence[Line]) -> None:

@@ -39,7 +39,9 @@ def text(tmp_path: Path) -> Path:
 
 def options_for(text: Path, method: Method = Method.REAP) -> ExportOptions:
     return ExportOptions(
-        calibration=(text,), selection=Selection(Keep.parse("6"), method), golden=False
+        calibration=(text,),
+        selection=Selection(Keep.parse("6"), method, rescale=True),
+        golden=False,
     )
 
 

@@ -21,6 +21,12 @@ METHOD = click.option(
     "norm of the output x how much the block turns the token), reap (router weight x norm, "
     "over the tokens that chose it), or random.",
 )
+RESCALE = click.option(
+    "--rescale",
+    is_flag=True,
+    help="Scale the routed experts of each layer by what the router gave them before experts were "
+    "left out over what it gives them now. Helps where few are kept.",
+)
 SEED = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all that is drawn."
 )
@@ -39,16 +45,18 @@ LOSS = click.option(
 )
 
 
-def wanted(keep: str, loss: str | None, method: Method, seed: int) -> Selection | Auto:
+def wanted(
+    keep: str, loss: str | None, method: Method, seed: int, rescale: bool
+) -> Selection | Auto:
     """What --keep and --loss ask for. Raises a UsageError for what they can't."""
     from emo_export.selection.auto import Auto
     from emo_export.selection.keep import Keep, Selection
 
     if keep == "auto":
-        return Auto(_share(loss or "2%"), method, seed)
+        return Auto(_share(loss or "2%"), method, seed, rescale)
     if loss is not None:
         raise click.UsageError("--loss says what --keep auto may cost")
-    return Selection(Keep.parse(keep), method, seed)
+    return Selection(Keep.parse(keep), method, seed, rescale)
 
 
 def _share(text: str) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli.choosing import FIELD, SEED
+from emo_export.cli.choosing import FIELD, RESCALE, SEED
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
 
@@ -38,6 +38,7 @@ from emo_export.selection.method import Method
     show_default=True,
     help="What experts are ranked by; may be repeated.",
 )
+@RESCALE
 @SEED
 @click.option(
     "--heldout",
@@ -60,6 +61,7 @@ def domains(
     calibration_tokens: int,
     text_field: str,
     methods: tuple[str, ...],
+    rescale: bool,
     seed: int,
     heldout: tuple[Path, ...],
     heldout_tokens: int,
@@ -81,7 +83,8 @@ def domains(
     from emo_export.jobs.options import DomainOptions
     from emo_export.selection.keep import Keep, Selection
 
-    selections = [Selection(Keep.parse(keep), Method(name), seed) for name in methods]
+    amount = Keep.parse(keep)
+    selections = [Selection(amount, Method(name), seed, rescale) for name in methods]
     options = DomainOptions(
         calibration, calibration_tokens, seed, text_field, heldout, heldout_tokens, torch_device
     )

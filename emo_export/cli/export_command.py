@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli.choosing import FIELD, LOSS, METHOD, SEED, wanted
+from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
 
@@ -66,6 +66,7 @@ from emo_export.selection.method import Method
     "texts. A GGUF is then two files, which llama.cpp opens by the first.",
 )
 @METHOD
+@RESCALE
 @SEED
 @click.option(
     "--imatrix",
@@ -143,6 +144,7 @@ def export(
     domains: tuple[str, ...],
     share_trunk: bool,
     method: str,
+    rescale: bool,
     seed: int,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
@@ -191,7 +193,7 @@ def export(
 
     if keep is None and loss is not None:
         raise click.UsageError("--loss says what --keep auto may cost")
-    selection = None if keep is None else wanted(keep, loss, Method(method), seed)
+    selection = None if keep is None else wanted(keep, loss, Method(method), seed, rescale)
     options = ExportOptions(
         heldout=heldout,
         heldout_tokens=heldout_tokens,

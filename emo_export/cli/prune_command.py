@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli.choosing import FIELD, LOSS, METHOD, SEED, wanted
+from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
 
@@ -39,6 +39,7 @@ from emo_export.selection.method import Method
 @click.option("--calibration-tokens", default=32768, show_default=True, type=click.IntRange(2))
 @FIELD
 @METHOD
+@RESCALE
 @SEED
 @click.option(
     "--heldout",
@@ -62,6 +63,7 @@ def prune(
     calibration_tokens: int,
     text_field: str,
     method: str,
+    rescale: bool,
     seed: int,
     heldout: tuple[Path, ...],
     heldout_tokens: int,
@@ -92,7 +94,7 @@ def prune(
     if max_shard_size is not None and (targets or is_package(Path(path))):
         raise EmoExportError("--max-shard-size is for checkpoints; a package is not split")
     options = PruneOptions(
-        wanted(keep, loss, Method(method), seed),
+        wanted(keep, loss, Method(method), seed, rescale),
         CalibrationText(calibration, calibration_tokens, seed, text_field),
         heldout,
         heldout_tokens,

@@ -112,9 +112,10 @@ def _reference(
     from emo_export.jobs.golden import fresh_golden
 
     # An export that chose experts tells in its manifest which of the checkpoint's it has.
-    kept = Manifest.load(folder).kept if (folder / MANIFEST).is_file() else None
+    manifest = Manifest.load(folder) if (folder / MANIFEST).is_file() else None
+    kept, scales = (manifest.kept, manifest.scales) if manifest else (None, None)
     checkpoint = open_checkpoint(source)
-    return fresh_golden(checkpoint, device, steps, folder, targets, stored, kept)
+    return fresh_golden(checkpoint, device, steps, folder, targets, stored, kept, scales)
 
 
 def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Result]) -> None:

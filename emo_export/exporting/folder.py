@@ -74,6 +74,7 @@ def _source(product: Product) -> dict[str, Any]:
         "files": {file.name: file.stat().st_size for file in checkpoint.files},
         "pruning": product.pruning,
         "kept": None if product.is_whole else product.all_kept,
+        "scales": product.all_scales if product.scales else None,
     }
 
 

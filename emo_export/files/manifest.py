@@ -73,6 +73,19 @@ class Manifest:
             raise EmoExportError(f"{NAME}: source.kept is no list of experts for each layer")
         return kept
 
+    @property
+    def scales(self) -> dict[int, float]:
+        """By layer, what its routed experts were multiplied by when experts were left out.
+
+        Raises EmoExportError for anything else than a list of numbers.
+        """
+        scales = self.source.get("scales")
+        if scales is None:
+            return {}
+        if not isinstance(scales, list) or not all(type(one) is float for one in scales):
+            raise EmoExportError(f"{NAME}: source.scales is no list of a number for each layer")
+        return dict(enumerate(scales))
+
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read manifest.json. Raises EmoExportError when the folder is not a whole export."""

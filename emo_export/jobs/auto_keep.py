@@ -47,7 +47,7 @@ def resolved(
     steps.on_found(found)
     if found.keep is None:
         raise EmoExportError(nothing_fits(found.tried, found.limit))
-    return Selection(Keep(found.keep), wanted.method, wanted.seed)
+    return Selection(Keep(found.keep), wanted.method, wanted.seed, wanted.rescale)
 
 
 def counts_to_try(config: EmoConfig) -> list[int]:
@@ -69,7 +69,7 @@ def find_keep(
     counts = counts_to_try(source.config)
     if not counts:
         raise EmoExportError("--keep auto: this model has no experts to choose from")
-    selections = [Selection(Keep(count), auto.method, auto.seed) for count in counts]
+    selections = [Selection(Keep(count), auto.method, auto.seed, auto.rescale) for count in counts]
     rows = choose_on_each(source, {ALL: sample}, selections, probes, steps, device)
     kinds = domain_names(sample.texts.files)
     judged_on = kinds[0] if len(kinds) == 1 and kinds[0] in probes.domains else ALL

@@ -27,16 +27,19 @@ def fresh_golden(
     targets: Mapping[str, TargetEntry],
     stored: Golden | None,
     kept: Sequence[Sequence[int]] | None = None,
+    scales: Mapping[int, float] | None = None,
 ) -> tuple[Golden, dict[str, EmoExportError]]:
     """The reference computed now, on the token ids of the stored golden where there is one.
 
     The weights of each target are read back from its file; with it the targets of which that
     can't be done (damaged, or of another model), and why. `kept`: the experts of the checkpoint
-    that the targets have (None: all).
+    that the targets have (None: all), `scales` by layer what they were multiplied by.
     """
     from emo_export.reference.probes import Probes
 
-    product = Product.whole(checkpoint) if kept is None else Product.keeping(checkpoint, kept)
+    product = Product.whole(checkpoint)
+    if kept is not None:
+        product = Product.keeping(checkpoint, kept, scales)
     prepare_torch(device, product.nbytes)
     probes = choose_heldout(product, (), steps) if stored is None else Probes.of(stored)
     artifacts = {

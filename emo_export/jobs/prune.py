@@ -75,6 +75,11 @@ def prune_target(
         raise EmoExportError(
             f"{path}: has {len(found)} targets, {', '.join(found)}; choose one with --target"
         )
+    if options.selection.rescale:
+        raise EmoExportError(
+            f"{path}: --rescale changes weights, and those of a package are copied as they are; "
+            "prune the checkpoint, or leave --rescale out"
+        )
     entry = next(iter(found.values()))
     package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
     prepare_torch(options.device, package.nbytes)

@@ -10,7 +10,7 @@ Keeping all of them is the identity.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig, LayerShape
 from emo_export.model.names import Role, Slot, row_spans, slots
+from emo_export.model.safetensors_file import rounded
 from emo_export.model.source import Source
 
 
@@ -37,6 +38,8 @@ class Product:
     kept: dict[int, tuple[int, ...]]
     method: str = ""
     """How its experts were chosen, as pruning_metadata.json calls it."""
+    scales: dict[int, float] = field(default_factory=dict)
+    """By layer, what the down matrices of its routed experts are multiplied by (not there: 1)."""
 
     @classmethod
     def whole(cls, source: Source) -> Product:
@@ -66,20 +69,27 @@ class Product:
         return cls(source, raw, config, dense, method)
 
     @classmethod
-    def keeping(cls, source: Source, kept: Sequence[Sequence[int]]) -> Product:
-        """Only these experts of each layer, by the source's numbers.
+    def keeping(
+        cls,
+        source: Source,
+        kept: Sequence[Sequence[int]],
+        scales: Mapping[int, float] | None = None,
+    ) -> Product:
+        """Only these experts of each layer, by the source's numbers; `scales` as in a product.
 
         Raises EmoExportError for numbers that are not there or named twice, and where an expert
         that every token uses is missing.
         """
         product = cls.awaiting(source, [len(experts) for experts in kept])
         for layer, experts in enumerate(kept):
-            product.keep(layer, experts)
+            product.keep(layer, experts, (scales or {}).get(layer, 1.0))
         whole = cls.whole(source)
         return whole if product.kept == whole.kept else product
 
-    def keep(self, layer: int, experts: Sequence[int]) -> None:
+    def keep(self, layer: int, experts: Sequence[int], scale: float = 1.0) -> None:
         """Tell which experts of a layer are kept, in any order, as many as the config says.
+
+        `scale`: of what its routed experts give.
 
         Raises EmoExportError as `keeping` does.
         """
@@ -96,6 +106,8 @@ class Product:
                 "token uses them"
             )
         self.kept[layer] = product_order(shape, experts)
+        if scale != 1:
+            self.scales[layer] = scale
 
     @property
     def is_whole(self) -> bool:
@@ -118,12 +130,18 @@ class Product:
             "num_shared_experts": self.config.num_shared_experts,
             "pruning_method": self.method,
             "experts_kept_per_layer": self.all_kept,
+            **({"routed_scale_per_layer": self.all_scales} if self.scales else {}),
         }
 
     @property
     def all_kept(self) -> list[list[int]]:
         """The source's numbers of the experts of each layer, all of which have been chosen."""
         return [list(self.kept[layer]) for layer in range(self.config.num_hidden_layers)]
+
+    @property
+    def all_scales(self) -> list[float]:
+        """What the down matrices of each layer's routed experts are multiplied by."""
+        return [self.scales.get(layer, 1.0) for layer in range(self.config.num_hidden_layers)]
 
     @property
     def nbytes(self) -> int:
@@ -158,11 +176,23 @@ class Product:
         """
         tensor = self.source.at(self.origin(slot))
         if slot.role != Role.ROUTER:
-            return tensor.rows(start, stop)
+            return self.scaled(slot, tensor.rows(start, stop), tensor.dtype)
         chosen = np.array(self.kept[slot.layer][start:stop])
         first = int(chosen.min())
         rows: F32 = tensor.rows(first, int(chosen.max()) + 1)[chosen - first]
         return rows
+
+    def scaled(self, slot: Slot, rows: F32, dtype: str) -> F32:
+        """Rows of the source as the product has them, in values that the source's type can hold.
+
+        So an export is the same with a pruned checkpoint in between.
+        """
+        if slot.role != Role.DOWN or slot.layer not in self.scales:
+            return rows
+        if slot.expert in self.config.layers[slot.layer].forced:
+            return rows
+        out: F32 = rows * np.float32(self.scales[slot.layer])
+        return rounded(out, dtype)
 
 
 def _pruned(raw: Mapping[str, Any], config: EmoConfig, counts: Sequence[int]) -> Mapping[str, Any]:

@@ -96,6 +96,18 @@ def _to_float32(raw: Any, dtype: str) -> F32:
     return values
 
 
+def rounded(rows: F32, dtype: str) -> F32:
+    """The nearest values that a tensor of `dtype` holds, ties to even."""
+    if dtype == "F16":
+        return rows.astype(np.float16).astype(np.float32)
+    if dtype != "BF16":
+        return rows
+    bits = np.ascontiguousarray(rows).view(np.uint32)
+    nearest = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
+    out: F32 = nearest.astype(np.uint32, copy=False).view(np.float32)
+    return out
+
+
 def read_header(file: Path) -> dict[str, LazyTensor]:
     """The tensors of one safetensors file, from its header alone.
 

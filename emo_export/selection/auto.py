@@ -18,6 +18,7 @@ class Auto:
     loss: float = LOSS
     method: Method = Method.ROUTER
     seed: int = 0
+    rescale: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig, LayerShape
 from emo_export.model.names import Kind, Role, Slot, Step
-from emo_export.reference.forward import Tensor
+from emo_export.model.product import product_order
+from emo_export.reference.forward import Tensor, route
 from emo_export.reference.states import States
 from emo_export.selection.keep import Selection
 from emo_export.selection.method import Method
@@ -32,12 +33,13 @@ class LayerChoice:
     """What was chosen in a layer, of which scores.
 
     `unsteady`: how many of the kept experts another half of the text would replace, on average;
-    None for one sequence, which can't tell.
+    None for one sequence, which can't tell. `scale`: of what the kept routed experts give.
     """
 
     kept: tuple[int, ...]
     scores: tuple[float, ...]
     unsteady: float | None
+    scale: float = 1.0
 
 
 class Choice:
@@ -48,6 +50,8 @@ class Choice:
         self.layers: dict[int, LayerChoice] = {}
         self._states, self._source = states, source
         self._method, self._seed = selection.method, selection.seed
+        self._rescale = selection.rescale
+        self._logits: Tensor | None = None
         self._held: dict[Role, Tensor] = {}
         self._scores: Scores | None = None
         self._trial: Trial | None = None
@@ -65,6 +69,7 @@ class Choice:
             found[f"{layer}/scores"] = np.array(one.scores, np.float64)
             steady = [] if one.unsteady is None else [one.unsteady]
             found[f"{layer}/unsteady"] = np.array(steady, np.float64)
+            found[f"{layer}/scale"] = np.array(one.scale, np.float64)
         return found
 
     def load(self, saved: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -76,6 +81,7 @@ class Choice:
                     tuple(saved[f"{layer}/kept"].tolist()),
                     tuple(saved[f"{layer}/scores"].tolist()),
                     unsteady[0] if unsteady else None,
+                    float(saved[f"{layer}/scale"]),
                 )
 
     @property
@@ -111,9 +117,13 @@ class Choice:
         shape = self._source.layers[step.layer]
         if self._method == Method.RANDOM:
             self._scores = random_scores(self._states, shape, self._seed, step.layer)
-            return
+            if not self._rescale:
+                return
         whole = replace(self._states, config=self._source)
         whole.advance(replace(step, kind=Kind.ROUTER), {Role.ROUTER: weight})
+        self._logits = whole.logits
+        if self._method == Method.RANDOM:
+            return
         if self._method.tries_experts:
             self._trial = Trial(whole, shape)
         elif whole.logits is not None:
@@ -125,13 +135,31 @@ class Choice:
         scores = self._scores
         if self._trial is not None:
             scores = self._trial.scores(self._method)
-        self._scores, self._trial = None, None
+        logits, self._scores, self._trial, self._logits = self._logits, None, None, None
         if scores is None:
             raise ValueError("a choice before its router")
         kept = best(scores.of(), shape, count)
         found = tuple(float(score) for score in scores.of())
-        self.layers[layer] = LayerChoice(kept, found, _unsteady(scores, shape, count, self._seed))
+        scale = 1.0
+        if self._rescale and logits is not None:
+            product = self._states.config.layers[layer]
+            columns = list(product_order(shape, kept))
+            scale = weight_kept(logits, shape) / weight_kept(logits[:, columns], product)
+        unsteady = _unsteady(scores, shape, count, self._seed)
+        self.layers[layer] = LayerChoice(kept, found, unsteady, scale)
         return kept
+
+    def scale(self, layer: int) -> float:
+        """What the routed experts of a layer, once chosen, are multiplied by."""
+        return self.layers[layer].scale
+
+
+def weight_kept(logits: Tensor, shape: LayerShape) -> float:
+    """The weight that tokens give their routed experts, from router logits (T, E), on mean."""
+    routing = route(logits, shape, False)
+    forced = torch.tensor(shape.forced, dtype=torch.int64, device=logits.device)
+    routed = ~torch.isin(routing.experts, forced)
+    return float((routing.weights * routed).sum(1).double().mean())
 
 
 def best(scores: Sequence[float] | np.ndarray, shape: LayerShape, count: int) -> tuple[int, ...]:

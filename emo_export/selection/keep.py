@@ -67,12 +67,24 @@ class Keep:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for: how many, ranked by which method, `seed` for what is drawn."""
+    """What is asked for: how many, ranked by which method, `seed` for what is drawn.
+
+    `rescale`: the routed experts of a layer together keep the weight that all of them had.
+    """
 
     keep: Keep
     method: Method = Method.ROUTER
     seed: int = 0
+    rescale: bool = False
 
     def awaiting(self, source: Source) -> Product:
-        """The product whose experts are to be chosen as the weights go by."""
+        """The product whose experts are to be chosen as the weights go by.
+
+        Raises EmoExportError for what a model can't be asked.
+        """
+        if self.rescale and source.config.norm_topk_prob:
+            raise EmoExportError(
+                "--rescale: this model divides the weights of a token's experts by their sum "
+                "(norm_topk_prob), so pruning adds no weight that could be taken back"
+            )
         return Product.awaiting(source, self.keep.counts(source.config), self.method.published)

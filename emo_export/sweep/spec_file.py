@@ -44,6 +44,7 @@ class SweepOptions:
     calibration_tokens: int = CALIBRATION_TOKENS
     heldout_tokens: int = 4096
     seed: int = 0
+    rescale: bool = False
     field: str = FIELD
     context: int | None = None
     tensor_type: tuple[str, ...] = ()

@@ -48,7 +48,7 @@ def variants_of(spec: SweepSpec, checkpoint: Checkpoint) -> tuple[Variant, ...]:
             label = _label(domain.name, keep, method, target)
             selection = None
             if keep is not None:
-                selection = Selection(keep, Method(method), spec.options.seed)
+                selection = Selection(keep, Method(method), spec.options.seed, spec.options.rescale)
             measures = selection is not None or FAMILIES[target.family].weighs_columns
             options = ExportOptions(
                 heldout=tuple(path for places in judged.values() for path in places),

@@ -43,9 +43,10 @@ def same_weights(one: Path, two: Path) -> None:
 
 def test_one_pass_equals_two(tmp_path: Path, text: Path, emo: Emo) -> None:
     one, two, pruned = (tmp_path / name for name in ("one", "two", "pruned"))
-    made = emo("export", BASE, "-o", one, "--keep", 6, "--calibration", text, *TARGETS)
+    choosing = ("--keep", 6, "--calibration", text, "--rescale")
+    made = emo("export", BASE, "-o", one, *choosing, *TARGETS)
     assert made.code in (0, NotEnoughTextError.exit_code), made.err
-    first = emo("prune", BASE, "-o", pruned, "--keep", 6, "--calibration", text, "--no-loss")
+    first = emo("prune", BASE, "-o", pruned, *choosing, "--no-loss")
     assert first.code == 0, first.err
     then = emo("export", pruned, "-o", two, "--calibration", text, *TARGETS, "--no-validate")
     assert then.code == 0, then.err

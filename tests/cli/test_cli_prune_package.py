@@ -83,4 +83,6 @@ def test_what_cannot_be_pruned_leaves_nothing(tmp_path: Path, text: Path, emo: E
     for path, said in ((without, "has no tokenizer"), (torn, "ends inside")):
         done = emo("prune", path, "-o", tmp_path / "x.gguf", *args)
         assert done.code == 2 and said in done.err, done.err
+    scaled = emo("prune", source, "-o", tmp_path / "x.gguf", *args, "--rescale")
+    assert scaled.code == 2 and "prune the checkpoint" in scaled.err
     assert sorted(tmp_path.iterdir()) == before

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from emo_export.errors import EmoExportError
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.names import Role, Slot
+from emo_export.model.product import Product
 from emo_export.pipeline import Line, stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.selection.choice import Choice
@@ -31,13 +33,20 @@ SEQUENCES = [rng.integers(0, 500, size).astype(np.int64) for size in (48, 30, 21
 
 
 def chosen(folder: Path, keep: str, method: Method, sequences: list[Ids]) -> list[tuple[int, ...]]:
+    product = pruned(folder, Selection(Keep.parse(keep), method), sequences)[0]
+    return [product.kept[layer] for layer in range(product.config.num_hidden_layers)]
+
+
+def pruned(
+    folder: Path, selection: Selection, sequences: list[Ids]
+) -> tuple[Product, torch.Tensor]:
+    """What was chosen, and the hidden states (T, D) after its last layer."""
     checkpoint = Checkpoint.open(folder)
-    selection = Selection(Keep.parse(keep), method)
     product = selection.awaiting(checkpoint)
     calibration = Calibration(product.config, sequences, "a text")
     choice = Choice(calibration.states, checkpoint.config, selection)
     stream([Line(product, listeners=[calibration], choice=choice)])
-    return [product.kept[layer] for layer in range(product.config.num_hidden_layers)]
+    return product, calibration.states.hidden
 
 
 class Model:
@@ -46,6 +55,8 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.config = Checkpoint.open(folder).config
         self.weights: Weights = load_file(str(folder / "model.safetensors"))
+        self.hidden: list[torch.Tensor] = []
+        self.scales: list[float] = []
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
@@ -79,7 +90,7 @@ class Model:
         return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
     def block(
-        self, x: torch.Tensor, at: str, experts: list[int]
+        self, x: torch.Tensor, at: str, experts: list[int], scale: float = 1
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Output (T, D), weight (T, E) and norm of its output (T, E) of each expert that is used.
 
@@ -93,9 +104,13 @@ class Model:
         weight.scatter_(1, torch.tensor(routed)[places], values)
         weight[:, shared] = 1
         outs = torch.stack([self.expert(x, at, e) for e in range(logits.shape[1])], 1)
-        return (outs * weight[..., None]).sum(1), weight, outs.norm(dim=-1) * (weight > 0)
+        given = outs * weight[..., None]
+        given[:, routed] *= scale
+        return given.sum(1), weight, outs.norm(dim=-1) * (weight > 0)
 
-    def prune(self, sequences: list[Ids], keep: int, method: Method) -> list[tuple[int, ...]]:
+    def prune(
+        self, sequences: list[Ids], keep: int, method: Method, rescale: bool = False
+    ) -> list[tuple[int, ...]]:
         hidden = [self.weights["model.embed_tokens.weight"][torch.tensor(s)] for s in sequences]
         found = []
         for layer in range(self.config.num_hidden_layers):
@@ -127,9 +142,20 @@ class Model:
             best = score[: count - 1].argsort(descending=True)[: keep - 1].tolist()
             kept = [*sorted(best), count - 1]
             found.append(tuple(kept))
+            scale = 1.0
+            if rescale:
+                everyone = list(range(count))
+                before, after = (
+                    sum(float(self.block(x, f"{at}.mlp", some)[1][:, :-1].sum()) for x in inputs)
+                    for some in (everyone, kept)
+                )
+                scale = before / after
+            self.scales.append(scale)
             hidden = [
-                h + self.block(x, f"{at}.mlp", kept)[0] for h, x in zip(hidden, inputs, strict=True)
+                h + self.block(x, f"{at}.mlp", kept, scale)[0]
+                for h, x in zip(hidden, inputs, strict=True)
             ]
+        self.hidden = hidden
         return found
 
 
@@ -141,6 +167,41 @@ def test_the_experts_are_those_of_the_published_procedure(method: Method, keep: 
     want = Model(folder).prune(SEQUENCES, keep, method)
     assert chosen(folder, str(keep), method, SEQUENCES) == want
     assert len(set(want)) > 1  # layers differ, so that a wrong one would be seen
+
+
+@pytest.mark.parametrize("method", [Method.ROUTER, Method.EASY_EP])
+@pytest.mark.parametrize("keep", [6, 3])
+def test_rescaled_experts_keep_the_weight_that_all_had(method: Method, keep: int) -> None:
+    model = Model(GOLDEN / "base")
+    want = model.prune(SEQUENCES, keep, method, rescale=True)
+    product, hidden = pruned(
+        GOLDEN / "base", Selection(Keep(keep), method, rescale=True), SEQUENCES
+    )
+    assert [product.kept[layer] for layer in range(3)] == want
+    np.testing.assert_allclose(product.all_scales, model.scales, rtol=1e-5)
+    assert max(model.scales) < 0.95  # so that it tells
+    normed = model.norm(torch.cat(model.hidden), "model.norm.weight")
+    np.testing.assert_allclose(hidden, normed, rtol=0, atol=2e-5)
+    assert product.pruning is not None
+    assert product.pruning["routed_scale_per_layer"] == product.all_scales
+
+
+def test_what_every_token_uses_is_not_rescaled() -> None:
+    folder = case("always_active").folder
+    product = pruned(folder, Selection(Keep.parse("50%"), rescale=True), SEQUENCES)[0]
+    for layer, shape in enumerate(product.config.layers):
+        for place in range(shape.num_experts):
+            slot = Slot(Role.DOWN, layer, place)
+            origin = product.source.at(product.origin(slot))
+            have, was = product.rows(slot, 0, 2), origin.rows(0, 2)
+            scale = 1 if place in shape.forced else np.float32(product.scales[layer])
+            np.testing.assert_array_equal(have, was * scale)
+
+
+def test_weights_that_are_renormalised_are_not_rescaled() -> None:
+    source = Checkpoint.open(case("no_shared_norm_topk").folder)
+    with pytest.raises(EmoExportError, match="norm_topk_prob"):
+        Selection(Keep.parse("50%"), rescale=True).awaiting(source)
 
 
 def test_methods_differ_and_random_follows_its_seed() -> None:
