@@ -16,7 +16,9 @@ from emo_export.files.kv_cache import KV_CACHES
 @click.option(
     "--threads", type=click.IntRange(1), help="[default: physical cores; 1 for small models]"
 )
-@click.option("--kv-cache", type=click.Choice(KV_CACHES), help="GGUF: the type of keys and values.")
+@click.option(
+    "--kv-cache", type=click.Choice(KV_CACHES), help="The type of keys and values, as of run."
+)
 @click.option("--prefill", default=512, show_default=True, type=click.IntRange(1), help="Tokens.")
 @click.option("--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens.")
 @click.option(

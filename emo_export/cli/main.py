@@ -52,7 +52,8 @@ def cli() -> None:
 @click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHES),
-    help="GGUF: keys and values of this type; q8_0 takes half the memory of f16.  [default: f16]",
+    help="Type of keys and values: for GGUF f16 (default), f32 or q8_0, for ONNX f32 (default) or "
+    "int8.",
 )
 @click.option(
     "--cache-prepacked",

@@ -32,7 +32,8 @@ from emo_export.files.kv_cache import KV_CACHES
 @click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHES),
-    help="Of GGUF targets; ONNX ones have f32.  [default: f16]",
+    help="Of the targets that can have it; the others keep theirs.  [default: f16 of GGUF, f32 of "
+    "ONNX]",
 )
 @click.option(
     "--fit",

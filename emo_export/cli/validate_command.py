@@ -38,7 +38,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHES),
-    help="GGUF: judge and measure with keys and values of this type, as run --kv-cache has them.",
+    help="Judge and measure with keys and values of this type, as run --kv-cache has them.",
 )
 @click.option(
     "--device-tokens",

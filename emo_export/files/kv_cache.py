@@ -1,14 +1,17 @@
-"""Types of the KV cache, by the names of ggml's types, and what they take."""
+"""Types of the KV cache, by the names that the engines have for them, and what they take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_types import TENSOR_TYPES
 
-CACHE_F32, CACHE_F16, CACHE_Q8_0 = "f32", "f16", "q8_0"
-KV_CACHES = (CACHE_F32, CACHE_F16, CACHE_Q8_0)
+CACHE_F32, CACHE_F16, CACHE_Q8_0, CACHE_INT8 = "f32", "f16", "q8_0", "int8"
+KV_CACHES = (CACHE_F32, CACHE_F16, CACHE_Q8_0, CACHE_INT8)
+"""llama.cpp has the first three, ONNX Runtime the first and the last."""
+
 NUMBERS: Mapping[str, int] = {
     name.lower(): number
     for number, (name, _, _) in TENSOR_TYPES.items()
@@ -29,3 +32,11 @@ def row_bytes(kind: str, size: int) -> int:
             f"choose {CACHE_F16}"
         )
     return size // block * nbytes
+
+
+def no_int8(path: Path) -> str:
+    """Why the graph in a folder has no int8 cache."""
+    return (
+        f"{path}: --kv-cache {CACHE_INT8} needs attention by GroupQueryAttention, which this graph "
+        "has not; export qmoe, or if without --plain-attention"
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_parts import read_model
-from emo_export.files.kv_cache import CACHE_F16, CACHE_F32
+from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, CACHE_INT8, no_int8
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.files.read_per_token import gguf_per_token, onnx_per_token
@@ -67,17 +67,22 @@ def gguf_need(path: Path, context: int | None, kv_cache: str = CACHE_F16) -> Nee
     return Need(weights, cache, asked, True, True, kv_cache)
 
 
-def onnx_need(path: Path, context: int | None) -> Need:
-    """What an ONNX folder takes; `context` and errors as of `gguf_need`."""
+def onnx_need(path: Path, context: int | None, kv_cache: str = CACHE_F32) -> Need:
+    """What an ONNX folder takes; `context` and errors as of `gguf_need`.
+
+    An int8 cache needs a graph that shares its buffer.
+    """
     graph, config = read_onnx(path / "model.onnx"), read_json(path / "config.json")
     needs = read_requirements(path)
+    if kv_cache == CACHE_INT8 and not needs.share_kv_buffer:
+        raise EmoExportError(no_int8(path))
     asked = _context(path, context, config.get("max_position_embeddings"))
-    cache = onnx_per_token(path / "model.onnx", graph, config).cache
+    cache = onnx_per_token(path / "model.onnx", graph, config, kv_cache).cache
     # Without a shared buffer a step reads one cache and writes the next beside it.
     cache *= 1 if needs.share_kv_buffer else 2
     weights = sum(tensor.nbytes for tensor in graph.initializers)
     mapped = needs.type == "f32" or needs.graph == "standard"  # gathered from the file's pages
-    return Need(weights, cache, asked, mapped, False, CACHE_F32)
+    return Need(weights, cache, asked, mapped, False, kv_cache)
 
 
 def _context(path: Path, asked: int | None, trained: object) -> int:

@@ -19,13 +19,13 @@ from emo_export.files import onnx_names
 from emo_export.files.gguf_header import GgufFile
 from emo_export.files.gguf_names import GGUF_NAMES
 from emo_export.files.gguf_types import ARCHITECTURES
-from emo_export.files.kv_cache import CACHE_F16, row_bytes
+from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, CACHE_INT8, row_bytes
 from emo_export.files.onnx_header import OnnxFile
 from emo_export.files.tensor_names import Form, Held
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import Role
 
-ONNX_CACHE_BYTES = 4  # that of our graphs is float32
+ONNX_CACHE_BYTES = {CACHE_F32: 4, CACHE_INT8: 1}  # of a value; the scales are in the graph
 BF16_BYTES = 2
 SMALL = 4096  # bytes of the largest constant that a graph of ours holds beside its weights
 _CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
@@ -75,8 +75,10 @@ def gguf_per_token(path: Path, file: GgufFile, kv_cache: str = CACHE_F16) -> Per
     return PerToken(total, heads * sum(row_bytes(kv_cache, size) for size in sizes))
 
 
-def onnx_per_token(path: Path, file: OnnxFile, config: Mapping[str, Any]) -> PerToken:
-    """What a step reads of an ONNX graph that export made, with its float32 KV cache.
+def onnx_per_token(
+    path: Path, file: OnnxFile, config: Mapping[str, Any], kv_cache: str = CACHE_F32
+) -> PerToken:
+    """What a step reads of an ONNX graph that export made, with a KV cache of a type.
 
     `config` is the folder's config.json. Raises EmoExportError for initializers that are not ours.
     """
@@ -104,7 +106,7 @@ def onnx_per_token(path: Path, file: OnnxFile, config: Mapping[str, Any]) -> Per
                 )
         total += tensor.nbytes * share
     layers, heads, size = (_whole_number(config.get(key), key, path) for key in _CACHE_KEYS)
-    return PerToken(total, 2 * layers * heads * size * ONNX_CACHE_BYTES)
+    return PerToken(total, 2 * layers * heads * size * ONNX_CACHE_BYTES[kv_cache])
 
 
 def check_olmoe(config: EmoConfig, path: Path) -> None:

@@ -63,11 +63,11 @@ class LlamaFamily:
 
     def need(self, path: Path, context: int | None = None, kv_cache: str | None = None) -> Need:
         """Weights, which stay mapped, and a KV cache."""
-        return gguf_need(path, context, kv_cache or CACHE_F16)
+        return gguf_need(path, context, _checked(path, kv_cache))
 
     def per_token(self, path: Path, kv_cache: str | None = None) -> PerToken:
         """Bytes of a decode step."""
-        return gguf_per_token(path, read_model(path), kv_cache or CACHE_F16)
+        return gguf_per_token(path, read_model(path), _checked(path, kv_cache))
 
     def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
         """Of every type."""
@@ -100,6 +100,7 @@ class LlamaFamily:
         """Open a file; `prepacked` and `spin` have no meaning for llama.cpp."""
         from emo_export.runtimes.llama.model import LlamaCpp
 
+        _checked(path, kv_cache)
         _check_experts(path, read_model(path))  # a crafted header hangs or kills other readers
         return LlamaCpp(path, threads=threads, context=context, parity=parity, kv_cache=kv_cache)
 
@@ -125,3 +126,12 @@ def _check_experts(path: Path, file: GgufFile) -> None:
             f"{path}: {arch}.expert_used_count is {used!r} of {count} experts, which llama.cpp "
             "can't open; convert the checkpoint again"
         )
+
+
+def _checked(path: Path, kv_cache: str | None) -> str:
+    if kv_cache not in (None, CACHE_F16, CACHE_F32, CACHE_Q8_0):
+        raise EmoExportError(
+            f"{path}: --kv-cache {kv_cache} is for ONNX targets; a GGUF one has {CACHE_F16}, "
+            f"{CACHE_F32} or {CACHE_Q8_0}: choose one with --target"
+        )
+    return kv_cache or CACHE_F16

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from emo_export.base.install import need
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
-from emo_export.files.kv_cache import CACHE_F32
+from emo_export.files.kv_cache import CACHE_F32, CACHE_INT8
 from emo_export.files.memory_need import Need, onnx_need
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import REQUIREMENTS
@@ -30,7 +31,7 @@ class OrtFamily:
     memory_factor = 1.35  # of the released shape with 32 experts: a packed copy, a little mapped
     packs_weights = True
     reserves_cache = False
-    kv_caches = (CACHE_F32,)
+    kv_caches = (CACHE_F32, CACHE_INT8)
 
     def is_at(self, path: Path) -> bool:
         """A folder with a graph."""
@@ -58,15 +59,13 @@ class OrtFamily:
         return sorted(file for file in path.glob(f"{MODEL}*") if file.is_file())
 
     def need(self, path: Path, context: int | None = None, kv_cache: str | None = None) -> Need:
-        """Weights and a float32 KV cache, or two."""
-        _check_cache(path, kv_cache)
-        return onnx_need(path, context)
+        """Weights and a KV cache, or two."""
+        return onnx_need(path, context, _checked(path, kv_cache))
 
     def per_token(self, path: Path, kv_cache: str | None = None) -> PerToken:
         """Bytes of a decode step."""
-        _check_cache(path, kv_cache)
-        model = path / MODEL
-        return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"))
+        model, cache = path / MODEL, _checked(path, kv_cache)
+        return onnx_per_token(model, read_onnx(model), read_json(path / "config.json"), cache)
 
     def other_sizes(self, path: Path, spec: Spec) -> dict[Spec, int]:
         """Of every type of the graph; none for a folder without its recipe."""
@@ -98,8 +97,14 @@ class OrtFamily:
         """Open a folder; `parity` has no meaning for ONNX Runtime, which computes the same."""
         from emo_export.runtimes.ort.model import OnnxModel
 
-        _check_cache(path, kv_cache)
-        return OnnxModel(path, threads=threads, context=context, prepacked=prepacked, spin=spin)
+        opening = partial(
+            OnnxModel, path, threads=threads, context=context, prepacked=prepacked, spin=spin
+        )
+        if _checked(path, kv_cache) == CACHE_F32:
+            return opening()
+        from emo_export.runtimes.ort.int8_cache import scales_of
+
+        return opening(kv_scales=scales_of(path, opening))
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
         """The tokenizer.json of the folder."""
@@ -114,9 +119,10 @@ class OrtFamily:
         return nbits_paths()
 
 
-def _check_cache(path: Path, kv_cache: str | None) -> None:
-    if kv_cache not in (None, CACHE_F32):
+def _checked(path: Path, kv_cache: str | None) -> str:
+    if kv_cache not in (None, CACHE_F32, CACHE_INT8):
         raise EmoExportError(
-            f"{path}: --kv-cache {kv_cache} is for GGUF targets: this graph's keys and values are "
-            f"{CACHE_F32}; choose one with --target"
+            f"{path}: --kv-cache {kv_cache} is for GGUF targets; an ONNX one has {CACHE_F32} or "
+            f"{CACHE_INT8}: choose one with --target"
         )
+    return kv_cache or CACHE_F32

@@ -12,12 +12,14 @@ import numpy as np
 from emo_export.base.memory_mark import wait_to_be_seen
 from emo_export.base.threads import physical_cores
 from emo_export.errors import EmoExportError
+from emo_export.files.kv_cache import CACHE_F32, CACHE_INT8, no_int8
 from emo_export.files.onnx_needs import Requirements
 from emo_export.interfaces import F32, Ids
 from emo_export.runtimes.checks import check_ids
 from emo_export.runtimes.ort.engine import CPU, MODEL, check_engine, import_onnxruntime, utf8_path
 from emo_export.runtimes.ort.folder import read_config
 from emo_export.runtimes.ort.heap import return_large_blocks
+from emo_export.runtimes.ort.int8_cache import with_int8_cache
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
 
 __all__ = ["HfTokenizer", "OnnxModel"]
@@ -37,7 +39,9 @@ class OnnxModel:
     entries by key. `graph`: the bytes of a model to load in place of model.onnx (one that computes
     at another accuracy, say); its external data still comes from the folder. `prepacked`: the copy
     that `prepacked_copy` made of the folder, to load in place of model.onnx with little anonymous
-    memory. `spin`: threads wait for work in a loop, which is faster and keeps their cores busy.
+    memory. `kv_scales` (layers, 2, heads, size): keys and values are int8 by these scales, which
+    `int8_cache` measures. `spin`: threads wait for work in a loop, which is faster and keeps their
+    cores busy.
     """
 
     name = "ONNX Runtime"
@@ -52,6 +56,7 @@ class OnnxModel:
         graph: bytes | None = None,
         prepacked: Path | None = None,
         spin: bool = True,
+        kv_scales: F32 | None = None,
     ) -> None:
         """Raises EmoExportError for a folder that is incomplete or that ONNX Runtime refuses."""
         self._ort = import_onnxruntime()
@@ -73,9 +78,12 @@ class OnnxModel:
         self._prepacked = prepacked is not None
         if prepacked is not None:
             return_large_blocks()
-        self._session: Any = self._open(prepacked or folder, graph)
         self._past_names = _cache_names("past_key_values", config["num_hidden_layers"])
         self._present_names = _cache_names("present", config["num_hidden_layers"])
+        self._cache_type: type = np.float32
+        if kv_scales is not None:
+            graph = self._with_int8(folder, (prepacked or folder) / MODEL, graph, kv_scales)
+        self._session: Any = self._open(prepacked or folder, graph)
         self._check_graph(folder)
         self._past: Sequence[Any] = ()
         self._length = 0
@@ -99,6 +107,17 @@ class OnnxModel:
                 f"ONNX Runtime {self._ort.__version__} cannot load {folder / MODEL}: "
                 f"{_one_line(error)}{advice}"
             ) from error
+
+    def _with_int8(self, folder: Path, model: Path, graph: bytes | None, scales: F32) -> bytes:
+        if not self._needs.share_kv_buffer:
+            raise EmoExportError(no_int8(folder))
+        self._cache_type = np.int8
+        names = [*self._past_names, *self._present_names]
+        return with_int8_cache(graph or model.read_bytes(), scales, names)
+
+    def keys_and_values(self) -> list[F32]:
+        """What is in a float32 cache: keys, then values (heads, T, size) of each layer."""
+        return [value.numpy()[0, :, : self._length] for value in self._past]
 
     def _check_graph(self, folder: Path) -> None:
         """Refuse a graph with other inputs or outputs than we feed and read."""
@@ -168,7 +187,7 @@ class OnnxModel:
             # sequence before left there is beyond the attention mask.
             shape = (1, heads, self.context_length, size)
             make = self._ort.OrtValue.ortvalue_from_shape_and_type
-            self._past = [make(shape, np.float32) for _ in self._past_names]
+            self._past = [make(shape, self._cache_type) for _ in self._past_names]
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
@@ -182,11 +201,16 @@ class OnnxModel:
             "version": f"onnxruntime {self._ort.__version__}",
             "provider": "CPUExecutionProvider",
             "weights": "prepacked copy, mapped" if self._prepacked else "as exported",
-            "KV cache": "f32, in place" if self._needs.share_kv_buffer else "f32",
+            "KV cache": self._cache_name(),
             "threads": str(self._threads),
             "context": str(self.context_length),
             "session options": options or "default",
         }
+
+    def _cache_name(self) -> str:
+        if self._cache_type is np.int8:
+            return CACHE_INT8
+        return f"{CACHE_F32}, in place" if self._needs.share_kv_buffer else CACHE_F32
 
     def _value(self, array: Any) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array)

@@ -31,10 +31,10 @@ def one_node_model(
     not have are the model's, float32.
     """
     node = [_field(1, name) for name in inputs] + [_field(2, "y"), _field(4, operator)]
-    node += [_field(5, _attribute(name, value)) for name, value in attributes.items()]
+    node += [_field(5, attribute_bytes(name, value)) for name, value in attributes.items()]
     node.append(_field(7, domain))
     graph = [_field(1, b"".join(node)), _field(2, operator)]
-    graph += [_field(5, _tensor(name, values)) for name, values in weights.items()]
+    graph += [_field(5, tensor_bytes(name, values)) for name, values in weights.items()]
     given = dict.fromkeys(name for name in inputs if name and name not in weights)
     graph += [_field(11, _value(name)) for name in given] + [_field(12, _value("y"))]
     opsets = (_field(1, name) + _field(2, number) for name, number in (("", _OPSET), (domain, 1)))
@@ -42,7 +42,8 @@ def one_node_model(
     return b"".join(model + [_field(8, entry) for entry in opsets])
 
 
-def _attribute(name: str, value: Attribute) -> bytes:
+def attribute_bytes(name: str, value: Attribute) -> bytes:
+    """An AttributeProto."""
     named = _field(1, name)
     if isinstance(value, int):
         return named + _field(3, value) + _field(20, _OF_INT)
@@ -52,7 +53,8 @@ def _attribute(name: str, value: Attribute) -> bytes:
     return named + stored + _field(20, _OF_FLOAT)
 
 
-def _tensor(name: str, values: npt.NDArray[Any]) -> bytes:
+def tensor_bytes(name: str, values: npt.NDArray[Any]) -> bytes:
+    """A TensorProto of float32 or uint8."""
     kind = _UINT8 if values.dtype == np.uint8 else _FLOAT
     sizes = b"".join(_field(1, size) for size in values.shape)
     return sizes + _field(2, kind) + _field(8, name) + _field(9, values.tobytes())

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.ort.wire import (
+    Field,
+    bytes_field,
+    decoded,
+    fields_of,
+    int_field,
+    message_of,
+    number_of,
+    varints,
+)
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 GRAPH, NODE, INITIALIZER, INPUT = 7, 1, 5, 11  # ModelProto.graph; GraphProto's other three
 EXTERNAL = 1  # TensorProto.DataLocation
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a message: its number, the number or bytes it holds, and all of its bytes."""
-
-    number: int
-    value: int | bytes
-    raw: bytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SplitModel:
 
     def with_constants(self, fields: Iterable[bytes]) -> bytes:
         """The model with these GraphProto fields added."""
-        return self.outside + _bytes_field(GRAPH, self.inside + b"".join(fields))
+        return self.outside + bytes_field(GRAPH, self.inside + b"".join(fields))
 
     def packing_only(self, names: Iterable[str]) -> bytes:
         """The model in which only these weights are constant, the others inputs."""
@@ -93,12 +93,12 @@ def with_moved_data(initializer: bytes, location: str, moved: Callable[[int, int
     the weight itself and what kernels packed of it: `prepacked_N` is `key|offset;bytes;0|…`
     (onnxruntime `ExternalDataInfo::WritePrepackedToFileAndAddToProto`).
     """
-    (field,) = _fields(initializer)
+    (field,) = fields_of(initializer)
     kept, entries = [], {}
-    for part in _fields(_message(field)):
+    for part in fields_of(message_of(field)):
         if part.number == 13:
-            pair = {inner.number: inner.value for inner in _fields(_message(part))}
-            entries[_decoded(pair.get(1, b""))] = _decoded(pair.get(2, b""))
+            pair = {inner.number: inner.value for inner in fields_of(message_of(part))}
+            entries[decoded(pair.get(1, b""))] = decoded(pair.get(2, b""))
         else:
             kept.append(part.raw)
     try:
@@ -113,27 +113,27 @@ def with_moved_data(initializer: bytes, location: str, moved: Callable[[int, int
     except (KeyError, ValueError) as error:
         raise EmoExportError(f"an ONNX initializer has external data at {entries!r}") from error
     for key, value in placed.items():
-        pair_bytes = _bytes_field(1, key.encode()) + _bytes_field(2, value.encode())
-        kept.append(_bytes_field(13, pair_bytes))
-    return _bytes_field(INITIALIZER, b"".join(kept))
+        pair_bytes = bytes_field(1, key.encode()) + bytes_field(2, value.encode())
+        kept.append(bytes_field(13, pair_bytes))
+    return bytes_field(INITIALIZER, b"".join(kept))
 
 
 def split_model(model: bytes) -> SplitModel:
     """Take a model.onnx apart. Raises EmoExportError for bytes that are no such thing."""
-    fields = list(_fields(model))
-    graphs = [_message(field) for field in fields if field.number == GRAPH]
+    fields = list(fields_of(model))
+    graphs = [message_of(field) for field in fields if field.number == GRAPH]
     if len(graphs) != 1:
         raise EmoExportError(f"there are {len(graphs)} graphs in an ONNX model, expected one")
     outside = b"".join(field.raw for field in fields if field.number != GRAPH)
     inside = []
     weights = {}
-    for field in _fields(graphs[0]):
+    for field in fields_of(graphs[0]):
         found = _weight(field) if field.number == INITIALIZER else None
         if found is None:
             inside.append(field.raw)
         else:
             weights[found[0]] = found[1]
-    nodes = [_message(field) for field in _fields(graphs[0]) if field.number == NODE]
+    nodes = [message_of(field) for field in fields_of(graphs[0]) if field.number == NODE]
     taken = [tuple(name for name in _taken(node) if name in weights) for node in nodes]
     return SplitModel(outside, b"".join(inside), weights, taken)
 
@@ -143,115 +143,36 @@ def _weight(initializer: Field) -> tuple[str, Weight] | None:
     dims: list[int] = []
     kind = nbytes = 0
     external, name = False, b""
-    for field in _fields(_message(initializer)):
+    for field in fields_of(message_of(initializer)):
         if field.number == 1:  # packed into bytes, or one number each
-            dims += [field.value] if isinstance(field.value, int) else _varints(field.value)
+            dims += [field.value] if isinstance(field.value, int) else varints(field.value)
         elif field.number == 2:
-            kind = _number(field)
+            kind = number_of(field)
         elif field.number == 8:
-            name = _message(field)
+            name = message_of(field)
         elif field.number == 13:  # StringStringEntryProto: key, value
-            pair = {part.number: part.value for part in _fields(_message(field))}
-            digits = _decoded(pair.get(2, b""))
+            pair = {part.number: part.value for part in fields_of(message_of(field))}
+            digits = decoded(pair.get(2, b""))
             if pair.get(1) == b"length" and digits.isdecimal():
                 nbytes = int(digits)
         elif field.number == 14:
             external = field.value == EXTERNAL
     if not external:
         return None
-    shape = b"".join(_bytes_field(1, _int_field(1, dim)) for dim in dims)
-    tensor = _int_field(1, kind) + _bytes_field(2, shape)
-    variable = _bytes_field(1, name) + _bytes_field(2, _bytes_field(1, tensor))
-    return _decoded(name), Weight(nbytes, initializer.raw, _bytes_field(INPUT, variable))
+    shape = b"".join(bytes_field(1, int_field(1, dim)) for dim in dims)
+    tensor = int_field(1, kind) + bytes_field(2, shape)
+    variable = bytes_field(1, name) + bytes_field(2, bytes_field(1, tensor))
+    return decoded(name), Weight(nbytes, initializer.raw, bytes_field(INPUT, variable))
 
 
 def _taken(node: bytes) -> Iterator[str]:
     """The names that a node takes, with those of the nodes of the graphs in its attributes."""
-    for field in _fields(node):
+    for field in fields_of(node):
         if field.number == 1:
-            yield _decoded(field.value)
+            yield decoded(field.value)
         elif field.number == 5:
-            for inner in _fields(_message(field)):
+            for inner in fields_of(message_of(field)):
                 if inner.number in (6, 11):  # AttributeProto.g, .graphs
-                    for part in _fields(_message(inner)):
+                    for part in fields_of(message_of(inner)):
                         if part.number == NODE:
-                            yield from _taken(_message(part))
-
-
-def _fields(message: bytes) -> Iterator[Field]:
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = _varint(message, at)
-        wire = key & 7
-        if wire == VARINT:
-            value, at = _varint(message, at)
-            yield Field(key >> 3, value, message[start:at])
-            continue
-        if wire == BYTES:
-            size, at = _varint(message, at)
-        elif wire in (FIXED32, FIXED64):
-            size = 4 if wire == FIXED32 else 8
-        else:
-            raise EmoExportError(f"the field at byte {start} of an ONNX model has wire type {wire}")
-        if size > len(message) - at:
-            raise EmoExportError(f"a field of {size} bytes runs past the end of an ONNX model")
-        yield Field(key >> 3, message[at : at + size], message[start : at + size])
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise EmoExportError(f"a number of an ONNX model has no end at byte {at}")
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
-
-
-def _message(field: Field) -> bytes:
-    if isinstance(field.value, int):
-        raise EmoExportError(f"field {field.number} of an ONNX model is a number, expected bytes")
-    return field.value
-
-
-def _number(field: Field) -> int:
-    if not isinstance(field.value, int):
-        raise EmoExportError(f"field {field.number} of an ONNX model is bytes, expected a number")
-    return field.value
-
-
-def _decoded(value: int | bytes) -> str:
-    if isinstance(value, int):
-        raise EmoExportError(f"there is a number ({value}) where an ONNX model has a name")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EmoExportError(f"there is no text where an ONNX model has a name: {error}") from error
-
-
-def _int_field(number: int, value: int) -> bytes:
-    return _encoded(number << 3 | VARINT) + _encoded(value)
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return _encoded(number << 3 | BYTES) + _encoded(len(value)) + value
-
-
-def _encoded(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+                            yield from _taken(message_of(part))

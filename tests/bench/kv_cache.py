@@ -1,8 +1,8 @@
-"""What the types of llama.cpp's KV cache cost emo-nano, and how long attention takes with each.
+"""What the types of the KV cache cost emo-nano, and how long attention takes with each.
 
     python -m tests.bench.kv_cache [--tokens N] [--depth N] [--rounds N]
 
-Loss: a GGUF of emo-nano on held-out text, beside itself with a float32 cache and beside the float
+Loss: a target of emo-nano on held-out text, beside itself with a float32 cache and beside the float
 original. Time: a layer as wide as the released model's (16 heads of 128) with hardly any experts,
 a step behind `--depth` tokens on one thread, the least of all rounds.
 """
@@ -22,6 +22,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.parity.golden import log_softmax
 from emo_export.reference.probes import HELDOUT
 from emo_export.runtimes.families import family_at
+from emo_export.runtimes.loading import first_that_runs
 from emo_export.runtimes.opening import open_runtime
 from tests.bench.quality import Original, original
 from tests.bench.synthetic import Size, write_checkpoint
@@ -60,18 +61,14 @@ def print_losses(folder: Path, tokens: int) -> None:
     base = perplexity(reference.log_probs, reference)
     print(f"emo-nano, {reference.tokens} tokens of held-out text, context {HELDOUT}")
     print("| weights | cache | bytes a position | KL, f32 cache | KL, original | ppl × |")
-    for kind in ("f32", "q8_0", "q4_0"):
-        out = folder / kind
-        done = run_here("export", NANO, "-o", out, "--to", f"gguf:{kind}", "--no-golden")
-        if done.code:
-            raise RuntimeError(done.err)
-        (path,) = out.glob("*.gguf")
+    for target in ("gguf:f32", "gguf:q8_0", "gguf:q4_0", "onnx:f32", "onnx:int8", "onnx:int4"):
+        path = made(NANO, folder / target, target)
         exact: list[F32] = []
-        for cache in KV_CACHES:
+        for cache in _caches(path):
             runtime = open_runtime(path, 1, context=HELDOUT, kv_cache=cache)
             found = log_probs(runtime, reference)
             exact = exact or found
-            cells = [kind, cache, str(family_at(path).need(path, None, cache).per_position)]
+            cells = [target, cache, str(family_at(path).need(path, None, cache).per_position)]
             cells += [f"{kl(each, found):.2e}" for each in (exact, reference.log_probs)]
             print("| " + " | ".join([*cells, f"{perplexity(found, reference) / base:.4f}"]) + " |")
 
@@ -81,16 +78,16 @@ def print_times(folder: Path, depth: int, rounds: int) -> None:
     size = Size(hidden=2048, width=64, layers=1, experts=8, vocab=512)
     write_checkpoint(folder / "wide", size)
     assert Checkpoint.open(folder / "wide").config.head_dim == 128
-    out = folder / "out"
-    done = run_here("export", folder / "wide", "-o", out, "--to", "gguf:q8_0", "--no-golden")
-    if done.code:
-        raise RuntimeError(done.err)
-    (path,) = out.glob("*.gguf")
     ids = np.random.default_rng(0).integers(0, size.vocab, depth + STEPS * rounds)
-    opened = {cache: open_runtime(path, 1, kv_cache=cache) for cache in KV_CACHES}
+    opened = {}
+    for target in ("gguf:q8_0", "onnx:int8"):
+        path = made(folder / "wide", folder / "of the wide" / target, target)
+        opened |= {
+            f"{target} | {cache}": open_runtime(path, 1, kv_cache=cache) for cache in _caches(path)
+        }
     print(f"one layer 2048 wide, 16 heads of 128, {depth} tokens in the cache, one thread")
-    print("| cache | ms a step | ms an empty cache's step | s of the prompt |")
-    empty, prompt, steps = ({cache: np.inf for cache in KV_CACHES} for _ in range(3))
+    print("| target | cache | ms a step | ms an empty cache's step | s of the prompt |")
+    empty, prompt, steps = (dict.fromkeys(opened, np.inf) for _ in range(3))
     for cache, runtime in opened.items():
         for at in range(STEPS):
             empty[cache] = min(empty[cache], _seconds(runtime, ids[at : at + 1]))
@@ -104,6 +101,19 @@ def print_times(folder: Path, depth: int, rounds: int) -> None:
         runtime.close()
         times = (1e3 * steps[cache], 1e3 * empty[cache], prompt[cache])
         print(f"| {cache} | " + " | ".join(f"{seconds:.2f}" for seconds in times) + " |")
+
+
+def made(checkpoint: Path, folder: Path, target: str) -> Path:
+    """The file or folder of a target."""
+    folder.parent.mkdir(exist_ok=True)
+    done = run_here("export", checkpoint, "-o", folder, "--to", target, "--no-golden")
+    if done.code:
+        raise RuntimeError(done.err)
+    return first_that_runs(folder)
+
+
+def _caches(path: Path) -> list[str]:
+    return [cache for cache in KV_CACHES if cache in family_at(path).kv_caches]
 
 
 def _seconds(runtime: Runtime, ids: np.ndarray) -> float:

@@ -35,6 +35,7 @@ def test_the_type_of_the_kv_cache_counts_where_an_engine_takes_it(emo: Emo, gold
     assert (kind, single[0]) == ("f16", "f32") and single[1] == 2 * half
     assert caches("--kv-cache", "q8_0") == [("q8_0", half * 34 // 64), single]
     assert caches("--kv-cache", "f32") == [("f32", 2 * half), single]
+    assert caches("--kv-cache", "int8") == [("f16", half), ("int8", half // 2)]
 
 
 def test_fit_names_what_to_take(emo: Emo, golden: Path) -> None:
