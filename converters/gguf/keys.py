@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 
 from emo_export.converters.gguf.graph import Graph
+from emo_export.converters.gguf.reader import GgufReader
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import IMATRIX, ImportanceMatrix
 from emo_export.model.rope import rope_type
@@ -58,7 +59,7 @@ def copy_keys(
     Never its architecture, which a writer has already, nor what tells where its bytes lie: the
     alignment, and the parts of a model in several files.
     """
-    for name, field in gguf.GGUFReader(source).fields.items():
+    for name, field in GgufReader(source).fields.items():
         own = name.startswith(("GGUF.", "split.", "general.architecture", "general.alignment"))
         if own or not take(name):
             continue

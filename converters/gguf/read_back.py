@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 
 from emo_export.converters.gguf.graph import choose_arch
 from emo_export.converters.gguf.layout import Layout
+from emo_export.converters.gguf.reader import GgufReader
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.writer import rope_permutation
 from emo_export.errors import EmoExportError
@@ -45,7 +46,7 @@ class GgufWeights:
         self._layout = Layout(config, arch, types)
         self._tensors, self._file_of = {}, {}
         for part in part_paths(path, header):
-            for tensor in gguf.GGUFReader(part).tensors:
+            for tensor in GgufReader(part).tensors:
                 self._tensors[tensor.name], self._file_of[tensor.name] = tensor, part
         self._permuted = arch == "deepseek"
         extra = self._tensors.keys() - {name for name, _, _ in self._layout.declared}

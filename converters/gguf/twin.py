@@ -15,6 +15,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from emo_export.converters.gguf.keys import copy_keys
+from emo_export.converters.gguf.reader import GgufReader
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.gguf_parts import part_paths
 
@@ -22,7 +23,7 @@ from emo_export.files.gguf_parts import part_paths
 def write_float_twin(source: Path, twin: Path) -> None:
     """Write every tensor of `source` as float32 into `twin`, keeping all keys, tensor by tensor."""
     parts = part_paths(source, read_gguf(source))
-    readers = [gguf.GGUFReader(part) for part in parts]
+    readers = [GgufReader(part) for part in parts]
     reader = readers[0]
     tensors = [tensor for each in readers for tensor in each.tensors]
     writer = gguf.GGUFWriter(twin, str(reader.fields["general.architecture"].contents()))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType as Type
 
+from emo_export.converters.gguf.reader import GgufReader
 from emo_export.files.gguf_header import read_gguf
 from emo_export.inspect.judgement import judge
 
@@ -35,7 +36,7 @@ def rewrite(
     `kinds` and `rename` go by the part of the name between `blk.N.` and `.weight`; `extra` are
     more tensors. Names of keys may begin with `ARCH.`.
     """
-    reader = gguf.GGUFReader(source)
+    reader = GgufReader(source)
     old = reader.fields["general.architecture"].contents()
     new = arch or old
     writer = gguf.GGUFWriter(path, new)
@@ -144,6 +145,6 @@ def shared_of(source: Path) -> dict[str, Array]:
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
             [int(n) for n in reversed(tensor.shape)]
         )
-        for tensor in gguf.GGUFReader(source).tensors
+        for tensor in GgufReader(source).tensors
         if "_shexp." in tensor.name
     }
