@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,29 @@ def missing_kernels(ops: Mapping[str, int], opsets: Mapping[str, int]) -> list[s
     """The operators (`domain.OpType`) of a graph for which no CPU kernel is registered.
 
     Only some builds tell (those of PyPI do): for the others nothing is missing, and opening the
-    model names the first that is. A kernel serves an operator's version when it begins there, or
-    spans it and has an end (onnxruntime `KernelRegistry::VerifyKernelDef`).
+    model names the first that is.
+    """
+    ready = _with_kernels(frozenset(opsets.items()))
+    return [] if ready is None else sorted(set(ops) - ready)
+
+
+@functools.cache
+def _with_kernels(opsets: frozenset[tuple[str, int]]) -> frozenset[str] | None:
+    """The operators that have a CPU kernel at these versions of their domains; None if untold.
+
+    A kernel serves an operator's version when it begins there, or spans it and has an end
+    (onnxruntime `KernelRegistry::VerifyKernelDef`). The lists are of thousands, so they are read
+    once.
     """
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     if not hasattr(state, "get_all_opkernel_def") or not hasattr(state, "get_all_operator_schema"):
-        return []
+        return None
+    versions = dict(opsets)
     since: dict[str, int] = {}
     for schema in state.get_all_operator_schema():
         name = _qualified(schema.domain, schema.name)
-        if schema.since_version <= opsets.get(schema.domain, 0):
+        if schema.since_version <= versions.get(schema.domain, 0):
             since[name] = max(since.get(name, 0), schema.since_version)
     ready = set()
     for kernel in state.get_all_opkernel_def():
@@ -88,7 +101,7 @@ def missing_kernels(ops: Mapping[str, int], opsets: Mapping[str, int]) -> list[s
         version, (first, last) = since.get(name, 0), kernel.version_range
         if kernel.provider == CPU and (first == version or first < version <= last < OPEN_END):
             ready.add(name)
-    return sorted(set(ops) - ready)
+    return frozenset(ready)
 
 
 def _simpler_graph(missing: Sequence[str]) -> str:

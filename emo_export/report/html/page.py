@@ -6,6 +6,7 @@ the JSON has it. Charts are inline SVG (emo_export.report.html.charts).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -101,6 +102,7 @@ def html(
     )
 
 
+@functools.cache
 def environment() -> Environment:
     """Templates with autoescape, in which what is not there is an error."""
     from jinja2 import DictLoader, Environment, StrictUndefined
