@@ -56,7 +56,8 @@ def test_every_option_exists_and_every_report_is_uploaded(job: str) -> None:
 @pytest.mark.slow
 def test_the_job_on_a_package(tmp_path: Path) -> None:
     """Everything but the installation, with `emo-export` and `python` found on the PATH."""
-    shutil.copytree(package(NANO, ("gguf:q4_0", "onnx:int4")), tmp_path / "mine")
+    made = package(NANO, ("gguf:q4_0", "onnx:int4"), "--heldout-tokens", "256")
+    shutil.copytree(made, tmp_path / "mine")
     shutil.copy(ROOT / "examples" / "test_my_package.py", tmp_path)
     programs = tmp_path / "bin"
     programs.mkdir()

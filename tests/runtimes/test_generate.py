@@ -19,7 +19,7 @@ from tests.kit import tiny_onnx
 from tests.kit.hand_gguf import write_gguf
 from tests.kit.paths import NANO
 
-DRAWS = 20_000
+DRAWS = 8_000
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
 
 

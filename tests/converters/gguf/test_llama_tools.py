@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from emo_export.reference.calibrate import Calibration
 from emo_export.reference.probes import TRICKY
 from emo_export.text.documents import read_documents
 from emo_export.text.places import find_texts
+from tests.kit.command import run_here
 from tests.kit.exporting import run_calibration
 from tests.kit.llama_tools import LlamaTools, tools, unavailable
 from tests.kit.paths import NANO
@@ -58,11 +57,9 @@ TENSORS = {
 
 
 def export(out: Path, *options: object) -> Path:
-    """The command, as a user runs it."""
-    words = ["export", NANO, "-o", out, *options]
-    command = [sys.executable, "-m", "emo_export.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """The command; in one process, as ggml makes its grids of I-quants once in each."""
+    done = run_here("export", NANO, "-o", out, *options)
+    assert done.code == 0, done.err
     return out
 
 
