@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from emo_export import __version__
 from emo_export.card_running import running
+from emo_export.files.recipe_file import RECIPE
 from emo_export.files.target_entry import TargetEntry
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
+from emo_export.model.recipes import AUTO
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
 from emo_export.report.pruning import STEPS, steps_of
@@ -118,6 +120,12 @@ def _recipes(targets: Mapping[str, TargetEntry]) -> str:
     ]
     if len(notes) > 8:
         notes = [*notes[:8], f"- and {len(notes) - 8} more tensors, listed in manifest.json."]
+    chosen = [str(target.spec) for target in targets.values() if target.spec.type == AUTO]
+    if chosen:
+        notes.append(
+            f"- The types of {' and '.join(chosen)} were chosen for a budget: `{RECIPE}` says what "
+            f"each costs, and `emo-export export --recipe {RECIPE}` repeats them."
+        )
     notes += list(_importance(targets))
     return "\n".join(lines + (["", *notes] if notes else []))
 

@@ -13,13 +13,14 @@ from emo_export.errors import EmoExportError
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.ASCII)
-LEAST, MOST = 1 << 20, 1 << 50
+SMALLEST, LEAST, MOST = 1 << 10, 1 << 20, 1 << 50
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, least: int = LEAST) -> int:
     """`4GB` -> 4000000000 bytes, `1.5GiB` -> 1610612736.
 
-    Raises EmoExportError for anything but a number with one of the units, of 1 MiB to 1 PiB.
+    Raises EmoExportError for anything but a number with one of the units, of `least` (1 MiB,
+    or `SMALLEST`, 1 KiB) to 1 PiB.
     """
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None or found[2] not in _UNITS:
@@ -27,8 +28,9 @@ def parse_size(text: str) -> int:
             f"{text!r} is not a size of memory: give a number with MB or GB (decimal), or MiB or "
             "GiB (binary), as in 4GB, 512MB or 1.5GiB"
         )
-    if len(found[1]) > 20 or not LEAST <= float(found[1]) * _UNITS[found[2]] <= MOST:
-        raise EmoExportError(f"{text!r} is no memory that a model could have: 1 MiB to 1 PiB")
+    lowest = "1 MiB" if least == LEAST else "1 KiB"
+    if len(found[1]) > 20 or not least <= float(found[1]) * _UNITS[found[2]] <= MOST:
+        raise EmoExportError(f"{text!r} is no memory that a model could have: {lowest} to 1 PiB")
     return round(float(found[1]) * _UNITS[found[2]])
 
 

@@ -20,6 +20,8 @@ from emo_export.report.sentences import check
 from emo_export.report.text import show
 
 if TYPE_CHECKING:
+    from emo_export.budget.budget import Budget
+    from emo_export.budget.budget import Found as Types
     from emo_export.exporting.export import Exported
     from emo_export.jobs.options import ExportOptions
     from emo_export.model.checkpoint import Checkpoint
@@ -42,8 +44,15 @@ def run_export(
 
     checkpoint = _open(source, options)
     used: list[ImportanceMatrix] = []
+    types: list[Types] = []
     with progress_steps() as steps:
-        made = export_checkpoint(checkpoint, output, specs, options, steps, used.append)
+
+        def on_types(found: Types) -> None:
+            types.append(found)
+            steps.on_types(found)
+
+        heard = replace(steps, on_types=on_types)
+        made = export_checkpoint(checkpoint, output, specs, options, heard, used.append)
     for matrix in used:
         warn_unseen(matrix)
     for name, one in made.items():
@@ -52,6 +61,8 @@ def run_export(
     if in_json:
         each = {n: as_json(one.results) if judged else NOT_JUDGED for n, one in made.items()}
         whole = {"domains": each} if options.domains else each[ALONE]
+        if types:
+            whole = {**whole, "types": {str(found.spec): found.as_dict() for found in types}}
         click.echo(json.dumps(whole, indent=2))
     results = [
         replace(result, target=f"{name}/{result.target}" if name else result.target)
@@ -74,6 +85,25 @@ def domain_places(given: Sequence[str]) -> dict[str, tuple[Path, ...]]:
             raise EmoExportError(f"--domain {text}: there is no file or folder {place}")
         found[name] = (*found.get(name, ()), Path(place))
     return found
+
+
+def budget_of(
+    bits: float | None, size: str | None, read_per_token: str | None, fit: str | None
+) -> Budget | None:
+    """The one that was given, if one was. Raises a UsageError for several."""
+    from emo_export.base.ram_size import SMALLEST, parse_size
+    from emo_export.budget.budget import Budget, Limit
+    from emo_export.planning.profiles import device_profile
+
+    if sum(each is not None for each in (bits, size, read_per_token, fit)) > 1:
+        raise click.UsageError("give one of --bits, --size, --read-per-token and --fit")
+    if bits is not None:
+        return Budget(Limit.BITS, bits)
+    if size is not None:
+        return Budget(Limit.SIZE, parse_size(size, SMALLEST))
+    if read_per_token is not None:
+        return Budget(Limit.READ, parse_size(read_per_token, SMALLEST))
+    return None if fit is None else Budget(Limit.FIT, device_profile(fit).usable, fit)
 
 
 def _open(source: str, options: ExportOptions) -> Checkpoint:

@@ -21,7 +21,8 @@ from emo_export.selection.method import Method
     required=True,
     metavar="SPEC",
     help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
-    "or onnx:TYPE[@GRAPH] (f32, int8, int4). GRAPH says what opens it: qmoe (the default) ONNX "
+    "or onnx:TYPE[@GRAPH] (f32, int8, int4). TYPE auto: the best types for --bits, --size, "
+    "--read-per-token or --fit. GRAPH says what opens it: qmoe (the default) ONNX "
     "Runtime 1.31, if 1.22 and newer, standard (f32, int8) any engine with opset 23. May be "
     "repeated.",
 )
@@ -81,6 +82,30 @@ from emo_export.selection.method import Method
     help="Another type for embed, attention, expert (gate and up), expert_down, shared_expert, "
     "dense or head, as in expert_down=q5_k or (onnx) head=int4, attention=int4b32; may be "
     "repeated. It goes to the targets that know the type.",
+)
+@click.option(
+    "--bits",
+    type=click.FloatRange(1, 32),
+    help="For gguf:auto and onnx:auto: at most so many bits a weight, scales included. What each "
+    "type costs each part and layer is measured on --calibration's text, and the bits are spent "
+    "where they save most. The types are stored in recipe.json.",
+)
+@click.option("--size", metavar="SIZE", help="The same, for a file of at most so much, as 4GB.")
+@click.option(
+    "--read-per-token",
+    metavar="SIZE",
+    help="The same, for weights of which a decode step reads at most so much, as 300MB; the less, "
+    "the faster.",
+)
+@click.option(
+    "--fit",
+    metavar="PROFILE",
+    help="The same, for the memory of a device that `plan` knows, as pi5-8gb, at --context.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For gguf:auto and onnx:auto: the types in the recipe.json of an earlier export.",
 )
 @click.option(
     "--block-size",
@@ -148,6 +173,11 @@ def export(
     seed: int,
     imatrix: Path | None,
     tensor_types: tuple[str, ...],
+    bits: float | None,
+    size: str | None,
+    read_per_token: str | None,
+    fit: str | None,
+    recipe: Path | None,
     block_size: str | None,
     arch: str | None,
     heldout: tuple[Path, ...],
@@ -177,6 +207,11 @@ def export(
             --calibration examples/emo-nano/calibration
 
     \b
+    The types that cost least where a token reads at most 2.1 MB of weights:
+        emo-export export examples/emo-nano -o out --to onnx:auto \\
+            --read-per-token 2.1MB --calibration examples/emo-nano/calibration
+
+    \b
     A quarter of the experts, chosen for C code:
         emo-export export examples/emo-nano -o out --to onnx:int4 \\
             --keep 25% --calibration examples/emo-nano/calibration/c.jsonl
@@ -187,7 +222,7 @@ def export(
             --domain c=examples/emo-nano/calibration/c.jsonl \\
             --domain python=examples/emo-nano/calibration/python.jsonl
     """
-    from emo_export.cli.export import domain_places, run_export
+    from emo_export.cli.export import budget_of, domain_places, run_export
     from emo_export.families.options import TargetOptions
     from emo_export.jobs.options import ExportOptions
 
@@ -204,6 +239,8 @@ def export(
         text_field=text_field,
         selection=selection,
         imatrix=imatrix,
+        budget=budget_of(bits, size, read_per_token, fit),
+        recipe=recipe,
         targets=TargetOptions(
             context,
             int(accuracy_level),

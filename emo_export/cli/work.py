@@ -19,9 +19,11 @@ from rich.progress import (
 
 from emo_export.report.checkpoint import note
 from emo_export.report.pruning import keep_table
+from emo_export.report.recipes import types_sentence, types_table
 from emo_export.report.texts import passed_over
 
 if TYPE_CHECKING:
+    from emo_export.budget.budget import Found as Types
     from emo_export.exporting.steps import Steps
     from emo_export.exporting.target import Target
     from emo_export.model.checkpoint import Checkpoint
@@ -80,6 +82,12 @@ class Bar:
         table = keep_table(found.tried, found.judged_on, found.limit, found.keep)
         self._progress.console.print(table)
 
+    def types(self, found: Types) -> None:
+        """The types that were found for a target, and what they cost."""
+        self._progress.update(self._task, visible=False)
+        self._progress.console.print(types_table(found))
+        self._progress.console.print(types_sentence(found), markup=False, highlight=False)
+
 
 def where(slot: Slot) -> str:
     """Where a weight is: its layer, and its expert."""
@@ -124,7 +132,7 @@ def progress_steps() -> Iterator[Steps]:
                 say(f"warning: no genai_config.json is written: {reason}")
             bar.start(source_bytes)
 
-        yield Steps(on_start, bar.advance, bar.stage, note_passed_over, bar.found)
+        yield Steps(on_start, bar.advance, bar.stage, note_passed_over, bar.found, bar.types)
 
 
 def note_passed_over(texts: Texts) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from emo_export.errors import EmoExportError
 from emo_export.families.gguf import Gguf
 from emo_export.families.onnx import Onnx
+from emo_export.model.recipes import AUTO
 from emo_export.spec import GGUF, ONNX, Spec
 
 if TYPE_CHECKING:
@@ -105,9 +106,14 @@ def target_maker(
     by_family = {name: [s for s in asked if s.family == name] for name in FAMILIES}
     for name, family in FAMILIES.items():
         family.check_options(by_family[name], options, importance is not None)
-    types = {name: FAMILIES[name].overriding() for name, ours in by_family.items() if ours}
+    named = {s.family for s in asked if s.type != AUTO}
+    if options.tensor_types and not named:
+        raise EmoExportError("--tensor-type is for named types; those of auto are found")
+    types = {name: FAMILIES[name].overriding() for name in FAMILIES if name in named}
     overrides = parse_overrides(options.tensor_types, types)
     makers: dict[Spec, Make] = {}
-    for name, changed in overrides.items():
-        makers |= FAMILIES[name].makers(by_family[name], product, options, importance, changed)
+    for name, ours in by_family.items():
+        if ours:
+            changed = overrides.get(name, {})
+            makers |= FAMILIES[name].makers(ours, product, options, importance, changed)
     return lambda folder: [makers[spec](folder) for spec in asked]

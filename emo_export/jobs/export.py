@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emo_export.base.install import CONVERT, need
+from emo_export.errors import EmoExportError
 from emo_export.exporting.export import Exported, Validate, export
 from emo_export.exporting.package import Measure, Package
 from emo_export.exporting.steps import QUIET, Steps
 from emo_export.families import FAMILIES, target_maker
+from emo_export.families.options import TargetOptions
 from emo_export.files.manifest import digest
+from emo_export.files.recipe_file import read_recipes, types_in, write_recipes
 from emo_export.interfaces import Ids
 from emo_export.jobs.auto_keep import resolved
+from emo_export.jobs.budget import find_types
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.options import ExportOptions
 from emo_export.jobs.recipe import digest_of, recipe_of
@@ -31,6 +35,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.pooled import Pooled
 from emo_export.model.product import Product
+from emo_export.model.recipes import AUTO
 from emo_export.resuming import Resuming
 from emo_export.spec import Spec
 from emo_export.validating import validate_new
@@ -57,6 +62,7 @@ def export_checkpoint(
     need(CONVERT, "convert", "export")
     options.check()
     asked = [Spec.parse(spec) for spec in specs]
+    _check_auto(asked, options)
     validate = _validate(asked, options, steps)
     if options.golden or any(options.texts.values()):
         prepare_torch(options.device, checkpoint.nbytes)
@@ -117,6 +123,10 @@ def _package(
     """What one folder is to hold, with calibration text from `places`; and its importance."""
     weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
     product, selection, choice = Product.whole(checkpoint), None, None
+    targets, facts = options.targets, dict[Spec, Mapping[str, Any]]()
+    auto = [spec for spec in asked if spec.type == AUTO]
+    if options.recipe is not None:
+        targets, facts = _repeated(auto, targets, options.recipe)
     calibration, matrix = None, None
     sequences: Sequence[Ids] = ()
     if options.imatrix is not None:
@@ -125,34 +135,74 @@ def _package(
         sample = read_sample(options.text(places), product)
         steps.on_texts(sample.texts)
         sequences = sample.sequences
+        if options.budget is not None:
+            for found in find_types(
+                checkpoint, auto, options.budget, sample, targets, steps, options.device
+            ):
+                steps.on_types(found)
+                facts[found.spec] = found.as_dict()
+                targets = replace(targets, chosen={**targets.chosen, found.spec: found.recipe})
         if options.selection is not None:
             selection = resolved(
                 options.selection, checkpoint, sample, probes, steps, options.device
             )
             product = selection.awaiting(checkpoint)
-        calibration = start_calibration(sample, product, options.device)
-        if selection is not None:
+        # Text that is there to choose experts or types need not be of use to a quantiser, too.
+        weighed = weighed or (selection is None and options.budget is None)
+        if weighed or selection is not None:
+            calibration = start_calibration(sample, product, options.device)
+            matrix = calibration.matrix if weighed else None
+        if selection is not None and calibration is not None:
             choice = start_choice(selection, calibration, checkpoint)
-        # Text that is there to choose experts need not be of use to a quantiser, too.
-        matrix = calibration.matrix if weighed or choice is None else None
     measure = Measure(
         None if matrix is None else calibration or matrix,
         listeners=() if calibration is None else (calibration,),
         choice=choice,
-        save=partial(_save, matrix, product, options.targets.arch),
+        save=partial(_save, matrix, product, options.targets.arch, facts),
     )
-    make = target_maker(asked, product, options.targets, matrix)
+    make = target_maker(asked, product, targets, matrix)
     recipe = {
         "calibration text": digest_of(sequences),
+        "types that were found": str(targets.chosen),
         "choice of experts": str((selection, product.kept)),
         "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
     }
     return Package(product, make, measure, recipe), matrix
 
 
-def _save(matrix: ImportanceMatrix | None, product: Product, arch: str | None, to: Path) -> None:
+def _save(
+    matrix: ImportanceMatrix | None,
+    product: Product,
+    arch: str | None,
+    types: Mapping[Spec, Mapping[str, Any]],
+    to: Path,
+) -> None:
     if matrix is not None:
         save_importance(to, matrix, product, arch)
+    if types:
+        write_recipes(to, types)
+
+
+def _check_auto(asked: Sequence[Spec], options: ExportOptions) -> None:
+    """Refuse a budget that no target takes; one of the type auto without any refuses itself."""
+    given = options.budget is not None or options.recipe is not None
+    if given and all(spec.type != AUTO for spec in asked):
+        raise EmoExportError(
+            "a budget, or --recipe, is for targets of the type auto: --to gguf:auto or onnx:auto"
+        )
+
+
+def _repeated(
+    auto: Sequence[Spec], targets: TargetOptions, path: Path
+) -> tuple[TargetOptions, dict[Spec, Mapping[str, Any]]]:
+    """The options with the recipes of a file, and all that it says of those targets."""
+    said = read_recipes(path)
+    for spec in auto:
+        if spec not in said:
+            known = ", ".join(map(str, said))
+            raise EmoExportError(f"{path}: has no types for {spec}; it has them for {known}")
+    chosen = {spec: types_in(said[spec], path) for spec in auto}
+    return replace(targets, chosen=chosen), {spec: said[spec] for spec in auto}
 
 
 def _with_one_trunk(packages: Mapping[str, Package]) -> dict[str, Package]:

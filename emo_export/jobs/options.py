@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emo_export.budget.budget import Budget
 from emo_export.errors import EmoExportError
 from emo_export.exporting.package import ALONE
 from emo_export.families.options import TargetOptions
@@ -62,6 +63,8 @@ class ExportOptions:
     text_field: str = FIELD
     selection: Selection | Auto | None = None
     imatrix: Path | None = None
+    budget: Budget | None = None
+    recipe: Path | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
     overwrite: bool = False
@@ -109,5 +112,14 @@ class ExportOptions:
             raise EmoExportError("--domain: two names differ in case alone, as folders may not")
         if self.selection is not None and not self.calibration and not self.domains:
             raise EmoExportError("--keep needs --calibration: text to choose the experts for")
+        if self.budget is not None and not self.calibration:
+            raise EmoExportError("a budget needs --calibration: text to measure what types cost on")
+        if self.selection is not None and self.budget is not None:
+            raise EmoExportError(
+                "a budget is for the experts that the checkpoint has: leave some out first, with "
+                "emo-export prune, or repeat types with --recipe FILE"
+            )
+        if self.budget is not None and self.recipe is not None:
+            raise EmoExportError("--recipe FILE has the types that a budget would find; give one")
         if self.calibration and self.imatrix is not None:
             raise EmoExportError("--calibration collects an importance matrix, --imatrix reads one")

@@ -24,6 +24,8 @@ from emo_export.model.product import Product
 from emo_export.runtimes.families import LIGHT
 from emo_export.spec import Spec
 
+PLAIN = TargetOptions()
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -59,6 +61,20 @@ class Impossible:
     reason: str
 
 
+def planned_with(
+    spec: Spec,
+    product: Product,
+    options: TargetOptions,
+    importance: ImportanceMatrix | None,
+) -> Planned:
+    """A target as an export with these options and this importance matrix writes it, to the byte.
+
+    Raises EmoExportError for what the model can't have.
+    """
+    experts = max(layer.num_experts for layer in product.config.layers)
+    return _planned(spec, product, experts, options.context, None, importance, options)
+
+
 def outlined(
     spec: Spec, product: Product, experts: int, context: int | None, kv_cache: str | None
 ) -> Planned | Impossible:
@@ -83,8 +99,9 @@ def _planned(
     context: int | None,
     kv_cache: str | None,
     importance: ImportanceMatrix | None,
+    options: TargetOptions = PLAIN,
 ) -> Planned:
-    make = target_maker([spec], product, TargetOptions(), importance)
+    make = target_maker([spec], product, options, importance)
     with tempfile.TemporaryDirectory(prefix="emo-plan-") as name:
         folder = Path(name)
         target = make(folder)[0]
