@@ -25,6 +25,7 @@ from emo_export.runtimes.ort.tokenizer import HfTokenizer
 __all__ = ["HfTokenizer", "OnnxModel"]
 
 KEPT = "logits_to_keep"  # an input with a default: how many of the last positions, 0 for all
+INT8_SINCE = "the kernels of onnxruntime 1.31"  # the oldest that it was tried with
 LOG_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions as well
 DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 SPIN_KEY = "session.intra_op.allow_spinning"
@@ -103,6 +104,8 @@ class OnnxModel:
         # Its exceptions share no base class but Exception.
         except Exception as error:
             advice = "; remove that folder to have it made again" if self._prepacked else ""
+            if self._cache_type is np.int8:
+                advice += f"; does it without --kv-cache {CACHE_INT8}, which needs {INT8_SINCE}?"
             raise EmoExportError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {folder / MODEL}: "
                 f"{_one_line(error)}{advice}"
