@@ -12,6 +12,8 @@ import pytest
 
 from emo_export.errors import EmoExportError
 from emo_export.files.kv_cache import row_bytes
+from emo_export.parity.result import Result
+from emo_export.report.text import verdicts
 from emo_export.runtimes.families import family_at
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.opening import open_runtime
@@ -19,7 +21,7 @@ from emo_export.runtimes.ort.int8_cache import OPERATOR, with_int8_cache
 from tests.kit.command import Emo
 from tests.kit.exporting import Array, exported, kl, prefill, steps
 from tests.kit.packages import quantised_package
-from tests.kit.paths import NANO
+from tests.kit.paths import GOLDEN, NANO
 
 GGUF = ("f32", "f16", "q8_0")
 
@@ -44,8 +46,8 @@ def test_bytes_are_those_that_llama_cpp_tells(kind: str) -> None:
 
 
 def test_the_fewer_bits_the_larger_the_loss() -> None:
-    gguf = exported(NANO, "gguf:f32")
-    ids = np.random.default_rng(0).integers(0, 4000, (1, 64))
+    gguf = exported(GOLDEN / "base", "gguf:f32")
+    ids = np.random.default_rng(0).integers(0, 200, (1, 64))
 
     def stepped(kind: str | None, *, parity: bool = False) -> Array:
         runtime = open_runtime(gguf, 1, context=64, parity=parity, kv_cache=kind)
@@ -57,7 +59,7 @@ def test_the_fewer_bits_the_larger_the_loss() -> None:
     np.testing.assert_array_equal(stepped("f32"), exact)
     np.testing.assert_array_equal(stepped("f16"), stepped(None))
     losses = {kind: kl(exact, stepped(kind)).mean() for kind in ("f16", "q8_0")}
-    assert 1e-10 < losses["f16"] < 1e-5 < losses["q8_0"] < 1e-2
+    assert 1e-10 < losses["f16"] < losses["q8_0"] / 4 < 1e-2, losses
 
 
 def test_blocks_that_do_not_divide_a_head_are_refused() -> None:
@@ -71,18 +73,16 @@ def test_what_validate_compares_with_the_original_has_the_cache(emo: Emo) -> Non
     """The reference on the stored weights is still met without any loss but rounding."""
     folder = quantised_package()
 
-    def rows(*options: str) -> list[dict[str, dict[str, float]]]:
-        done = emo("validate", folder, "--target", "gguf:q4_0", "--json", *options)
-        (found,) = json.loads(done.out)["targets"]
-        assert found["engine"]["KV cache"] == (options or ("", "f32"))[1]
-        assert ("--kv-cache" in found["repeat"]) == bool(options)
-        return list(found["rows"])
-
-    plain, lossy = rows(), rows("--kv-cache", "q8_0")
-    assert plain[:2] == lossy[:2] and plain[3:] == lossy[3:]
-    assert plain[2]["measured"]["kl_mean"] != lossy[2]["measured"]["kl_mean"]
-    told = emo("validate", folder, "--target", "gguf:q4_0", "--kv-cache", "q8_0")
-    assert "threads 1, KV cache q8_0" in told.out
+    done = emo("validate", folder, "--target", "gguf:q4_0", "--json", "--kv-cache", "q8_0")
+    (found,) = json.loads(done.out)["targets"]
+    assert found["engine"]["KV cache"] == "q8_0" and "--kv-cache" in found["repeat"]
+    stored = json.loads((folder / "parity.json").read_text())["targets"]
+    plain = next(one for one in stored if one["target"] == "gguf:q4_0")["rows"]
+    assert [row["arithmetic"] for row in plain] == ["shipped"] * 3 + ["exact"] * 2
+    for index, (row, before) in enumerate(zip(found["rows"], plain, strict=True)):
+        assert (row["measured"] == before["measured"]) == (index != 2)
+    told = verdicts([Result.from_dict(found)])
+    assert "threads 1, KV cache q8_0" in told[0]
 
 
 def test_the_types_of_another_engine_are_refused(emo: Emo) -> None:
