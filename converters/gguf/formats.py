@@ -1,7 +1,7 @@
 """Formats: ggml's tensor types, packed by ggml itself.
 
 Source: ggml-common.h (block layouts), ggml-quants.c (the packers). Of the types that gguf-py can
-pack too, the bytes are the same (tests/converters/gguf/test_ggml_formats.py).
+pack too, the bytes are the same (tests/converters/gguf/test_every_type.py).
 """
 
 from __future__ import annotations
