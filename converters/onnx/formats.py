@@ -1,21 +1,22 @@
-"""Formats: float32, the int8 / int4 blocks of ONNX Runtime's MatMulNBits and QMoE, int8 rows.
+"""Formats: float32, blocks of 8, 4 or 2 bits for ONNX Runtime's MatMulNBits and QMoE, int8 rows.
 
 Source: onnxruntime `contrib_defs.cc` (MatMulNBits, QMoE, GatherBlockQuantized) and
-`quantize_matmul_{4,8}bits`, whose bytes these are (tests/converters/onnx/test_nbits_formats.py).
+`quantize_matmul_{2,4,8}bits`, whose bytes these are (tests/converters/onnx/test_nbits_formats.py).
 Rows are for the standard operator MatMulInteger, whose sums over a whole row take one scale.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.converters.onnx.search import extremes, searched_scales
+from emo_export.converters.onnx.search import FACTORS, extremes, searched_scales
 from emo_export.converters.row_tasks import spread
 from emo_export.interfaces import F32, Format, Packed
-from emo_export.model.recipes import BLOCKS
+from emo_export.model.recipes import BLOCKS_OF
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -43,9 +44,9 @@ class IntBlocks:
     """Symmetric blocks of `block` columns with one float32 scale each.
 
     Packed as {"weight": (N, C * bits / 8) uint8, "scales": (N, C / block) float32}. What is stored
-    is q + 2**(bits-1); at 4 bits the low nibble is the even column. The scale is signed: at 8 bits
-    the value of largest magnitude maps to -128, as in ONNX Runtime's own quantiser; at 4 bits the
-    scale is searched.
+    is q + 2**(bits-1), the first column in a byte's lowest bits. The scale is signed: at 8 bits the
+    value of largest magnitude maps to -128, as in ONNX Runtime's own quantiser; below, the scale is
+    searched.
     """
 
     def __init__(self, bits: int, block: int) -> None:
@@ -75,7 +76,7 @@ class IntBlocks:
     def _scales(self, blocks: F32) -> F32:
         if self.bits == 8:  # a search gains next to nothing there
             return self.fitting_scales(blocks)
-        return searched_scales(blocks, self._half)
+        return searched_scales(blocks, self._half, FACTORS[self.bits])
 
     def fitting_scales(self, blocks: F32) -> F32:
         """Scales (N, G) with which the extreme of each of the blocks (N, G, block) just fits.
@@ -96,16 +97,18 @@ class IntBlocks:
         values[subnormal] = blocks[subnormal] / divisor[subnormal]
         values = np.clip(np.floor(values + np.float32(self._half + 0.5)), 0, 2 * self._half - 1)
         stored: Bytes = values.astype(np.uint8).reshape(len(blocks), -1)
-        if self.bits == 4:
-            stored = (stored[:, 0::2] | (stored[:, 1::2] << 4)).astype(np.uint8)
-        return stored
+        each = 8 // self.bits
+        parts = (stored[:, at::each] << (self.bits * at) for at in range(each))
+        return functools.reduce(np.bitwise_or, parts).astype(np.uint8)
 
     def dequantize(self, packed: Packed) -> F32:
         """Packed values and scales -> rows (N, C) float32."""
         stored: Bytes = packed["weight"]
         scales: F32 = packed["scales"]
-        if self.bits == 4:
-            stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(stored.shape[0], -1)
+        if self.bits < 8:
+            shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
+            stored = (stored[..., None] >> shifts) & np.uint8(2 * self._half - 1)
+            stored = stored.reshape(len(stored), -1)
         blocks = stored.reshape(*scales.shape, self.block).astype(np.float32) - self._half
         return (blocks * scales[..., None]).reshape(stored.shape[0], -1)
 
@@ -137,6 +140,6 @@ class Int8Rows:
 _KINDS: tuple[Format, ...] = (
     Float32(),
     Int8Rows(),
-    *(IntBlocks(bits, block) for bits in (8, 4) for block in BLOCKS),
+    *(IntBlocks(bits, block) for bits, blocks in BLOCKS_OF.items() for block in blocks),
 )
 NBITS_FORMATS: Mapping[str, Format] = {kind.name: kind for kind in _KINDS}

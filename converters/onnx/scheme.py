@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emo_export.converters.onnx.formats import NBITS_FORMATS
+from emo_export.converters.onnx.formats import NBITS_FORMATS, IntBlocks
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
-from emo_export.model.recipes import AUTO, BLOCKS, CHOSEN, ONNX_RECIPES, LayerTypes, Part, Recipe
+from emo_export.model.recipes import (
+    AUTO,
+    BLOCKS,
+    CHOSEN,
+    ONNX_RECIPES,
+    LayerTypes,
+    Part,
+    Recipe,
+)
 from emo_export.model.rope import rope_type
-from emo_export.model.scheme import QuantScheme, resolve
+from emo_export.model.scheme import QuantScheme, part_of, resolve
 from emo_export.spec import Spec
 
-SHORT = ("int8", "int4")
+SHORT = ("int8", "int4", "int2")
 """Types whose block is the target's; NBITS_FORMATS has them with one, as int4b32."""
+_LUT_ROWS = 128  # source: onnxruntime `qlutgemm.cpp`, MlasIsLutGemmAvailable
 OVERRIDING = ("f32", *SHORT, *(name for name in NBITS_FORMATS if name not in ("f32", "int8row")))
 
 
@@ -51,7 +60,9 @@ def onnx_scheme(
     if graph != "if" and not all(layer.is_dense for layer in config.layers):
         _check_together(spec, recipe)
     uniform = together if graph == "qmoe" else frozenset()
-    return resolve(spec, recipe, NBITS_FORMATS, config, uniform)
+    scheme = resolve(spec, recipe, NBITS_FORMATS, config, uniform)
+    _check_2_bits(scheme, config)
+    return scheme
 
 
 def _stored(types: LayerTypes, graph: str, block: int) -> LayerTypes:
@@ -62,6 +73,11 @@ def _stored(types: LayerTypes, graph: str, block: int) -> LayerTypes:
 
 
 def _format(name: str, graph: str, block: int) -> str:
+    if graph == "if" and name.startswith("int2"):
+        raise EmoExportError(
+            f"the graph @if has no {name}: the ONNX Runtimes that it is for multiply 2 bits "
+            "slowly; take @qmoe, or int4"
+        )
     if graph != "standard":
         return f"{name}b{block}" if name in SHORT else name
     found = "int8row" if name == "int8" else name
@@ -83,6 +99,21 @@ def _check_together(spec: Spec, recipe: Recipe) -> None:
             f"{spec}: one operator holds all of the routed experts, so expert ({up}) and "
             f"expert_down ({down}) must have the same type; only the graph @if can tell them apart"
         )
+
+
+def _check_2_bits(scheme: QuantScheme, config: EmoConfig) -> None:
+    """QMoE multiplies 2 bits from tables of 128 rows, and others 50 times as slowly."""
+    expert = config.intermediate_size
+    for slot, kind in scheme.formats.items():
+        routed = part_of(slot, config) in (Part.EXPERT, Part.EXPERT_DOWN)
+        if not routed or not isinstance(kind, IntBlocks) or kind.bits != 2:
+            continue
+        if config.hidden_size % _LUT_ROWS or 2 * expert % _LUT_ROWS:
+            raise EmoExportError(
+                f"{slot.name}: 2 bits need a hidden size of a multiple of {_LUT_ROWS} and experts "
+                f"as wide as one of {_LUT_ROWS // 2}, here they are {config.hidden_size} and "
+                f"{expert}; export this model as int4"
+            )
 
 
 def _recipes(graph: str) -> Mapping[str, Mapping[Part, str]]:

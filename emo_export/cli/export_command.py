@@ -21,7 +21,7 @@ from emo_export.selection.method import Method
     required=True,
     metavar="SPEC",
     help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
-    "or onnx:TYPE[@GRAPH] (f32, int8, int4). TYPE auto: the best types for --bits, --size, "
+    "or onnx:TYPE[@GRAPH] (f32, int8, int4, int2). TYPE auto: the best types for --bits, --size, "
     "--read-per-token or --fit. GRAPH says what opens it: qmoe (the default) ONNX "
     "Runtime 1.31, if 1.22 and newer, standard (f32, int8) any engine with opset 23. May be "
     "repeated.",
@@ -110,7 +110,7 @@ from emo_export.selection.method import Method
 @click.option(
     "--block-size",
     type=click.Choice(["32", "64", "128"]),
-    help="Columns that share a scale in onnx int4 and int8.  [default: 128]",
+    help="Columns that share a scale in onnx int8, int4 and int2.  [default: 128]",
 )
 @click.option(
     "--arch",
@@ -131,7 +131,7 @@ from emo_export.selection.method import Method
     type=click.Choice(["0", "4"]),
     default="4",
     show_default=True,
-    help="ONNX int4/int8: 4 lets activations be int8 (fast), 0 keeps them float, except in the "
+    help="ONNX int8/int4: 4 lets activations be int8 (fast), 0 keeps them float, except in the "
     "routed experts of int8, which have no float kernel.",
 )
 @click.option(

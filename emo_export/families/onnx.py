@@ -59,8 +59,8 @@ class Onnx:
             refuse_unused("onnx", {"--block-size": options.block_size})
         if options.block_size and not any(map(_has_blocks, specs)):
             raise EmoExportError(
-                "--block-size is for int4 and int8 in the graphs @qmoe and @if, and no target is "
-                "one"
+                "--block-size is for int8, int4 and int2 in the graphs @qmoe and @if, and no "
+                "target is one"
             )
         if options.plain_attention and not any(spec.graph == "if" for spec in specs):
             raise EmoExportError("--plain-attention is for the graph @if, and no target has it")

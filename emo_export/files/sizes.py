@@ -28,7 +28,7 @@ from emo_export.model.recipes import (
 from emo_export.spec import GGUF, Spec
 
 _BLOCKS = {name.lower(): (block, nbytes) for name, block, nbytes in TENSOR_TYPES.values()}
-_INT_BLOCKS = re.compile(r"int([48])b(\d+)")
+_INT_BLOCKS = re.compile(r"int([248])b(\d+)")
 
 
 def gguf_sizes(path: Path) -> dict[Spec, int]:

@@ -89,14 +89,17 @@ _BLOCKS: Mapping[str, Mapping[Part, str]] = {
     "int8": _recipe("int8", "int8"),
     "int4": _recipe("int4", "int8"),
 }
+_BLOCKS_2 = {**_BLOCKS, "int2": _recipe("int2", "int8")}
 BLOCKS = (128, 64, 32, 16)
-"""Columns that share a scale in the types int4 and int8; the first is the default.
+"""Columns that share a scale in the types int8, int4 and int2; the first is the default.
 
 `python -m tests.bench.onnx_recipes` prints what each costs and buys. At 8 bits the length makes no
 difference to the quality. 16 is for rows that fit no other.
 """
+BLOCKS_OF: Mapping[int, Sequence[int]] = {8: BLOCKS, 4: BLOCKS, 2: (128, 64, 32)}
+"""Those by bits: no kernel multiplies blocks of 16 at 2 bits without unpacking them first."""
 ONNX_RECIPES: Mapping[str, Mapping[str, Mapping[Part, str]]] = {
-    "qmoe": _BLOCKS,
+    "qmoe": _BLOCKS_2,
     "if": _BLOCKS,
     # No standard operator multiplies by 4-bit weights that are gathered at run time.
     "standard": {"f32": _recipe("f32", "f32"), "int8": _recipe("int8row", "int8row")},
@@ -129,8 +132,8 @@ NEXT_BETTER: Mapping[str, Sequence[str]] = {
     **{name: (small, "f16") for name, small in _SMALL_BLOCKS.items()},
     **dict.fromkeys(("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4"), ("f16",)),
     **{
-        f"int{bits}b{block}": tuple(f"int{bits}b{less}" for less in BLOCKS if less < block)
-        for bits in (4, 8)
-        for block in BLOCKS
+        f"int{bits}b{block}": tuple(f"int{bits}b{less}" for less in blocks if less < block)
+        for bits, blocks in BLOCKS_OF.items()
+        for block in blocks
     },
 }

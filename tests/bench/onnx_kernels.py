@@ -253,7 +253,8 @@ def main(words: tuple[str, ...], calls: int) -> None:
 
 def _row(case: Case, first: Tried, base: onnxruntime.InferenceSession, calls: int) -> list[str]:
     tried = Tried(case)
-    opened, errors = [], []
+    opened: list[onnxruntime.InferenceSession] = []
+    errors: list[str] = []
     for level in (4, 0):
         try:
             opened.append(tried.session(level))

@@ -101,7 +101,8 @@ def test_only_the_if_graph_tells_down_from_gate_and_up(
     [
         (("gguf:q4_0", "--block-size", "64"), "--block-size is for onnx targets only"),
         (("onnx:f32", "--plain-attention"), "--plain-attention is for the graph @if"),
-        (("onnx:f32", "--block-size", "64"), "int4 and int8 in the graphs @qmoe and @if"),
+        (("onnx:f32", "--block-size", "64"), "--block-size is for int8, int4 and int2"),
+        (("onnx:int4@if", "--tensor-type", "head=int2"), "the graph @if has no int2"),
         (("onnx:f32@if", "--tensor-type", "expert=int8"), "begin with int8 or int4"),
         (("onnx:int8@standard", "--block-size", "64"), "in the graphs @qmoe and @if"),
         (("onnx:int8@standard", "--tensor-type", "head=int4"), "has f32 and int8"),

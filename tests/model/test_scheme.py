@@ -133,7 +133,15 @@ def test_qmoe_has_one_block_for_all_routed_experts() -> None:
             {"num_experts_per_layer": [0, 8], "dense_intermediate_size": 40},
             r"model\.layers\.0\.mlp\.down_proj\.weight: rows of 40 fit no block of int8b32",
         ),
-        ("onnx:q4_0", {}, r"onnx:q4_0 is not a known type; choose one of f32, int8, int4"),
+        ("onnx:q4_0", {}, r"onnx:q4_0 is not a known type; choose one of f32, int8, int4, int2"),
+        ("onnx:int2@if", {}, r"^onnx:int2@if: the if graph has f32, int8, int4.*as onnx:int2@qmoe"),
+        (
+            "onnx:int2",
+            {"intermediate_size": 192},
+            r"2 bits need a hidden size of a multiple of 128 and experts as wide as one of 64, "
+            "here they are 64 and 192",
+        ),
+        ("onnx:int2", CONFIGS["odd_48_20"], r"model\.layers\.0\.mlp\.experts\.0\..*fit no block"),
         ("gguf:int4", {}, r"gguf:int4 is not a known type; choose one of f32, f16, bf16"),
         ("onnx:f32", {"num_experts_per_tok": 1}, "no routed expert"),
     ],

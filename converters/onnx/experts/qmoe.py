@@ -1,6 +1,6 @@
 """The routed experts of the `qmoe` graph: one operator that gathers the chosen at run time.
 
-com.microsoft.MoE for float32, QMoE for int4 and int8. Source: onnxruntime `moe_cpu.cc`,
+com.microsoft.MoE for float32, QMoE for int8, int4 and int2. Source: onnxruntime `moe_cpu.cc`,
 `moe_quantization_cpu.cc`, `contrib_defs.cc`.
 """
 

@@ -1,4 +1,4 @@
-"""int4 and int8 blocks against ONNX Runtime's own quantisers, and against arithmetic by hand."""
+"""Blocks of few bits against ONNX Runtime's own quantisers, and against arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from onnxruntime.capi import _pybind_state as ort
 
 from emo_export.converters.onnx.formats import NBITS_FORMATS, IntBlocks
 from emo_export.interfaces import Packed
-from emo_export.model.recipes import BLOCKS
+from emo_export.model.recipes import BLOCKS_OF
 from tests.kit.exporting import Array
 
-KINDS = [(bits, block) for bits in (4, 8) for block in BLOCKS]
+KINDS = [(bits, block) for bits, blocks in BLOCKS_OF.items() for block in blocks]
 SUBNORMAL = 1e-43  # half a scale's worth of float32's smallest numbers
 
 
@@ -31,7 +31,7 @@ def by_onnxruntime(rows: Array, bits: int, block: int) -> tuple[Array, Array]:
     weight = np.zeros((count, blocks, block * bits // 8), np.uint8)
     scales = np.zeros((count, blocks), np.float32)
     points = np.zeros((count, (blocks * bits + 7) // 8), np.uint8)
-    quantize = {4: ort.quantize_matmul_4bits, 8: ort.quantize_matmul_8bits}[bits]
+    quantize = getattr(ort, f"quantize_matmul_{bits}bits")
     transposed = np.ascontiguousarray(rows.T)
     quantize(weight, transposed, scales, points, block, count, cols, True)
     return weight.reshape(count, -1), scales
@@ -71,14 +71,14 @@ def block_norms(rows: Array, packed: Packed, kind: IntBlocks) -> Array:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-30, 1e15, 1e35])
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_search_is_nowhere_worse_than_onnxruntime(block: int, scale: float) -> None:
-    kind = kind_of(4, block)
+@pytest.mark.parametrize(("bits", "block"), [kind for kind in KINDS if kind[0] < 8])
+def test_the_search_is_nowhere_worse_than_onnxruntime(bits: int, block: int, scale: float) -> None:
+    kind = kind_of(bits, block)
     rows = np.random.default_rng(6).standard_t(4, (200, 4 * block)).astype(np.float32) * scale
     rows[3, :block] = 0
     rows[4, :block] = scale  # all alike: no error at all
     rows[5, 0] = 400 * scale  # an outlier
-    weight, scales = by_onnxruntime(rows, 4, block)
+    weight, scales = by_onnxruntime(rows, bits, block)
     theirs = block_norms(rows, {"weight": weight, "scales": scales}, kind)
     ours = block_norms(rows, kind.quantize(rows), kind)
     assert (ours <= theirs * 1.00001 + scale * 1e-6 * block).all()
@@ -86,11 +86,19 @@ def test_the_search_is_nowhere_worse_than_onnxruntime(block: int, scale: float) 
 
 
 @pytest.mark.parametrize(
-    ("block", "fitting", "searched"), [(32, 0.0860, 0.0811), (128, 0.103, 0.097)]
+    ("bits", "block", "fitting", "searched"),
+    [
+        (4, 32, 0.0860, 0.0811),
+        (4, 128, 0.103, 0.097),
+        (2, 32, 0.3624, 0.3315),  # 101 scales of both signs
+        (2, 128, 0.4250, 0.3634),
+    ],
 )
-def test_the_search_on_normal_weights(block: int, fitting: float, searched: float) -> None:
-    """The figures of shared/docs/emo.md, which tried 24 scales and both signs."""
-    kind, rows = kind_of(4, block), np.random.default_rng(0).standard_normal((512, 1024))
+def test_the_search_on_normal_weights(
+    bits: int, block: int, fitting: float, searched: float
+) -> None:
+    """At 4 bits the figures of shared/docs/emo.md, which tried 24 scales and both signs."""
+    kind, rows = kind_of(bits, block), np.random.default_rng(0).standard_normal((512, 1024))
     rows = rows.astype(np.float32)
     size = np.linalg.norm(rows.astype(np.float64))
     for packed, want in ((nearest(kind, rows), fitting), (kind.quantize(rows), searched)):
@@ -110,6 +118,9 @@ def test_stored_values_by_hand(bits: int, block: int) -> None:
     if bits == 4:  # the even column is the low nibble
         np.testing.assert_array_equal(packed["weight"][0, :3], [0x90, 0xFA, 0x88])
         want = want[0::2] + 16 * want[1::2]
+    if bits == 2:  # 2 is clipped to 1
+        np.testing.assert_array_equal(packed["weight"][0, :2], [0b11111100, 0b10101010])
+        return
     np.testing.assert_array_equal(packed["weight"][0], want)
     # The other sign flips the scale and keeps the bytes: the extreme is always -half.
     mirrored = nearest(kind_of(bits, block), -rows)

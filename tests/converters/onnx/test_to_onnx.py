@@ -41,10 +41,12 @@ from tests.kit.paths import GOLDEN, GOLDENS, NANO
 from tests.kit.synth import CONFIGS, LAYOUTS, make_checkpoint
 
 EXACT = 1e-10  # mean KL at float activations; 1e-12 was measured
-SHIPPED = {"int8": 5e-3, "int4": 5e-3}  # int8 activations, on the trained model; 8e-4 was measured
+SHIPPED = dict.fromkeys(
+    ("int8", "int4", "int2"), 5e-3
+)  # int8 activations, on the trained model; 8e-4 was measured
 NO_FIT = ("odd_36_32", "odd_40_24", "odd_48_20")
 QUANTISABLE = [name for name in LAYOUTS if name not in NO_FIT]
-TYPES = ("f32", "int8", "int4")
+TYPES = ("f32", "int8", "int4", "int2")
 
 
 def exact(folder: Path) -> OnnxModel:
@@ -136,7 +138,7 @@ def test_float_activations_are_the_dequantised_weights(name: str, type_name: str
     model.close()
 
 
-@pytest.mark.parametrize("type_name", ["int8", "int4"])
+@pytest.mark.parametrize("type_name", ["int8", "int4", "int2"])
 def test_the_trained_model(type_name: str) -> None:
     ids, target = np.load(NANO / "golden.npz")["input_ids"][:3], f"onnx:{type_name}"
     want = dequantised_logits(NANO, target, ids)
