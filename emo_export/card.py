@@ -79,6 +79,8 @@ def _about(product: Product) -> str:
             f"{pruning.get('prune_keep_k')} experts were kept in each layer "
             f"(method: {pruning.get('pruning_method')})."
         )
+        if pruning.get("routed_scale_per_layer"):
+            text += " The routed ones were scaled, so that together they weigh what all weighed."
     return text
 
 

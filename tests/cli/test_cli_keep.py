@@ -51,6 +51,7 @@ def test_one_pass_equals_two(tmp_path: Path, text: Path, emo: Emo) -> None:
     then = emo("export", pruned, "-o", two, "--calibration", text, *TARGETS, "--no-validate")
     assert then.code == 0, then.err
     same_weights(one, two)
+    assert "The routed ones were scaled" in (one / "README.md").read_text("utf-8")
     found, want = (Golden.load(folder / "golden.npz").variants for folder in (one, two))
     np.testing.assert_array_equal(found[ORIGINAL].logits, want[ORIGINAL].logits)
     assert FULL in found and FULL not in want
