@@ -12,6 +12,7 @@ from emo_export.model.recipes import (
     BLOCKS,
     CHOSEN,
     ONNX_RECIPES,
+    ROWS_OF_2_BITS,
     LayerTypes,
     Part,
     Recipe,
@@ -22,7 +23,6 @@ from emo_export.spec import Spec
 
 SHORT = ("int8", "int4", "int2")
 """Types whose block is the target's; NBITS_FORMATS has them with one, as int4b32."""
-_LUT_ROWS = 128  # source: onnxruntime `qlutgemm.cpp`, MlasIsLutGemmAvailable
 OVERRIDING = ("f32", *SHORT, *(name for name in NBITS_FORMATS if name not in ("f32", "int8row")))
 
 
@@ -102,16 +102,16 @@ def _check_together(spec: Spec, recipe: Recipe) -> None:
 
 
 def _check_2_bits(scheme: QuantScheme, config: EmoConfig) -> None:
-    """QMoE multiplies 2 bits from tables of 128 rows, and others 50 times as slowly."""
-    expert = config.intermediate_size
+    """Refuse routed experts of 2 bits whose shape has no fast kernel."""
+    expert, least = config.intermediate_size, ROWS_OF_2_BITS
     for slot, kind in scheme.formats.items():
         routed = part_of(slot, config) in (Part.EXPERT, Part.EXPERT_DOWN)
         if not routed or not isinstance(kind, IntBlocks) or kind.bits != 2:
             continue
-        if config.hidden_size % _LUT_ROWS or 2 * expert % _LUT_ROWS:
+        if config.hidden_size % least or 2 * expert % least:
             raise EmoExportError(
-                f"{slot.name}: 2 bits need a hidden size of a multiple of {_LUT_ROWS} and experts "
-                f"as wide as one of {_LUT_ROWS // 2}, here they are {config.hidden_size} and "
+                f"{slot.name}: 2 bits need a hidden size of a multiple of {least} and experts "
+                f"as wide as one of {least // 2}, here they are {config.hidden_size} and "
                 f"{expert}; export this model as int4"
             )
 

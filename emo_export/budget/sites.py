@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from emo_export.interfaces import Format
 from emo_export.model.config import EmoConfig
@@ -100,16 +100,28 @@ def bytes_of(matrices: Sequence[Slot], kind: Format, config: EmoConfig) -> Bytes
 class Candidates:
     """The types that a target may have: lines of names, formats by name, parts that share a type.
 
-    The last line is of types that fit any row.
+    The last line is of types that fit any row. `routed`: types for routed experts besides, and of
+    what hidden size and twice an expert's width must be multiples for each.
     """
 
     lines: Sequence[Sequence[str]]
     known: Mapping[str, Format]
     together: Collection[Part] = ()
+    routed: Mapping[str, int] = field(default_factory=dict)
 
     def fitting(self, matrices: Sequence[Slot], config: EmoConfig) -> Sequence[str]:
-        """The first line whose types' blocks divide all rows of the matrices."""
+        """The first line whose types' blocks divide all rows of the matrices, and `routed`."""
         cols = math.gcd(*(shape_of(slot, config)[-1] for slot in matrices))
-        return next(
+        found = next(
             line for line in self.lines if all(cols % self.known[name].block == 0 for name in line)
         )
+        parts = {part_of(slot, config) for slot in matrices}
+        if not parts <= {Part.EXPERT, Part.EXPERT_DOWN}:
+            return found
+        sizes = math.gcd(config.hidden_size, 2 * config.intermediate_size)
+        more = (
+            name
+            for name, least in self.routed.items()
+            if sizes % least == 0 and cols % self.known[name].block == 0
+        )
+        return (*found, *more)

@@ -15,7 +15,7 @@ from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.families.recipe import known_recipe, refuse_unused
 from emo_export.files.onnx_needs import REQUIREMENTS
-from emo_export.model.recipes import AUTO, BLOCKS, Part
+from emo_export.model.recipes import AUTO, BLOCKS, ROWS_OF_2_BITS, Part
 from emo_export.spec import ONNX, Spec
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ CANDIDATES = (
     ("f32",),
 )
 """What is tried for a budget: the first line whose blocks all divide the rows."""
+ROUTED = {"int2b128": ROWS_OF_2_BITS}
+"""And for the routed experts of the graph `qmoe`."""
 
 
 class Onnx:
@@ -81,12 +83,13 @@ class Onnx:
         return OVERRIDING
 
     def candidates(self, spec: Spec) -> Candidates:
-        """8 bits, whose blocks make no difference, and 4 bits in blocks of three lengths."""
+        """8 bits, whose blocks make no difference, 4 in blocks of three lengths, 2 for experts."""
         from emo_export.budget.sites import Candidates
         from emo_export.converters.onnx.formats import NBITS_FORMATS
 
-        together = (Part.EXPERT, Part.EXPERT_DOWN) if spec.graph == "qmoe" else ()
-        return Candidates(CANDIDATES, NBITS_FORMATS, together)
+        if spec.graph != "qmoe":
+            return Candidates(CANDIDATES, NBITS_FORMATS)
+        return Candidates(CANDIDATES, NBITS_FORMATS, (Part.EXPERT, Part.EXPERT_DOWN), ROUTED)
 
     def makers(
         self,

@@ -98,6 +98,9 @@ difference to the quality. 16 is for rows that fit no other.
 """
 BLOCKS_OF: Mapping[int, Sequence[int]] = {8: BLOCKS, 4: BLOCKS, 2: (128, 64, 32)}
 """Those by bits: no kernel multiplies blocks of 16 at 2 bits without unpacking them first."""
+ROWS_OF_2_BITS = 128
+"""QMoE multiplies 2 bits where its matrices have rows in multiples of so many, and unpacks others,
+50 times as slowly. Source: onnxruntime `qlutgemm.cpp`, MlasIsLutGemmAvailable."""
 ONNX_RECIPES: Mapping[str, Mapping[str, Mapping[Part, str]]] = {
     "qmoe": _BLOCKS_2,
     "if": _BLOCKS,

@@ -135,3 +135,8 @@ def test_bytes_and_what_fits(tmp_path: Path) -> None:
     lines = [("int8b32", "int4b64"), ("int4b32", "int4b16"), ("f32",)]
     assert Candidates(lines, NBITS_FORMATS).fitting(experts, config) == ("int4b32", "int4b16")
     assert Candidates(lines[::2], NBITS_FORMATS).fitting(experts, config) == ("f32",)
+    # 2 bits for routed experts alone, of a hidden size of 64 and a width of 32 for multiples of 64
+    for least, more in ((64, ("int2b32",)), (128, ())):
+        known = Candidates(lines, NBITS_FORMATS, routed={"int2b32": least})
+        assert known.fitting(experts, config) == ("int4b32", "int4b16", *more)
+        assert known.fitting(head, config) == ("int8b32", "int4b64")
