@@ -51,13 +51,13 @@ def find_types(
     Raises EmoExportError where even the smallest types exceed the budget.
     """
     judged, told = judged_and_told(sample.sequences)
-    measure = _Measure(source, judged, told, sample.source, steps, device)
+    measure = Measure(source, judged, told, sample.source, steps, device)
     found = []
     importance = ImportanceMatrix(sample.source, sample.tokens)
     for spec in specs:
         table = table_of(source.config, FAMILIES[spec.family].candidates(spec))
         told_gguf = importance if FAMILIES[spec.family].weighs_columns else None
-        layout = _Layout(Product.whole(source), spec, budget, targets, told_gguf)
+        layout = Layout(Product.whole(source), spec, budget, targets, told_gguf)
         rest = layout.rest(table)
         found.append(choose(layout, rest, measure.measured(spec, table), measure))
     return found
@@ -81,7 +81,7 @@ def judged_and_told(sequences: Sequence[Ids]) -> tuple[list[Ids], list[Ids]]:
     return judged, told
 
 
-class _Measure:
+class Measure:
     """Measures variants of a source on text, in as many passes as their states need."""
 
     def __init__(
@@ -148,7 +148,7 @@ def table_of(config: EmoConfig, candidates: Candidates) -> list[list[Chosen]]:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """A target as its files would be, and what of the budget it takes."""
 
     product: Product
@@ -186,7 +186,7 @@ class _Layout:
 
 
 def choose(
-    layout: _Layout, rest: float, table: Sequence[Sequence[Chosen]], measure: _Measure
+    layout: Layout, rest: float, table: Sequence[Sequence[Chosen]], measure: Measure
 ) -> Found:
     """The best choice from a table, checked on the files as they will be, and measured."""
     budget, limit = layout.budget, layout.limit
