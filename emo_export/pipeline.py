@@ -119,7 +119,8 @@ class Output:
     """A writer, the quantiser that it wants for a format, and what quantisers are told.
 
     `own` is a calibration of the quantised model: it is fed what this output makes of the weights.
-    `measured` (default: `own`) answers for the inputs of a matrix, `trunk` for those that it holds.
+    It answers for the inputs of a matrix, `measured` where there is none; `trunk` for those that it
+    holds.
     """
 
     writer: Writer
@@ -132,7 +133,7 @@ class Output:
         """What answers for the inputs of a matrix."""
         if self.trunk is not None and self.trunk.holds(slot):
             return self.trunk
-        return self.measured or self.own
+        return self.own or self.measured
 
 
 @dataclass(frozen=True)
@@ -350,10 +351,13 @@ class _Form:
             return
         self._format = output.writer.format_of(piece.slot)
         self._quantiser = output.quantiser(self._format)
+        # Asked now, while it can be had: before the weight itself is fed.
         if self._told_by is not None:
-            # Asked now, while it can be had: before the weight itself is fed.
             needs = self._quantiser.needs
             self._told = self._told_by.statistics(piece.step, piece.slot, needs)
+        if output.measured is not None and output.measured is not self._told_by:
+            # An importance matrix has what was asked for.
+            output.measured.statistics(piece.step, piece.slot, Statistics.DIAGONAL)
 
     def pack(self, made: dict[tuple[int, ...], Packed]) -> None:
         """Pack the rows, or take what an output of the same format and statistics has packed."""

@@ -170,6 +170,9 @@ def _savers(lines: Sequence[Line]) -> Iterator[tuple[str, Arrays]]:
     for at, line in enumerate(lines):
         for number, listener in enumerate(line.listeners):
             yield f"heard/{at}/{number}/", listener.save()
+        for number, output in enumerate(line.outputs):
+            if output.own is not None:
+                yield f"own/{at}/{number}/", output.own.save()
         if line.choice is not None:
             yield f"chosen/{at}/", line.choice.save()
 
@@ -178,5 +181,8 @@ def _loaders(lines: Sequence[Line]) -> Iterator[tuple[str, Callable[[Arrays], No
     for at, line in enumerate(lines):
         for number, listener in enumerate(line.listeners):
             yield f"heard/{at}/{number}/", listener.load
+        for number, output in enumerate(line.outputs):
+            if output.own is not None:
+                yield f"own/{at}/{number}/", output.own.load
         if line.choice is not None:
             yield f"chosen/{at}/", line.choice.load

@@ -28,7 +28,7 @@ ORDER = (
     {"parity"},
     {"reference"},
     {"converters", "runtimes"},
-    {"pipeline", "selection", "budget"},
+    {"pipeline", "rounding", "selection", "budget"},
     {"report", "inspect", "bench", "resuming"},
     {"card_running"},
     {"card"},

@@ -67,16 +67,18 @@ class IntBlocks:
 
         def work(start: int, stop: int) -> None:
             blocks = rows[start:stop].reshape(stop - start, -1, self.block)
-            scales[start:stop] = self._scales(blocks)
+            scales[start:stop] = self.scales(blocks, importance)
             packed[start:stop] = self.stored(blocks, scales[start:stop])
 
         spread(work, count, cols)
         return {"weight": packed, "scales": scales}
 
-    def _scales(self, blocks: F32) -> F32:
+    def scales(self, blocks: F32, importance: F32 | None) -> F32:
+        """Scales (N, G) for blocks (N, G, block); importance (G * block,) weighs the columns."""
         if self.bits == 8:  # a search gains next to nothing there
             return self.fitting_scales(blocks)
-        return searched_scales(blocks, self._half, FACTORS[self.bits])
+        weights = None if importance is None else importance.reshape(blocks.shape[1:])
+        return searched_scales(blocks, self._half, FACTORS[self.bits], weights)
 
     def fitting_scales(self, blocks: F32) -> F32:
         """Scales (N, G) with which the extreme of each of the blocks (N, G, block) just fits.
@@ -96,7 +98,10 @@ class IntBlocks:
         subnormal = np.abs(divisor[..., 0]) < np.finfo(np.float32).tiny
         values[subnormal] = blocks[subnormal] / divisor[subnormal]
         values = np.clip(np.floor(values + np.float32(self._half + 0.5)), 0, 2 * self._half - 1)
-        stored: Bytes = values.astype(np.uint8).reshape(len(blocks), -1)
+        return self.joined(values.astype(np.uint8).reshape(len(blocks), -1))
+
+    def joined(self, stored: Bytes) -> Bytes:
+        """What is stored of each column (N, C) -> bytes (N, C * bits / 8)."""
         each = 8 // self.bits
         parts = (stored[:, at::each] << (self.bits * at) for at in range(each))
         return functools.reduce(np.bitwise_or, parts).astype(np.uint8)

@@ -29,8 +29,13 @@ def extremes(blocks: F32) -> F32:
     return found
 
 
-def searched_scales(blocks: F32, half: int, factors: Sequence[np.float32]) -> F32:
-    """Signed scales (N, G) for blocks (N, G, C) of integers from -half to half - 1."""
+def searched_scales(
+    blocks: F32, half: int, factors: Sequence[np.float32], weights: F32 | None = None
+) -> F32:
+    """Signed scales (N, G) for blocks (N, G, C) of integers from -half to half - 1.
+
+    `weights` (G, C) weigh the columns' squared errors.
+    """
     found = extremes(blocks)
     unit = np.abs(found)
     # With a largest magnitude of 1 no square under- or overflows.
@@ -44,7 +49,8 @@ def searched_scales(blocks: F32, half: int, factors: Sequence[np.float32]) -> F3
         np.clip(np.rint(levels, out=levels), -half, half - 1, out=levels)
         # For values x and levels q the best scale is sum(x q) / sum(q q), and it takes that times
         # sum(x q) off the squared error.
-        along, squares = np.vecdot(levels, relative), np.vecdot(levels, levels)
+        weighed = levels if weights is None else levels * weights
+        along, squares = np.vecdot(weighed, relative), np.vecdot(weighed, levels)
         scale = along / np.where(squares == 0, np.float32(1), squares)
         gain = along * scale
         better = gain > best

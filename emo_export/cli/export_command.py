@@ -8,6 +8,7 @@ import click
 
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.output import stdout
+from emo_export.model.rounding import Rounding
 from emo_export.selection.method import Method
 
 
@@ -73,6 +74,13 @@ from emo_export.selection.method import Method
     "--imatrix",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An importance matrix of llama-imatrix or an earlier export (GGUF), instead.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice([each.value for each in Rounding]),
+    help="How weights are put on a type's grid: nearest; weighted by the importance of columns; or "
+    "gptq, column by column, where later ones make up for the errors of earlier ones.  [default: "
+    "gptq with --calibration, weighted with --imatrix, else nearest]",
 )
 @click.option(
     "--tensor-type",
@@ -172,6 +180,7 @@ def export(
     rescale: bool,
     seed: int,
     imatrix: Path | None,
+    rounding: str | None,
     tensor_types: tuple[str, ...],
     bits: float | None,
     size: str | None,
@@ -241,6 +250,7 @@ def export(
         imatrix=imatrix,
         budget=budget_of(bits, size, read_per_token, fit),
         recipe=recipe,
+        rounding=None if rounding is None else Rounding(rounding),
         targets=TargetOptions(
             context,
             int(accuracy_level),

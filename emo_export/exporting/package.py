@@ -7,8 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emo_export.exporting.target import Target
+from emo_export.interfaces import Format
 from emo_export.model.product import Product
-from emo_export.pipeline import Choosing, Line, Listener, Measured, Output, TrunkMeasured
+from emo_export.pipeline import (
+    Calibrating,
+    Choosing,
+    Line,
+    Listener,
+    Measured,
+    Output,
+    TrunkMeasured,
+)
 
 ALONE = ""
 """The name of a package that no domain is named for: its folder is the whole export."""
@@ -18,16 +27,19 @@ ALONE = ""
 class Measure:
     """What is measured on the way: `measured` tells quantisers of inputs, `save` keeps it.
 
+    `own` begins a calibration of what a target's own weights compute, for GPTQ to round by.
     `trunk` tells them, instead, of the inputs of matrices that several packages share.
 
     `listeners` go along over the float weights of the product; `choice` tells which experts it has.
     """
 
     measured: Measured | None = None
+    own: Callable[[], Calibrating] | None = None
     trunk: TrunkMeasured | None = None
     listeners: Sequence[Listener] = ()
     choice: Choosing | None = None
     save: Callable[[Path], None] = lambda folder: None
+    device: str = "cpu"
 
 
 NOTHING = Measure()
@@ -46,7 +58,18 @@ class Package:
     def line(self, targets: Sequence[Target]) -> Line:
         """The product on its way to the targets that were made of it."""
         measure = self.measure
-        outputs = [
-            Output(target.writer, measure.measured, trunk=measure.trunk) for target in targets
-        ]
+        outputs = [self._output(target) for target in targets]
         return Line(self.product, outputs, measure.listeners, measure.choice)
+
+    def _output(self, target: Target) -> Output:
+        measure = self.measure
+        if measure.own is None or target.is_lossless:
+            return Output(target.writer, measure.measured, trunk=measure.trunk)
+        from emo_export.rounding.quantiser import Factors, Gptq
+
+        factors = Factors(measure.device)
+
+        def quantiser(format: Format) -> Gptq:
+            return Gptq(format, target.grid_of(format), factors)
+
+        return Output(target.writer, measure.measured, measure.own(), quantiser, measure.trunk)

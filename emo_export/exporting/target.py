@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emo_export.files.target_entry import TargetEntry
-from emo_export.interfaces import F32, Writer
+from emo_export.interfaces import F32, Format, Writer
+from emo_export.model.grid import Grid
 from emo_export.model.names import Slot
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Target:
     writer: Writer
     scheme: QuantScheme
     read_back: Callable[[], Rows]
+    grid_of: Callable[[Format], Grid | None]
+    """The grid of one of its formats; None for one that can't be rounded column by column."""
     trunk: Collection[str] = ()
     """The tensors in its entry's trunk."""
     domain: str = ""

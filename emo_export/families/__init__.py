@@ -36,18 +36,11 @@ Make = Callable[[Path], "Target"]
 class Family(Protocol):
     """What `export` and `validate` ask of a family. Its modules are imported when it is used."""
 
-    @property
-    def weighs_columns(self) -> bool:
-        """Whether types of it are better for an importance matrix."""
-
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where no target of the family can express a model."""
 
-    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
-        """Refuse options that none of `specs`, the family's targets, takes.
-
-        `measured`: there is an importance matrix.
-        """
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions) -> None:
+        """Refuse options that none of `specs`, the family's targets, takes."""
 
     def taken(self, spec: Spec, options: TargetOptions) -> TargetOptions:
         """Without the options of other targets, which `check_options` would refuse for one."""
@@ -105,7 +98,7 @@ def target_maker(
         raise EmoExportError(f"--to names a target twice: {', '.join(map(str, asked))}")
     by_family = {name: [s for s in asked if s.family == name] for name in FAMILIES}
     for name, family in FAMILIES.items():
-        family.check_options(by_family[name], options, importance is not None)
+        family.check_options(by_family[name], options)
     named = {s.family for s in asked if s.type != AUTO}
     if options.tensor_types and not named:
         raise EmoExportError("--tensor-type is for named types; those of auto are found")

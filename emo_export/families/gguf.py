@@ -44,19 +44,16 @@ CANDIDATES = (
 class Gguf:
     """The family; see `emo_export.families.Family`."""
 
-    weighs_columns = True
-
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where none of llama.cpp's graphs can express a model."""
         from emo_export.converters.gguf.scheme import gguf_scheme
 
         gguf_scheme("f32", config)
 
-    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
-        """Refuse --arch and an importance matrix where there is no GGUF target."""
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions) -> None:
+        """Refuse --arch where there is no GGUF target."""
         if not specs:
-            given = {"--arch": options.arch, "--calibration or --imatrix": measured}
-            refuse_unused("gguf", given)
+            refuse_unused("gguf", {"--arch": options.arch})
 
     def taken(self, spec: Spec, options: TargetOptions) -> TargetOptions:
         """Without those of ONNX graphs."""
@@ -85,6 +82,7 @@ class Gguf:
     ) -> dict[Spec, Callable[[Path], Target]]:
         """Check every target now; return what makes each once there is a folder."""
         from emo_export.converters.gguf.graph import choose_arch
+        from emo_export.converters.gguf.grids import grid_of
         from emo_export.converters.gguf.scheme import check_importance, gguf_scheme
         from emo_export.converters.gguf.tokenizer import read_tokenizer
         from emo_export.converters.gguf.writer import GgufWriter
@@ -136,9 +134,10 @@ class Gguf:
                 context=context,
                 importance=made,
                 trunk=trunk,
+                rounding=options.rounding,
             )
             weights = partial(_weights, folder / place, config)
-            return Target(entry, writer, scheme, weights, writer.trunk)
+            return Target(entry, writer, scheme, weights, grid_of, writer.trunk)
 
         return {spec: partial(make, spec) for spec in specs}
 

@@ -47,15 +47,13 @@ ROUTED = {"int2b128": ROWS_OF_2_BITS}
 class Onnx:
     """The family; see `emo_export.families.Family`."""
 
-    weighs_columns = False
-
     def check(self, config: EmoConfig) -> None:
         """Raise EmoExportError where our graphs can't express a model."""
         from emo_export.converters.onnx.scheme import onnx_scheme
 
         onnx_scheme(Spec(ONNX, "f32"), config)
 
-    def check_options(self, specs: Sequence[Spec], options: TargetOptions, measured: bool) -> None:
+    def check_options(self, specs: Sequence[Spec], options: TargetOptions) -> None:
         """Refuse --block-size and --plain-attention where no target has blocks or branches."""
         if not specs:
             refuse_unused("onnx", {"--block-size": options.block_size})
@@ -101,6 +99,7 @@ class Onnx:
     ) -> dict[Spec, Callable[[Path], Target]]:
         """Check every target now; return what makes each once there is a folder."""
         from emo_export.converters.onnx.data import TRUNK
+        from emo_export.converters.onnx.grids import grid_of
         from emo_export.converters.onnx.scheme import onnx_scheme
         from emo_export.converters.onnx.writer import OnnxWriter
         from emo_export.exporting.target import Target
@@ -138,9 +137,10 @@ class Onnx:
                 logits_to_keep=1 if options.last_logits else 0,
                 no_genai=writer.no_genai,
                 trunk=f"{place}/{TRUNK}" if writer.trunk else None,
+                rounding=options.rounding,
             )
             weights = partial(_weights, folder / place, config, scheme)
-            return Target(entry, writer, scheme, weights, writer.trunk)
+            return Target(entry, writer, scheme, weights, grid_of, writer.trunk)
 
         return {spec: partial(make, spec) for spec in specs}
 

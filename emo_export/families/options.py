@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from emo_export.model.recipes import Recipe
+from emo_export.model.rounding import Rounding
 from emo_export.spec import Spec
 
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Of all targets: `context`, `tensor_types`, `share_trunk`; the others are of one family.
+    """`context`, `tensor_types`, `share_trunk` and `rounding` are of all targets, others of one.
 
     `chosen` are the recipes of targets of the type `auto`.
     """
@@ -25,3 +26,4 @@ class TargetOptions:
     plain_attention: bool = False
     share_trunk: bool = False
     chosen: Mapping[Spec, Recipe] = field(default_factory=dict)
+    rounding: Rounding = Rounding.NEAREST

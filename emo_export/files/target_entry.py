@@ -29,6 +29,7 @@ class TargetEntry:
     alone, `graph` and what follows it of ONNX; `no_genai` says why there is no genai_config.json
     (empty: there is one). `trunk` is the file of what it has in common with other domains'
     (None: not in a file apart).
+    `rounding`: how its weights were rounded to their grids (None: not told).
     """
 
     spec: Spec
@@ -43,6 +44,7 @@ class TargetEntry:
     logits_to_keep: int | None = None
     no_genai: str | None = None
     trunk: str | None = None
+    rounding: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -108,4 +110,5 @@ _TYPES: Mapping[str, type[str] | type[int]] = {
     "logits_to_keep": int,
     "no_genai": str,
     "trunk": str,
+    "rounding": str,
 }

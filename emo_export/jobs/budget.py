@@ -56,8 +56,7 @@ def find_types(
     importance = ImportanceMatrix(sample.source, sample.tokens)
     for spec in specs:
         table = table_of(source.config, FAMILIES[spec.family].candidates(spec))
-        told_gguf = importance if FAMILIES[spec.family].weighs_columns else None
-        layout = Layout(Product.whole(source), spec, budget, targets, told_gguf)
+        layout = Layout(Product.whole(source), spec, budget, targets, importance)
         rest = layout.rest(table)
         found.append(choose(layout, rest, measure.measured(spec, table), measure))
     return found
@@ -110,9 +109,7 @@ class Measure:
                 f"{spec}: what {len(some)} variant{'s' * (len(some) > 1)} cost on "
                 f"{self.tokens} tokens"
             )
-            calibration = None
-            if FAMILIES[spec.family].weighs_columns:
-                calibration = Calibration(config, self._told, self.text, self._device)
+            calibration = Calibration(config, self._told, self.text, self._device)
             listener = Sensitivity(config, self.judged, some, calibration, device=self._device)
             self._steps.on_start((), self._source.nbytes)
             line = Line(Product.whole(self._source), listeners=[listener])

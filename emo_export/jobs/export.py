@@ -36,6 +36,7 @@ from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.pooled import Pooled
 from emo_export.model.product import Product
 from emo_export.model.recipes import AUTO
+from emo_export.model.rounding import Rounding
 from emo_export.resuming import Resuming
 from emo_export.spec import Spec
 from emo_export.validating import validate_new
@@ -121,7 +122,8 @@ def _package(
     steps: Steps,
 ) -> tuple[Package, ImportanceMatrix | None]:
     """What one folder is to hold, with calibration text from `places`; and its importance."""
-    weighed = any(FAMILIES[spec.family].weighs_columns for spec in asked)
+    rounding = options.chosen_rounding
+    own = None
     product, selection, choice = Product.whole(checkpoint), None, None
     targets, facts = options.targets, dict[Spec, Mapping[str, Any]]()
     auto = [spec for spec in asked if spec.type == AUTO]
@@ -147,19 +149,21 @@ def _package(
                 options.selection, checkpoint, sample, probes, steps, options.device
             )
             product = selection.awaiting(checkpoint)
-        # Text that is there to choose experts or types need not be of use to a quantiser, too.
-        weighed = weighed or (selection is None and options.budget is None)
-        if weighed or selection is not None:
-            calibration = start_calibration(sample, product, options.device)
-            matrix = calibration.matrix if weighed else None
-        if selection is not None and calibration is not None:
+        calibration = start_calibration(sample, product, options.device)
+        if rounding == Rounding.GPTQ:
+            own = partial(start_calibration, sample, product, options.device)
+        if selection is not None:
             choice = start_choice(selection, calibration, checkpoint)
+        matrix = None if rounding == Rounding.NEAREST else calibration.matrix
     measure = Measure(
         None if matrix is None else calibration or matrix,
         listeners=() if calibration is None else (calibration,),
         choice=choice,
         save=partial(_save, matrix, product, options.targets.arch, facts),
+        own=own,
+        device=options.device,
     )
+    targets = replace(targets, rounding=rounding)
     make = target_maker(asked, product, targets, matrix)
     recipe = {
         "calibration text": digest_of(sequences),
@@ -226,7 +230,15 @@ def _resuming(
     probes: Probes | None,
 ) -> Resuming:
     """All that the files of an export depend on."""
-    target = str([*map(str, asked), options.targets, options.validate, options.device])
+    target = str(
+        [
+            *map(str, asked),
+            options.targets,
+            options.chosen_rounding,
+            options.validate,
+            options.device,
+        ]
+    )
     recipe = recipe_of(checkpoint, target, probes)
     for name in packages[0].recipe:
         recipe[name] = str([package.recipe[name] for package in packages])

@@ -12,6 +12,7 @@ from emo_export.exporting.package import ALONE
 from emo_export.families.options import TargetOptions
 from emo_export.files.domains import check_name
 from emo_export.measuring import CalibrationText
+from emo_export.model.rounding import Rounding
 from emo_export.selection.auto import Auto
 from emo_export.selection.keep import Selection
 from emo_export.text.documents import FIELD
@@ -65,6 +66,7 @@ class ExportOptions:
     imatrix: Path | None = None
     budget: Budget | None = None
     recipe: Path | None = None
+    rounding: Rounding | None = None
     targets: TargetOptions = field(default_factory=TargetOptions)
     device: str = "cpu"
     overwrite: bool = False
@@ -83,8 +85,27 @@ class ExportOptions:
         """The calibration text of each package to make: by domain, or `ALONE`."""
         return self.domains or {ALONE: self.calibration}
 
+    @property
+    def chosen_rounding(self) -> Rounding:
+        """What is asked for, else the best that there is text or importance for."""
+        if self.rounding is not None:
+            return self.rounding
+        if any(self.texts.values()):
+            return Rounding.GPTQ
+        return Rounding.NEAREST if self.imatrix is None else Rounding.WEIGHTED
+
     def check(self) -> None:
-        """Refuse what would have no effect."""
+        """Refuse what would have no effect, or can't be."""
+        has_text = any(self.texts.values())
+        if self.rounding == Rounding.GPTQ and not has_text:
+            raise EmoExportError(
+                "--rounding gptq needs text to measure the inputs of matrices: --calibration"
+            )
+        if self.rounding == Rounding.WEIGHTED and not has_text and self.imatrix is None:
+            raise EmoExportError("--rounding weighted needs --calibration or --imatrix")
+        chooses = self.selection is not None or self.budget is not None
+        if self.rounding == Rounding.NEAREST and (self.imatrix or (has_text and not chooses)):
+            raise EmoExportError("--rounding nearest has no use for --calibration and --imatrix")
         if self.heldout and not self.golden:
             raise EmoExportError(
                 "--heldout is of no use with --no-golden, which computes no reference"

@@ -17,12 +17,15 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, InputStatistics, Statistics
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import LARGEST, ImportanceMatrix
-from emo_export.model.names import VECTORS, Role, Slot, Step, slots
+from emo_export.model.names import VECTORS, Kind, Role, Slot, Step, slots
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import Inputs, States
 
 UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
 """Roles that are looked up, or that keep float32 in every format."""
+
+BORROWED = 1
+"""Tokens for each column that an expert's second moments take from elsewhere (docs/rounding.md)."""
 
 
 class Calibration:
@@ -42,6 +45,8 @@ class Calibration:
     ) -> None:
         self.matrix = ImportanceMatrix(source, sum(len(ids) for ids in sequences))
         self._pass = Pass(States.of(config, sequences, device=device))
+        self._moments: tuple[Step, F32] | None = None
+        self._layer: tuple[int, F32] | None = None
 
     @property
     def states(self) -> States:
@@ -61,8 +66,34 @@ class Calibration:
         if slot not in self.matrix.sums:
             self.matrix.sums[slot] = _squares(inputs, slot)
             self.matrix.counts[slot] = len(inputs)
-        moments = _moments(inputs) if needs == Statistics.SECOND_MOMENTS else None
+        moments = self._of_step(step, inputs) if needs == Statistics.SECOND_MOMENTS else None
         return InputStatistics(len(inputs), self.matrix.row(slot), moments)
+
+    def _of_step(self, step: Step, inputs: Inputs) -> F32:
+        """Second moments, the same array for all matrices of a step."""
+        if self._moments is None or self._moments[0] != step:
+            self._moments = step, self._steadied(step, inputs)
+        return self._moments[1]
+
+    def _steadied(self, step: Step, inputs: Inputs) -> F32:
+        """Second moments of a step; those of an expert that saw few tokens lean on others.
+
+        The inputs of its gate and up on those of the layer, which have the same columns; of its
+        down, whose columns are its own, on none: there they count as less correlated.
+        """
+        found = _moments(inputs)
+        lent = BORROWED * inputs.width
+        if step.expert < 0 or len(inputs) == 0:
+            return found
+        other = np.diag(np.diag(found))
+        if step.kind == Kind.GATE_UP:
+            if self._layer is None or self._layer[0] != step.layer:
+                self._layer = step.layer, _moments(self._pass.states.all_normed())
+            other = self._layer[1]
+        share = np.float32(lent / (lent + len(inputs)))
+        found *= 1 - share
+        found += share * other
+        return found
 
     def feed(self, step: Step, slot: Slot, start: int, rows: F32) -> None:
         """Let the pass go on over rows of a weight."""

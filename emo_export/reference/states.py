@@ -149,6 +149,10 @@ class States:
             return Inputs(self.inner)
         raise ValueError(f"nothing is multiplied in a step of kind {step.kind}")
 
+    def all_normed(self) -> Inputs:
+        """What the experts of a layer multiply, of all tokens."""
+        return Inputs(self.normed)
+
     def embed(self, start: int, rows: Tensor) -> None:
         """Look up what rows (n, D) of the embedding from row `start` have."""
         inside = (self.ids >= start) & (self.ids < start + len(rows))

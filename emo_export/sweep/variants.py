@@ -49,11 +49,10 @@ def variants_of(spec: SweepSpec, checkpoint: Checkpoint) -> tuple[Variant, ...]:
             selection = None
             if keep is not None:
                 selection = Selection(keep, Method(method), spec.options.seed, spec.options.rescale)
-            measures = selection is not None or FAMILIES[target.family].weighs_columns
             options = ExportOptions(
                 heldout=tuple(path for places in judged.values() for path in places),
                 heldout_tokens=spec.options.heldout_tokens * len(judged),
-                calibration=domain.calibration if measures else (),
+                calibration=domain.calibration,
                 calibration_tokens=spec.options.calibration_tokens,
                 seed=spec.options.seed,
                 text_field=spec.options.field,
@@ -100,8 +99,7 @@ def _options_for(target: Spec, options: SweepOptions) -> TargetOptions:
 def _check_targets(spec: SweepSpec, checkpoint: Checkpoint) -> None:
     """Every target can be made of the model at every count of experts, and its engine is here."""
     counts: dict[tuple[int, ...], Keep | None] = {}
-    weighed = any(FAMILIES[target.family].weighs_columns for target in spec.targets)
-    matrix = ImportanceMatrix("", 0) if weighed else None  # empty, as a calibration's is at first
+    matrix = ImportanceMatrix("", 0)  # empty, as a calibration's is at first
     for keep in spec.keep:
         made = Product.whole(checkpoint)
         if keep is not None:

@@ -47,6 +47,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrated(wide: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "out"
     options = ("--calibration", texts, "--calibration-tokens", TOKENS, "--json")
+    options = (*options, "--rounding", "weighted")
     done = run_here("export", wide, "-o", out, *TARGETS, *options)
     assert done.code == 0, done.err + done.out
     assert json.loads(done.out)["passed"] is True
@@ -142,6 +143,7 @@ def test_two_exports_are_the_same_and_importance_matters(
 ) -> None:
     """Without a reference, and thus on other threads, the bytes are still the same."""
     text = ("--calibration", texts / "c.jsonl", "--calibration", texts / "words.txt")
+    text = (*text, "--rounding", "weighted")
     arguments = ("export", wide, *TARGETS, "--no-golden", "--json")
     for name in ("one", "two"):
         done = emo(*arguments, "-o", tmp_path / name, *text, "--calibration-tokens", TOKENS)
@@ -202,7 +204,8 @@ def test_the_matrix_read_back_makes_the_same_bytes_in_any_graph(
 ) -> None:
     arguments = ("export", case(name).folder, "--to", "gguf:q4_0", "--no-golden")
     one, two = tmp_path / "one", tmp_path / "two"
-    assert emo(*arguments, "-o", one, "--calibration", texts / "words.txt").code == 0
+    weighted = ("--rounding", "weighted", "--calibration", texts / "words.txt")
+    assert emo(*arguments, "-o", one, *weighted).code == 0
     assert emo(*arguments, "-o", two, "--imatrix", one / "imatrix.gguf").code == 0
     for file in ("model-Q4_0.gguf", "imatrix.gguf"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
@@ -215,6 +218,7 @@ def test_matrices_that_are_stored_larger_keep_their_importance(
 ) -> None:
     folder, out = case("always_active_counts").folder, tmp_path / "out"
     options = ("--to", "gguf:q4_0", "--no-golden", "--calibration", texts / "words.txt")
+    options = (*options, "--rounding", "weighted")
     assert emo("export", folder, "-o", out, *options).code == 0
     stored = {t.name: np.array(t.data) for t in GGUFReader(out / "model-Q4_0.gguf").tensors}
     matrix = {t.name: np.array(t.data) for t in GGUFReader(out / "imatrix.gguf").tensors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.checkpoint import Checkpoint
+from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Block, Role, Slot, Step, blocks, row_spans, slots
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
@@ -169,15 +170,15 @@ class Asking:
         return self.format.quantize(rows, None)
 
 
-@dataclass
-class Told:
-    """What a calibration says of each matrix."""
+class Told(Calibration):
+    """A calibration that keeps what it says of each matrix."""
 
-    calibration: Calibration
-    of: dict[str, InputStatistics] = field(default_factory=dict)
+    def __init__(self, config: EmoConfig) -> None:
+        super().__init__(config, SEQUENCES, "a text")
+        self.of: dict[str, InputStatistics] = {}
 
     def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
-        found = self.calibration.statistics(step, slot, needs)
+        found = super().statistics(step, slot, needs)
         if found is not None:
             self.of[slot.name] = found
         return found
@@ -192,10 +193,9 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
     folder = case(name).folder
     product = open_product(folder)
     scheme = onnx_scheme(Spec(ONNX, "int4"), product.config)
-    calibration = Calibration(product.config, SEQUENCES, "a text")
-    told = Told(calibration)
-    output = Output(Packing(scheme), told, calibration if own else None, Asking)
-    line = Line(product, [output], [] if own else [calibration])
+    told = Told(product.config)
+    output = Output(Packing(scheme), None if own else told, told if own else None, Asking)
+    line = Line(product, [output], [] if own else [told])
     stream([line])
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -216,9 +216,10 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
         want = heard.sums[name] / heard.counts[name]
         assert inputs.second_moments is not None and inputs.diagonal is not None
         np.testing.assert_allclose(inputs.diagonal, want, 1e-3, 1e-4 * want.max(), err_msg=name)
-        np.testing.assert_allclose(
-            np.diag(inputs.second_moments), want, 1e-3, 1e-4 * want.max(), err_msg=name
-        )
+        if ".experts." not in name or "down_proj" in name:  # else some are the whole layer's
+            np.testing.assert_allclose(
+                np.diag(inputs.second_moments), want, 1e-3, 1e-4 * want.max(), err_msg=name
+            )
         eigenvalues = np.linalg.eigvalsh(inputs.second_moments.astype(np.float64))
         assert eigenvalues.min() >= -1e-4 * eigenvalues.max()
 

@@ -1,0 +1,42 @@
+"""`export --rounding`: what each needs, what the package says of it, and what gptq buys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from emo_export.files.manifest import Manifest
+from tests.kit.command import Emo
+from tests.kit.paths import GOLDEN, NANO
+
+BASE = GOLDEN / "base"
+TARGETS = ("--to", "gguf:q4_0", "--to", "onnx:int4")
+
+
+def test_gptq_is_nearer_to_the_float_model(tmp_path: Path, emo: Emo) -> None:
+    text = ("--calibration", NANO / "calibration", "--calibration-tokens", 8192)
+    heldout = ("--heldout", NANO / "heldout", "--heldout-tokens", 2048, "--json")
+    ratios = {}
+    for name, rounding in (("gptq", ()), ("weighted", ("--rounding", "weighted"))):
+        made = emo("export", NANO, "-o", tmp_path / name, *TARGETS, *text, *rounding, *heldout)
+        assert made.code in (0, 4), made.err
+        targets = Manifest.load(tmp_path / name).targets
+        assert {entry.rounding for entry in targets.values()} == {name}
+        for target in json.loads(made.out)["targets"]:
+            row = next(r for r in target["rows"] if r["against"] == "original")
+            ratios[name, target["target"]] = row["measured"]["kl_mean"]
+    for target in ("gguf:q4_0", "onnx:int4"):
+        assert ratios["gptq", target] < ratios["weighted", target]
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path, emo: Emo) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("some words")
+    for options, said in (
+        (("--rounding", "gptq"), "--rounding gptq needs text"),
+        (("--rounding", "weighted"), "needs --calibration or --imatrix"),
+        (("--rounding", "nearest", "--calibration", text), "has no use for --calibration"),
+        (("--rounding", "exact"), "'exact' is not one of"),
+    ):
+        done = emo("export", BASE, "-o", tmp_path / "x", *TARGETS, *options)
+        assert done.code == 2 and said in " ".join(done.err.split()), done.err

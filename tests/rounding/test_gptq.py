@@ -1,0 +1,113 @@
+"""GPTQ against the procedure of its paper, written out, and by what it is for: outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from emo_export.converters.gguf import grids as ggml
+from emo_export.converters.gguf.formats import GGML_FORMATS
+from emo_export.converters.onnx import grids as onnx
+from emo_export.converters.onnx.formats import NBITS_FORMATS
+from emo_export.errors import EmoExportError
+from emo_export.interfaces import F32, Format, InputStatistics, Statistics
+from emo_export.model.grid import Grid
+from emo_export.rounding.gptq import DAMPING, factor, round_columns
+from emo_export.rounding.quantiser import Factors, Gptq
+from tests.kit.exporting import Array
+
+FORMATS: list[tuple[Format, Grid | None]] = [
+    *(
+        (kind, onnx.grid_of(kind))
+        for name in ("int4b16", "int8b32")
+        for kind in [NBITS_FORMATS[name]]
+    ),
+    *(
+        (GGML_FORMATS[name], ggml.grid_of(GGML_FORMATS[name]))
+        for name in ("q4_0", "q8_0", "iq4_nl", "mxfp4", "q4_k", "q3_k", "q2_k", "q6_k")
+    ),
+]
+
+
+def correlated(cols: int, tokens: int = 400, seed: int = 0) -> Array:
+    """Inputs (tokens, C) of which later columns follow from earlier ones, largely."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((cols // 4, cols)) + 0.1
+    return rng.standard_normal((tokens, cols // 4)) @ mix + 0.3 * rng.standard_normal(
+        (tokens, cols)
+    )
+
+
+def written_out(rows: Array, moments: Array, grid: Grid, importance: F32) -> Array:
+    """Optimal brain quantisation in the order of the columns, in float64.
+
+    Each column is rounded, the others are moved by its error over its place in the inverse, and
+    the inverse is that of the columns that are left.
+    """
+    left, cols = rows.astype(np.float64), rows.shape[1]
+    inverse = np.linalg.inv(moments + DAMPING * np.diag(moments).mean() * np.eye(cols))
+    out = np.empty_like(left)
+    for j in range(cols):
+        if j % grid.columns == 0:
+            span = slice(j, j + grid.columns)
+            fixed = grid.fix(left[:, span].astype(np.float32), importance[span])
+        k = j % grid.columns
+        points = fixed.levels * fixed.scale[:, k, None] + fixed.offset[:, k, None]
+        nearest = np.abs(points - left[:, j, None]).argmin(axis=1)
+        out[:, j] = points[np.arange(len(rows)), nearest]
+        error = (left[:, j] - out[:, j]) / inverse[j, j]
+        left[:, j:] -= error[:, None] * inverse[j, j:]
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return out
+
+
+@pytest.mark.parametrize(("kind", "grid"), FORMATS, ids=lambda each: getattr(each, "name", ""))
+def test_it_is_the_paper_written_out(kind: Format, grid: Grid | None) -> None:
+    assert grid is not None
+    cols, rng = 2 * max(grid.columns, 64), np.random.default_rng(1)
+    rows = rng.standard_normal((24, cols)).astype(np.float32)
+    inputs = correlated(cols)
+    moments = inputs.T @ inputs / len(inputs)
+    importance = np.diag(moments).astype(np.float32)
+    upper = factor(torch.from_numpy(moments.astype(np.float32)))
+    found = kind.dequantize(round_columns(rows, upper, grid, importance))
+    want = written_out(rows, moments, grid, importance)
+    # A weight half-way between two points may go either way, and moves those after it.
+    same = np.isclose(found, want, rtol=1e-3, atol=1e-4).mean()
+    assert same > 0.9
+
+    def cost(rounded: Array) -> float:
+        return float((((rounded - rows) @ inputs.T) ** 2).sum())
+
+    nearest = cost(kind.dequantize(kind.quantize(rows, importance)))
+    assert cost(found) < 1.03 * cost(want) and cost(found) < 0.75 * nearest
+
+
+def test_without_correlation_it_is_the_nearest() -> None:
+    kind = NBITS_FORMATS["int8b32"]
+    rows = np.random.default_rng(2).standard_normal((9, 96)).astype(np.float32)
+    told = InputStatistics(5, np.ones(96, np.float32), np.diag(np.arange(1, 97)).astype(np.float32))
+    found = Gptq(kind, onnx.grid_of(kind), Factors()).quantize(rows, told)
+    want = kind.quantize(rows)
+    for name in want:
+        np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_a_format_without_a_grid_rounds_as_ever() -> None:
+    kind = GGML_FORMATS["f16"]
+    gptq = Gptq(kind, ggml.grid_of(kind), Factors())
+    assert gptq.needs == Statistics.DIAGONAL
+    rows = np.ones((2, 32), np.float32)
+    np.testing.assert_array_equal(gptq.quantize(rows, None)["rows"], kind.quantize(rows)["rows"])
+
+
+def test_inputs_that_say_little() -> None:
+    """Dead columns, fewer tokens than columns and none at all have a factor; NaN has none."""
+    few = correlated(64, tokens=3).astype(np.float32)
+    few[:, 5] = 0
+    for moments in (few.T @ few, np.zeros((64, 64), np.float32)):
+        upper = factor(torch.from_numpy(moments))
+        assert torch.isfinite(upper).all() and (upper.diagonal() > 0).all()
+    with pytest.raises(EmoExportError, match="not finite"):
+        factor(torch.full((4, 4), float("nan")))
