@@ -55,7 +55,10 @@ def find_types(
     found = []
     importance = ImportanceMatrix(sample.source, sample.tokens)
     for spec in specs:
-        table = table_of(source.config, FAMILIES[spec.family].candidates(spec))
+        candidates = FAMILIES[spec.family].candidates(spec)
+        if budget.limit is Limit.FIT:  # most such devices are Arm, where ONNX's 2 bits are slow
+            candidates = replace(candidates, routed={})
+        table = table_of(source.config, candidates)
         layout = Layout(Product.whole(source), spec, budget, targets, importance)
         rest = layout.rest(table)
         found.append(choose(layout, rest, measure.measured(spec, table), measure))

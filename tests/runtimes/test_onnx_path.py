@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def test_every_kernel_of_this_onnxruntime_is_known() -> None:
     ]
     # True of x86-64 with AVX2 and of Arm with dot product, where these tests run; at 2 bits not all
     # of them have a kernel for MatMulNBits.
-    assert found.pop("QMoE 2 bits") == TABLES
+    assert found.pop("QMoE 2 bits") == (TABLES if platform.machine() == "x86_64" else FLOAT)
     assert found.pop("MatMulNBits 2 bits") in (FLOAT, BLOCKS, TOKENS)
     assert all(said.startswith("int8 activations, a scale per ") for said in found.values()), found
 
