@@ -101,10 +101,9 @@ def main(tokens: int, families: tuple[str, ...], as_json: bool) -> None:
 
 def _family(family: str, folder: Path, reference: Original) -> Iterator[Row]:
     read = {}
-    importance: tuple[object, ...] = ()
-    if FAMILIES[family].weighs_columns:
-        export(folder / "importance", "--to", f"{family}:f32", "--calibration", CALIBRATION)
-        importance = ("--imatrix", folder / "importance" / IMATRIX)
+    measured = ("--calibration", CALIBRATION, "--rounding", "weighted")
+    export(folder / "importance", "--to", f"{family}:f32", *measured)
+    importance = ("--imatrix", folder / "importance" / IMATRIX)
     for name, (spec, *options) in FIXED[family].items():
         path = _exported(folder / f"{family}-{name}", spec, *options, *importance)
         read[name] = family_at(path).per_token(path).weights
@@ -136,8 +135,7 @@ def _finder(spec: Spec) -> Callable[[float], Found]:
     table = measuring.measured(
         spec, table_of(source.config, FAMILIES[spec.family].candidates(spec))
     )
-    weighs = FAMILIES[spec.family].weighs_columns
-    importance = ImportanceMatrix(sample.source, sample.tokens) if weighs else None
+    importance = ImportanceMatrix(sample.source, sample.tokens)
 
     def find(nbytes: float) -> Found:
         layout = Layout(product, spec, Budget(Limit.READ, nbytes), TargetOptions(), importance)
