@@ -97,6 +97,7 @@ def test_it_goes_on_after_the_last_whole_layer(tmp_path: Path, text: Path) -> No
     assert resumed == 2
 
 
+@pytest.mark.slow
 def test_domains_go_on_together(tmp_path: Path, text: Path) -> None:
     source = Checkpoint.open(GOLDEN / "base")
     other = tmp_path / "prose.txt"
@@ -158,6 +159,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CHANGES))
 def test_what_changed_is_told_and_begun_anew(name: str, tmp_path: Path, text: Path) -> None:
     source, out = Checkpoint.open(GOLDEN / "base"), tmp_path / "out"
@@ -170,6 +172,7 @@ def test_what_changed_is_told_and_begun_anew(name: str, tmp_path: Path, text: Pa
     assert not any("going on after layer" in stage for stage in again.stages)
 
 
+@pytest.mark.slow
 def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> None:
     source, out = Checkpoint.open(GOLDEN / "base"), tmp_path / "out"
     options = options_for(text)
@@ -213,6 +216,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.slow
 def test_a_trunk_that_was_shared_before_the_interrupt_is_gone_on_with(
     tmp_path: Path, text: Path
 ) -> None:

@@ -25,6 +25,7 @@ from tests.kit.without import BLOCKER
 PLUGIN = "emo_export.pytest_plugin"
 
 
+@pytest.mark.slow
 def test_a_package_that_is_as_exported_passes(package: Path) -> None:
     reports = assert_parity(package)
     assert [report.target for report in reports] == ["gguf:f32", "onnx:f32"]
@@ -83,6 +84,7 @@ def test_a_target_is_judged_again_only_when_its_files_changed(
     assert judged == ["onnx:f32", "gguf:f32", "gguf:f32"]
 
 
+@pytest.mark.slow
 def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own here; a device has a memory of its own."""
     runs: list[tuple[str, ...]] = []
@@ -148,6 +150,7 @@ def session(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_the_fixture_in_a_users_suite(package: Path, tmp_path: Path) -> None:
     """The example, on another target; then a package that fails."""
     text = (ROOT / "examples" / "test_my_package.py").read_text()

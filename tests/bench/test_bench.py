@@ -181,6 +181,7 @@ def test_last_level_caches_are_counted_once_each(tmp_path: Path) -> None:
     assert last_level_caches(tmp_path / "none") == UNKNOWN_CACHE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx:int4", "gguf:q4_0"])
 def test_an_idle_child_uses_no_cpu(target: str) -> None:
     child = Child(target, CHILD)

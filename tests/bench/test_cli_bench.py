@@ -41,6 +41,7 @@ def out() -> Path:
     return package(NANO, ("onnx:int4", "gguf:q4_0"), "--no-golden")
 
 
+@pytest.mark.slow
 def test_models_take_turns(out: Path, emo: Emo) -> None:
     done = emo("bench", out, *SHORT, "--rounds", 3, "--json")
     assert done.code == 0
@@ -107,6 +108,7 @@ def test_what_is_missing_or_damaged_is_named(out: Path, tmp_path: Path, emo: Emo
     assert long.code == 2 and "onnx:int4: " in long.err and "exceed the context" in long.err
 
 
+@pytest.mark.slow
 def test_missing_engines(out: Path, tmp_path: Path) -> None:
     done = without("xllamacpp", tmp_path, "bench", out)
     assert done.returncode == 3 and "gguf:q4_0" in done.stderr and "[llama]" in done.stderr

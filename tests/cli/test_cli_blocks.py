@@ -39,6 +39,7 @@ def blocks_of(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["qmoe", "if"])
 def test_blocks_and_types_of_parts(graph: str, wide: Path, tmp_path: Path, emo: Emo) -> None:
     options = [w for role, name in OVERRIDES.items() for w in ("--tensor-type", f"{role}={name}")]

@@ -35,6 +35,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_target_fails_in_every_report_and_the_other_is_judged(
     emo: Emo, copied: Path, tmp_path: Path
 ) -> None:

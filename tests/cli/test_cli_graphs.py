@@ -37,6 +37,7 @@ def package(tmp_path: Path, emo: Emo) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_graphs_together(package: Path, emo: Emo) -> None:
     targets = Manifest.load(package).targets
     assert {name: entry.path for name, entry in targets.items()} == TARGETS

@@ -198,6 +198,7 @@ def test_a_file_away_from_its_folder_is_judged_by_its_own_weights(
     exactly_its_own_weights(done.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense_middle", "norm_topk_counts", "tied", "no_shared"])
 def test_the_matrix_read_back_makes_the_same_bytes_in_any_graph(
     name: str, texts: Path, tmp_path: Path, emo: Emo

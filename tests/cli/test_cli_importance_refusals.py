@@ -157,6 +157,7 @@ def test_a_model_that_only_glm4moe_can_express(tmp_path: Path, emo: Emo) -> None
     assert "num_shared_experts" in line and "onnx" in line
 
 
+@pytest.mark.slow
 def test_a_forced_arch_validates_and_is_remembered(tmp_path: Path, emo: Emo) -> None:
     out = tmp_path / "out"
     options = ("--to", "gguf:q8_0", "--arch", "glm4moe", "--json")

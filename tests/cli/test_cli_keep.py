@@ -59,6 +59,7 @@ def test_one_pass_equals_two(tmp_path: Path, text: Path, emo: Emo) -> None:
     assert again.code in (0, NotEnoughTextError.exit_code), again.err
 
 
+@pytest.mark.slow
 def test_experts_that_are_tried_first_are_written_alike(
     tmp_path: Path, text: Path, emo: Emo
 ) -> None:

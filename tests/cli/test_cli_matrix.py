@@ -49,6 +49,7 @@ def kinds(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_row_is_what_prune_measures(tmp_path: Path, kinds: Path, emo: Emo) -> None:
     page = tmp_path / "page.html"
     shared = ("--keep", 5, "--heldout", kinds)

@@ -112,6 +112,7 @@ def test_a_transfer_that_breaks_off_once_goes_on(tmp_path: Path) -> None:
     assert found.read_bytes() == (NANO / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fetch_that_fails_keeps_the_whole_files(tmp_path: Path) -> None:
     with Hub(REPO, _files(GOLDEN / "sharded")) as hub:
         hub.cuts = {SHARD_2: 1000}
@@ -127,6 +128,7 @@ def test_a_fetch_that_fails_keeps_the_whole_files(tmp_path: Path) -> None:
     Checkpoint.open(Path(done.stdout.strip()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -47,6 +47,7 @@ def test_one_token_has_no_error() -> None:
     assert one.domain == ALL and one.ratio == 1 and one.stderr is None
 
 
+@pytest.mark.slow
 def test_three_figures_are_told_apart_everywhere(tmp_path: Path, emo: Emo) -> None:
     text = tmp_path / "text.txt"
     text.write_text("def mean(values):\n    return sum(values)\n" * 12, "utf-8")

@@ -243,6 +243,7 @@ def test_a_neighbour_of_a_similar_name_is_not_blamed(
 SHELL = '"$0" -m emo_export.cli.main "$@"'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirect", "code"),
     [(">&-", 0), ("<&- >&- 2>&-", 0), ("2>/dev/full", 2), (">/dev/full", 2)],

@@ -16,6 +16,7 @@ def folder() -> Path:
     return quantised_package()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "has", "lacks", "extra"),
     [
@@ -43,6 +44,7 @@ def test_no_engine(folder: Path, tmp_path: Path) -> None:
         assert done.returncode == 3 and "pip install" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_converter(tmp_path: Path) -> None:
     for blocked in ("torch", "gguf", "onnx"):
         done = without(blocked, tmp_path, "export", NANO, "-o", tmp_path / "x", "--to", "gguf:f32")

@@ -133,6 +133,7 @@ def test_a_copy_holds_the_weights_and_page_aligned_blocks(cache: Path) -> None:
     assert made["many"] == made["one"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx:int8", "onnx:int8@if"])
 def test_a_copy_leaves_little_anonymous_memory(target: str, cache: Path) -> None:
     folder = exported(NANO, target)

@@ -72,6 +72,7 @@ def told(out: Path) -> dict[str, Any]:
     return {one["label"]["name"]: one for one in content["variants"]}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was(spec: Path, tmp_path: Path, emo: Emo, scheduler: str) -> None:
     out = tmp_path / "out"
     (out / NAMES[1]).mkdir(parents=True)

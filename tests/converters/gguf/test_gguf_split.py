@@ -240,12 +240,14 @@ def test_any_mixture(form: Pair, pieces: list[str]) -> None:
     form.check("".join(pieces))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_line_of_100_kb(name: str, line: str) -> None:
     pair("trained", name).check(LINES[line])
 
 
+@pytest.mark.slow
 def test_a_mixed_line_of_100_kb(form: Pair) -> None:
     pieces = [piece for piece in PIECES if "\n" not in piece and "\r" not in piece]
     text = "".join(random.Random(3).choices(pieces, k=SIZE // 4))

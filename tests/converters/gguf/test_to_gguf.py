@@ -187,6 +187,7 @@ def test_linear_rope_is_told() -> None:
     assert not any("rope.scaling" in key for key in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_name", TYPES)
 def test_llama_cpp_runs_the_trained_model(type_name: str) -> None:
     ids = np.load(NANO / "golden.npz")["input_ids"][:3]

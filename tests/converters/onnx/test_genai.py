@@ -32,6 +32,7 @@ def reference(name: str) -> list[int]:
     return greedy(checkpoint.config, Product.whole(checkpoint).rows, ids, TOKENS).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMPTS)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_the_trained_model_says_what_the_reference_says(graph: str, name: str) -> None:

@@ -144,6 +144,7 @@ def test_rows_are_the_dequantised_weights(name: str, target: str) -> None:
         check(Session(folder, exact=True), batch, [1, 1], EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [t if t in ONE_A_GRAPH else slow(t) for t in QUANTISED])
 def test_activations_of_a_row_are_rounded_without_the_others(target: str) -> None:
     ids = np.load(NANO / "golden.npz")["input_ids"][:5, :WIDTH].astype(np.int64)

@@ -104,6 +104,7 @@ def test_float_activations_are_the_dequantised_weights(name: str, target: str) -
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", sorted({target for _, target in QUANTISED}))
 def test_the_trained_model(target: str) -> None:
     ids = np.load(NANO / "golden.npz")["input_ids"][:3]

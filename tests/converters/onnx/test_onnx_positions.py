@@ -47,6 +47,7 @@ def run(session: Any, ids: Array, edges: list[int]) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "target"), ALL[:1] + [slow(*one) for one in ALL[1:]])
 def test_4096_positions(size: int, target: str) -> None:
     folder, ids, want = model(LONG, size)

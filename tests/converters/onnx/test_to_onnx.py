@@ -138,6 +138,7 @@ def test_float_activations_are_the_dequantised_weights(name: str, type_name: str
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_name", ["int8", "int4", "int2"])
 def test_the_trained_model(type_name: str) -> None:
     ids, target = np.load(NANO / "golden.npz")["input_ids"][:3], f"onnx:{type_name}"

@@ -71,6 +71,7 @@ def judged(folder: Path, device: Device, request: Request | None = None) -> list
     return judged_on(device, folder, TARGETS, request)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_device_says_what_export_measured(exported: Path) -> None:
     stored = json.loads((exported / "parity.json").read_text())["targets"]
     reports = judged(exported, Process())

@@ -28,6 +28,7 @@ def probe(*changed: str) -> Probe:
     return read_probe([*(line for line in changed if " " in line), *lines])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", [["sh"], ["bash"]])
 def test_this_machine_tells_of_itself(shell: list[str]) -> None:
     command = [*shell, "-c", probe_command()]
