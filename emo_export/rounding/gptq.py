@@ -3,10 +3,14 @@
 Source: arXiv 2210.17323. With H the second moments of a matrix's inputs and U the upper Cholesky
 factor of its inverse, a column j that is rounded by e too far moves every later column k by
 -e U[j, k] / U[j, j]: what is then left of the outputs' squared error is least.
-Scales of W columns are fixed when their turn comes, on rows that earlier columns have moved.
+Scales of W columns are fixed when their turn comes, on rows that earlier columns have moved. The
+columns with the largest inputs come first, when most others can still make up for them: blocks of W
+by their sum, then columns inside a block, whose scales are fixed by then.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,16 +26,35 @@ TRIES = 6
 """Each with ten times the damping, where the second moments can't be inverted."""
 
 
-def factor(moments: Tensor) -> Tensor:
-    """The upper Cholesky factor U (C, C) of the inverse of second moments (C, C): UT U = H^-1.
+@dataclass(frozen=True)
+class Factor:
+    """What rounding in one order needs: `upper` (C, C) of the columns numbered by `order` (C,).
+
+    upper.T @ upper is the inverse of the dampened second moments of the columns in that order.
+    """
+
+    order: Tensor
+    upper: Tensor
+
+
+def factor(moments: Tensor, width: int) -> Factor:
+    """The order of the columns of second moments (C, C), in blocks of `width`, and its factor.
 
     Columns that no input has count as independent of all others. Raises EmoExportError for moments
     that are not finite.
     """
-    mean = moments.diagonal().mean()
     if not torch.isfinite(moments).all():
         raise EmoExportError("the second moments of the calibration text are not finite")
-    damped = moments.clone()
+    blocks = moments.diagonal().view(-1, width)
+    places = blocks.sum(1).argsort(descending=True, stable=True)
+    inside = blocks.argsort(dim=1, descending=True, stable=True)
+    order = (places[:, None] * width + inside[places]).flatten()
+    return Factor(order, _inverted(moments[order][:, order]))
+
+
+def _inverted(damped: Tensor) -> Tensor:
+    """U (C, C) with UT U = H^-1 for second moments H (C, C), which it dampens in place."""
+    mean = damped.diagonal().mean()
     if mean <= 0:
         damped.fill_diagonal_(1.0)
         mean = torch.ones(())
@@ -49,26 +72,34 @@ def factor(moments: Tensor) -> Tensor:
     raise EmoExportError("the second moments of the calibration text can't be inverted")
 
 
-def round_columns(rows: F32, upper: Tensor, grid: Grid, importance: F32 | None) -> Packed:
-    """Rows (N, C) -> packed arrays of the grid's format, given U (C, C) of their inputs.
+def round_columns(rows: F32, factor: Factor, grid: Grid, importance: F32 | None) -> Packed:
+    """Rows (N, C) -> packed arrays of the grid's format, given the factor of their inputs.
 
-    `importance` (C,) weighs columns where scales are chosen. Works on the device of U.
+    `importance` (C,) weighs columns where scales are chosen. Works on the device of the factor.
     """
-    left = torch.from_numpy(np.ascontiguousarray(rows)).to(upper.device, copy=True)
-    width, cols = grid.columns, rows.shape[1]
-    parts = []
-    for start in range(0, cols, width):
+    upper, width = factor.upper, grid.columns
+    left = torch.from_numpy(np.ascontiguousarray(rows)).to(upper.device)[:, factor.order]
+    parts = {}
+    for start in range(0, rows.shape[1], width):
         span = slice(start, start + width)
-        weigh = None if importance is None else importance[span]
-        fixed = grid.fix(np.ascontiguousarray(left[:, span].cpu().numpy()), weigh)
-        codes, errors = _block(left[:, span], fixed, upper[span, span])
-        parts.append(grid.pack(fixed, codes))
+        first = int(factor.order[span].min())
+        inside = factor.order[span] - first
+        block = torch.empty_like(left[:, span])
+        block[:, inside] = left[:, span]
+        weigh = None if importance is None else importance[first : first + width]
+        fixed = grid.fix(block.cpu().numpy(), weigh)
+        codes, errors = _block(left[:, span], fixed, inside, upper[span, span])
+        parts[first] = grid.pack(fixed, codes)
         left[:, span.stop :] -= errors @ upper[span, span.stop :]
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    made = [parts[first] for first in sorted(parts)]
+    return {name: np.concatenate([part[name] for part in made], axis=1) for name in made[0]}
 
 
-def _block(block: Tensor, fixed: Fixed, upper: Tensor) -> tuple[Codes, Tensor]:
-    """Codes (N, W) of columns (N, W) that are moved on the way, and errors (N, W) for the rest."""
+def _block(block: Tensor, fixed: Fixed, inside: Tensor, upper: Tensor) -> tuple[Codes, Tensor]:
+    """Columns (N, W), which are `inside` (W,) the block, moved on the way.
+
+    Codes (N, W) in the block's own order, errors (N, W) in that of the columns, for the rest.
+    """
     device = block.device
     levels = torch.from_numpy(fixed.levels).to(device)
     between = (levels[1:] + levels[:-1]) / 2
@@ -77,9 +108,9 @@ def _block(block: Tensor, fixed: Fixed, upper: Tensor) -> tuple[Codes, Tensor]:
     columns = block.T.contiguous()  # a column is a row here, in one piece
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=device)
     errors = torch.empty_like(columns)
-    for j, column in enumerate(columns):
-        code = torch.bucketize((column - offset[j]) / divisor[j], between)
-        codes[j] = code
-        errors[j] = (column - (levels[code] * scale[j] + offset[j])) / upper[j, j]
+    for j, (place, column) in enumerate(zip(inside.tolist(), columns, strict=True)):
+        code = torch.bucketize((column - offset[place]) / divisor[place], between)
+        codes[place] = code
+        errors[j] = (column - (levels[code] * scale[place] + offset[place])) / upper[j, j]
         columns[j + 1 :] -= upper[j, j + 1 :, None] * errors[j]
     return np.ascontiguousarray(codes.T.cpu().numpy()), errors.T

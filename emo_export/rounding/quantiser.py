@@ -8,24 +8,24 @@ import torch
 
 from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.grid import Grid
-from emo_export.reference.forward import Tensor
-from emo_export.rounding.gptq import factor, round_columns
+from emo_export.rounding.gptq import Factor, factor, round_columns
 
 
 @dataclass
 class Factors:
-    """The factor of the second moments that were seen last: matrices of a step share them."""
+    """The factors of the second moments that were seen last: matrices of a step share them."""
 
     device: str = "cpu"
     _moments: F32 | None = field(default=None, init=False)
-    _factor: Tensor | None = field(default=None, init=False)
+    _found: dict[int, Factor] = field(default_factory=dict, init=False)
 
-    def of(self, moments: F32) -> Tensor:
+    def of(self, moments: F32, width: int) -> Factor:
         """As `gptq.factor`."""
-        if self._factor is None or self._moments is not moments:
-            self._moments = moments
-            self._factor = factor(torch.from_numpy(moments).to(self.device))
-        return self._factor
+        if self._moments is not moments:
+            self._moments, self._found = moments, {}
+        if width not in self._found:
+            self._found[width] = factor(torch.from_numpy(moments).to(self.device), width)
+        return self._found[width]
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,5 @@ class Gptq:
         diagonal = None if inputs is None else inputs.diagonal
         if self.grid is None or inputs is None or inputs.second_moments is None:
             return self.format.quantize(rows, diagonal)
-        return round_columns(rows, self.factors.of(inputs.second_moments), self.grid, diagonal)
+        found = self.factors.of(inputs.second_moments, self.grid.columns)
+        return round_columns(rows, found, self.grid, diagonal)

@@ -40,25 +40,25 @@ def correlated(cols: int, tokens: int = 400, seed: int = 0) -> Array:
 
 
 def written_out(rows: Array, moments: Array, grid: Grid, importance: F32) -> Array:
-    """Optimal brain quantisation in the order of the columns, in float64.
+    """Optimal brain quantisation, blocks and then columns by the size of inputs, in float64.
 
     Each column is rounded, the others are moved by its error over its place in the inverse, and
     the inverse is that of the columns that are left.
     """
-    left, cols = rows.astype(np.float64), rows.shape[1]
-    inverse = np.linalg.inv(moments + DAMPING * np.diag(moments).mean() * np.eye(cols))
+    left, cols, width = rows.astype(np.float64), rows.shape[1], grid.columns
+    sizes = np.diag(moments)
+    inverse = np.linalg.inv(moments + DAMPING * sizes.mean() * np.eye(cols))
     out = np.empty_like(left)
-    for j in range(cols):
-        if j % grid.columns == 0:
-            span = slice(j, j + grid.columns)
-            fixed = grid.fix(left[:, span].astype(np.float32), importance[span])
-        k = j % grid.columns
-        points = fixed.levels * fixed.scale[:, k, None] + fixed.offset[:, k, None]
-        nearest = np.abs(points - left[:, j, None]).argmin(axis=1)
-        out[:, j] = points[np.arange(len(rows)), nearest]
-        error = (left[:, j] - out[:, j]) / inverse[j, j]
-        left[:, j:] -= error[:, None] * inverse[j, j:]
-        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    for first in sorted(range(0, cols, width), key=lambda at: -sizes[at : at + width].sum()):
+        span = slice(first, first + width)
+        fixed = grid.fix(left[:, span].astype(np.float32), importance[span])
+        for j in sorted(range(first, first + width), key=lambda at: -sizes[at]):
+            k = j - first
+            points = fixed.levels * fixed.scale[:, k, None] + fixed.offset[:, k, None]
+            nearest = np.abs(points - left[:, j, None]).argmin(axis=1)
+            out[:, j] = points[np.arange(len(rows)), nearest]
+            left -= ((left[:, j] - out[:, j]) / inverse[j, j])[:, None] * inverse[j]
+            inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return out
 
 
@@ -70,8 +70,8 @@ def test_it_is_the_paper_written_out(kind: Format, grid: Grid | None) -> None:
     inputs = correlated(cols)
     moments = inputs.T @ inputs / len(inputs)
     importance = np.diag(moments).astype(np.float32)
-    upper = factor(torch.from_numpy(moments.astype(np.float32)))
-    found = kind.dequantize(round_columns(rows, upper, grid, importance))
+    made = factor(torch.from_numpy(moments.astype(np.float32)), grid.columns)
+    found = kind.dequantize(round_columns(rows, made, grid, importance))
     want = written_out(rows, moments, grid, importance)
     # A weight half-way between two points may go either way, and moves those after it.
     same = np.isclose(found, want, rtol=1e-3, atol=1e-4).mean()
@@ -107,7 +107,7 @@ def test_inputs_that_say_little() -> None:
     few = correlated(64, tokens=3).astype(np.float32)
     few[:, 5] = 0
     for moments in (few.T @ few, np.zeros((64, 64), np.float32)):
-        upper = factor(torch.from_numpy(moments))
+        upper = factor(torch.from_numpy(moments), 32).upper
         assert torch.isfinite(upper).all() and (upper.diagonal() > 0).all()
     with pytest.raises(EmoExportError, match="not finite"):
-        factor(torch.full((4, 4), float("nan")))
+        factor(torch.full((4, 4), float("nan")), 2)
