@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.grid import Grid
+from emo_export.reference.forward import Tensor
 from emo_export.rounding.gptq import Factor, factor, round_columns
 
 
@@ -30,7 +32,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Gptq:
-    """Rounds by second moments where a format has a `grid`, and as the format does where not."""
+    """Rounds by second moments where a format has a `grid`, and as the format does where not.
+
+    A row whose outputs the format's own rounding, weighed by importance, changes less gets that.
+    """
 
     format: Format
     grid: Grid | None
@@ -45,7 +50,19 @@ class Gptq:
     def quantize(self, rows: F32, inputs: InputStatistics | None) -> Packed:
         """Rows (N, C) float32 -> packed arrays of the format."""
         diagonal = None if inputs is None else inputs.diagonal
+        own = self.format.quantize(rows, diagonal)
         if self.grid is None or inputs is None or inputs.second_moments is None:
-            return self.format.quantize(rows, diagonal)
-        found = self.factors.of(inputs.second_moments, self.grid.columns)
-        return round_columns(rows, found, self.grid, diagonal)
+            return own
+        factor = self.factors.of(inputs.second_moments, self.grid.columns)
+        found = round_columns(rows, factor, self.grid, diagonal)
+        moments = torch.from_numpy(inputs.second_moments).to(self.factors.device)
+        worse = self._errors(rows, found, moments) > self._errors(rows, own, moments)
+        return {
+            name: np.where(worse.reshape(-1, *[1] * (part.ndim - 1)), own[name], part)
+            for name, part in found.items()
+        }
+
+    def _errors(self, rows: F32, packed: Packed, moments: Tensor) -> F32:
+        """Mean squared error (N,) of the outputs of packed rows (N, C)."""
+        off = torch.from_numpy(self.format.dequantize(packed) - rows).to(moments.device)
+        return ((off @ moments) * off).sum(1).cpu().numpy()

@@ -11,7 +11,7 @@ from emo_export.converters.gguf.formats import GGML_FORMATS
 from emo_export.converters.onnx import grids as onnx
 from emo_export.converters.onnx.formats import NBITS_FORMATS
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import F32, Format, InputStatistics, Statistics
+from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.grid import Grid
 from emo_export.rounding.gptq import DAMPING, factor, round_columns
 from emo_export.rounding.quantiser import Factors, Gptq
@@ -82,6 +82,26 @@ def test_it_is_the_paper_written_out(kind: Format, grid: Grid | None) -> None:
 
     nearest = cost(kind.dequantize(kind.quantize(rows, importance)))
     assert cost(found) < 1.03 * cost(want) and cost(found) < 0.75 * nearest
+
+
+def test_no_row_is_worse_than_by_the_formats_own_rounding() -> None:
+    """Inputs with next to no correlation: a row is as often worse as better for corrections."""
+    kind, rng = NBITS_FORMATS["int4b16"], np.random.default_rng(3)
+    inputs = rng.standard_normal((2000, 64)).astype(np.float32)
+    moments = inputs.T @ inputs / np.float32(len(inputs))
+    rows = rng.standard_normal((200, 64)).astype(np.float32)
+    told = InputStatistics(len(inputs), np.diag(moments).copy(), moments)
+    grid = onnx.grid_of(kind)
+    assert grid is not None
+
+    def costs(rounded: Packed) -> Array:
+        return np.square((kind.dequantize(rounded) - rows) @ inputs.T).sum(axis=1)
+
+    own = costs(kind.quantize(rows, told.diagonal))
+    alone = costs(round_columns(rows, factor(torch.from_numpy(moments), 16), grid, told.diagonal))
+    found = costs(Gptq(kind, grid, Factors()).quantize(rows, told))
+    assert (alone > 1.001 * own).any() and (found <= 1.001 * own).all()
+    assert found.sum() < alone.sum() < own.sum()
 
 
 def test_without_correlation_it_is_the_nearest() -> None:
