@@ -5,7 +5,8 @@ factor of its inverse, a column j that is rounded by e too far moves every later
 -e U[j, k] / U[j, j]: what is then left of the outputs' squared error is least.
 Scales of W columns are fixed when their turn comes, on rows that earlier columns have moved. The
 columns with the largest inputs come first, when most others can still make up for them: blocks of W
-by their sum, then columns inside a block, whose scales are fixed by then.
+by their sum, then columns inside a block, whose scales are fixed by then. Passes of coordinate
+descent follow: each column is rounded again to where the error is least while all others stay.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ import torch
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Packed
-from emo_export.model.grid import Codes, Fixed, Grid
+from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
 
 DAMPING = 0.01
 """Of the mean diagonal, added to it, so that inputs that hardly vary decide little."""
+PASSES = 2
+"""Over all columns, once more, after GPTQ."""
 TRIES = 6
 """Each with ten times the damping, where the second moments can't be inverted."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What rounding in one order needs: `upper` (C, C) of the columns numbered by `order` (C,).
+    """What rounding the columns in one order, `order` (C,), needs of their inputs.
 
-    upper.T @ upper is the inverse of the dampened second moments of the columns in that order.
+    In that order, `moments` (C, C) are the dampened second moments, and upper.T @ upper, of `upper`
+    (C, C), is their inverse.
     """
 
     order: Tensor
+    moments: Tensor
     upper: Tensor
 
 
@@ -49,7 +54,8 @@ def factor(moments: Tensor, width: int) -> Factor:
     places = blocks.sum(1).argsort(descending=True, stable=True)
     inside = blocks.argsort(dim=1, descending=True, stable=True)
     order = (places[:, None] * width + inside[places]).flatten()
-    return Factor(order, _inverted(moments[order][:, order]))
+    damped = moments[order][:, order]
+    return Factor(order, damped, _inverted(damped))
 
 
 def _inverted(damped: Tensor) -> Tensor:
@@ -72,45 +78,83 @@ def _inverted(damped: Tensor) -> Tensor:
     raise EmoExportError("the second moments of the calibration text can't be inverted")
 
 
-def round_columns(rows: F32, factor: Factor, grid: Grid, importance: F32 | None) -> Packed:
+def round_columns(
+    rows: F32, factor: Factor, grid: Grid, importance: F32 | None, passes: int = PASSES
+) -> Packed:
     """Rows (N, C) -> packed arrays of the grid's format, given the factor of their inputs.
 
-    `importance` (C,) weighs columns where scales are chosen. Works on the device of the factor.
+    `importance` (C,) weighs columns where scales are chosen; each of `passes` goes through all
+    columns once more. Works on the device of the factor.
     """
     upper, width = factor.upper, grid.columns
-    left = torch.from_numpy(np.ascontiguousarray(rows)).to(upper.device)[:, factor.order]
-    parts = {}
-    for start in range(0, rows.shape[1], width):
+    wanted = torch.from_numpy(np.ascontiguousarray(rows)).to(upper.device)[:, factor.order].T
+    left, off = wanted.contiguous(), torch.empty_like(wanted)  # a column is a row here
+    blocks = []
+    for start in range(0, len(left), width):
         span = slice(start, start + width)
-        first = int(factor.order[span].min())
-        inside = factor.order[span] - first
-        block = torch.empty_like(left[:, span])
-        block[:, inside] = left[:, span]
-        weigh = None if importance is None else importance[first : first + width]
-        fixed = grid.fix(block.cpu().numpy(), weigh)
-        codes, errors = _block(left[:, span], fixed, inside, upper[span, span])
-        parts[first] = grid.pack(fixed, codes)
-        left[:, span.stop :] -= errors @ upper[span, span.stop :]
-    made = [parts[first] for first in sorted(parts)]
+        block = _Block(left[span], factor.order[span], grid, importance)
+        errors = block.correct(left[span], upper[span, span])
+        off[span] = block.values - wanted[span]
+        left[span.stop :] -= upper[span, span.stop :].T @ errors
+        blocks.append(block)
+    for _ in range(passes):
+        for block, start in zip(blocks, range(0, len(left), width), strict=True):
+            span = slice(start, start + width)
+            block.settle(factor.moments[span] @ off, factor.moments[span, span])
+            off[span] = block.values - wanted[span]
+    made = [block.packed(grid) for block in sorted(blocks, key=lambda each: each.first)]
     return {name: np.concatenate([part[name] for part in made], axis=1) for name in made[0]}
 
 
-def _block(block: Tensor, fixed: Fixed, inside: Tensor, upper: Tensor) -> tuple[Codes, Tensor]:
-    """Columns (N, W), which are `inside` (W,) the block, moved on the way.
+class _Block:
+    """W columns, one after the other as rows (W, N), under scales that are fixed.
 
-    Codes (N, W) in the block's own order, errors (N, W) in that of the columns, for the rest.
+    `first` is the matrix's column with which the block begins, `values` what columns became.
     """
-    device = block.device
-    levels = torch.from_numpy(fixed.levels).to(device)
-    between = (levels[1:] + levels[:-1]) / 2
-    scale, offset = (torch.from_numpy(part).to(device).T for part in (fixed.scale, fixed.offset))
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    columns = block.T.contiguous()  # a column is a row here, in one piece
-    codes = torch.empty(columns.shape, dtype=torch.uint8, device=device)
-    errors = torch.empty_like(columns)
-    for j, (place, column) in enumerate(zip(inside.tolist(), columns, strict=True)):
-        code = torch.bucketize((column - offset[place]) / divisor[place], between)
-        codes[place] = code
-        errors[j] = (column - (levels[code] * scale[place] + offset[place])) / upper[j, j]
-        columns[j + 1 :] -= upper[j, j + 1 :, None] * errors[j]
-    return np.ascontiguousarray(codes.T.cpu().numpy()), errors.T
+
+    def __init__(self, columns: Tensor, order: Tensor, grid: Grid, importance: F32 | None) -> None:
+        device, self.first = columns.device, int(order.min())
+        self._inside = order - self.first
+        rows = torch.empty_like(columns)
+        rows[self._inside] = columns
+        weigh = None if importance is None else importance[self.first : self.first + len(order)]
+        self._fixed = grid.fix(np.ascontiguousarray(rows.T.cpu().numpy()), weigh)
+        self._levels = torch.from_numpy(self._fixed.levels).to(device)
+        self._between = (self._levels[1:] + self._levels[:-1]) / 2
+        self._scale, self._offset = (
+            torch.from_numpy(part).to(device).T[self._inside].contiguous()
+            for part in (self._fixed.scale, self._fixed.offset)
+        )
+        self._divisor = torch.where(self._scale == 0, 1.0, self._scale)
+        self._codes = torch.empty(columns.shape, dtype=torch.int64, device=device)
+        self.values = torch.empty_like(columns)
+
+    def correct(self, columns: Tensor, upper: Tensor) -> Tensor:
+        """Round columns (W, N), moved on the way; the errors (W, N) that move those to come."""
+        errors = torch.empty_like(columns)
+        for j, column in enumerate(columns):
+            self._round(j, column)
+            errors[j] = (column - self.values[j]) / upper[j, j]
+            columns[j + 1 :] -= upper[j, j + 1 :, None] * errors[j]
+        return errors
+
+    def settle(self, slopes: Tensor, moments: Tensor) -> None:
+        """Round each column again to where the error is least while all others stay.
+
+        `slopes` (W, N) are half the error's derivatives, `moments` (W, W) those of the columns.
+        """
+        for j, slope in enumerate(slopes):
+            before = self.values[j].clone()
+            self._round(j, before - slope / moments[j, j])
+            slopes[j + 1 :] += moments[j, j + 1 :, None] * (self.values[j] - before)
+
+    def packed(self, grid: Grid) -> Packed:
+        """In the format."""
+        codes = torch.empty(self._codes.shape, dtype=torch.uint8, device=self._codes.device)
+        codes[self._inside] = self._codes.to(torch.uint8)
+        return grid.pack(self._fixed, np.ascontiguousarray(codes.T.cpu().numpy()))
+
+    def _round(self, j: int, column: Tensor) -> None:
+        place = (column - self._offset[j]) / self._divisor[j]
+        self._codes[j] = torch.bucketize(place, self._between)
+        self.values[j] = self._levels[self._codes[j]] * self._scale[j] + self._offset[j]
