@@ -83,7 +83,7 @@ class Calibration:
         """
         found = _moments(inputs)
         lent = BORROWED * inputs.width
-        if step.expert < 0 or len(inputs) == 0:
+        if step.expert < 0:
             return found
         other = np.diag(np.diag(found))
         if step.kind == Kind.GATE_UP:
