@@ -20,7 +20,7 @@ from tests.kit.exporting import Array
 FORMATS: list[tuple[Format, Grid | None]] = [
     *(
         (kind, onnx.grid_of(kind))
-        for name in ("int4b16", "int8b32")
+        for name in ("int4b16", "int8b32", "int2b32")
         for kind in [NBITS_FORMATS[name]]
     ),
     *(
