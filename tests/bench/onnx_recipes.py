@@ -37,7 +37,9 @@ from tests.bench.quality import (
     original,
     workspace,
 )
+from tests.kit.paths import NANO
 
+CALIBRATED = ("--calibration", str(NANO / "calibration"))
 FOURS = ("attention", "shared_expert", "head", "embed")
 ROWS: dict[str, tuple[str, ...]] = {
     "int4": ("onnx:int4",),
@@ -52,7 +54,10 @@ ROWS: dict[str, tuple[str, ...]] = {
         "onnx:int4",
         *(word for part in FOURS for word in ("--tensor-type", f"{part}=int4")),
     ),
+    "int4, calibrated": ("onnx:int4", *CALIBRATED),
     "int2": ("onnx:int2",),
+    "int2, calibrated": ("onnx:int2", *CALIBRATED),
+    "int2, block 32, calibrated": ("onnx:int2", "--block-size", "32", *CALIBRATED),
     "int2, block 64": ("onnx:int2", "--block-size", "64"),
     "int2, block 32": ("onnx:int2", "--block-size", "32"),
     "int8": ("onnx:int8",),

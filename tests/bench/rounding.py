@@ -55,6 +55,7 @@ CASES = (
         "onnx:int4",
         TargetOptions(tensor_types=ALL_4, block_size=32),
     ),
+    Case("onnx:int2", "onnx:int2"),
     Case("gguf:q4_0", "gguf:q4_0"),
     Case("gguf:iq4_nl", "gguf:iq4_nl"),
     Case("gguf:mxfp4", "gguf:mxfp4"),
