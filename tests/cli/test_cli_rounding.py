@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from emo_export.files.manifest import Manifest
 from tests.kit.command import Emo
 from tests.kit.paths import GOLDEN, NANO
@@ -13,6 +15,7 @@ BASE = GOLDEN / "base"
 TARGETS = ("--to", "gguf:q4_0", "--to", "onnx:int4")
 
 
+@pytest.mark.slow  # emo-nano, twice
 def test_gptq_is_nearer_to_the_float_model(tmp_path: Path, emo: Emo) -> None:
     text = ("--calibration", NANO / "calibration", "--calibration-tokens", 8192)
     heldout = ("--heldout", NANO / "heldout", "--heldout-tokens", 2048, "--json")
@@ -27,6 +30,18 @@ def test_gptq_is_nearer_to_the_float_model(tmp_path: Path, emo: Emo) -> None:
             ratios[name, target["target"]] = row["measured"]["kl_mean"]
     for target in ("gguf:q4_0", "onnx:int4"):
         assert ratios["gptq", target] < ratios["weighted", target]
+
+
+def test_gptq_writes_the_same_bytes_twice(tmp_path: Path, emo: Emo) -> None:
+    text = ("--calibration", NANO / "calibration" / "c.jsonl", "--calibration-tokens", 512)
+    found = []
+    for name in ("one", "two"):
+        made = emo("export", BASE, "-o", tmp_path / name, *TARGETS, *text, "--no-golden")
+        assert made.code == 0, made.err
+        files = [*(tmp_path / name).rglob("*.data"), *(tmp_path / name).glob("model*.gguf")]
+        assert len(files) > 1
+        found.append({file.name: file.read_bytes() for file in files})
+    assert found[0] == found[1]
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path, emo: Emo) -> None:
