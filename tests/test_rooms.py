@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 
+from tests.kit.paths import ROOT
 from tests.rooms import LEVEL, edges, goes_down, imported, modules, room_of, upward
 
 
@@ -14,6 +16,12 @@ def test_imports_go_down() -> None:
 
 def test_every_room_has_its_place() -> None:
     assert {room_of(name) for name in modules()} - {""} == set(LEVEL)
+
+
+def test_every_room_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = {name for name, file in modules().items() if file.name == "__init__.py"}
+    assert folders == set(listed["packages"])
 
 
 def test_an_import_in_a_function_counts() -> None:

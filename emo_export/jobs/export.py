@@ -37,12 +37,18 @@ from emo_export.model.pooled import Pooled
 from emo_export.model.product import Product
 from emo_export.model.recipes import AUTO
 from emo_export.model.rounding import Rounding
+from emo_export.planning.export_need import STATES
 from emo_export.resuming import Resuming
 from emo_export.spec import Spec
 from emo_export.validating import validate_new
 
 if TYPE_CHECKING:
+    from emo_export.reference.calibrate import Calibration
     from emo_export.reference.probes import Probes
+    from emo_export.text.sample import Sample
+
+OWN_BYTES = 400_000_000
+"""Memory for the states of all targets' own calibrations: what bounds their tokens."""
 
 
 def export_checkpoint(
@@ -151,7 +157,7 @@ def _package(
             product = selection.awaiting(checkpoint)
         calibration = start_calibration(sample, product, options.device)
         if rounding == Rounding.GPTQ:
-            own = partial(start_calibration, sample, product, options.device)
+            own = _own(sample, product, len(asked) * len(options.texts), options.device)
         if selection is not None:
             choice = start_choice(selection, calibration, checkpoint)
         matrix = None if rounding == Rounding.NEAREST else calibration.matrix
@@ -172,6 +178,12 @@ def _package(
         "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
     }
     return Package(product, make, measure, recipe), matrix
+
+
+def _own(sample: Sample, product: Product, targets: int, device: str) -> Callable[[], Calibration]:
+    """What begins the calibration of a target's own weights, one of so many at a time."""
+    tokens = OWN_BYTES // (targets * STATES * 4 * product.config.hidden_size)
+    return partial(start_calibration, sample.part(tokens), product, device)
 
 
 def _save(

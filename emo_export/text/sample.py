@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, nsmallest
 from operator import itemgetter
 from pathlib import Path
@@ -58,6 +58,20 @@ class Sample:
     def tokens(self) -> int:
         """Of all sequences."""
         return sum(map(len, self.sequences))
+
+    def part(self, tokens: int) -> Sample:
+        """Of at most so many tokens, but of one sequence at least, drawn evenly."""
+        longest = max(map(len, self.sequences))
+        count = max(1, tokens // longest)
+        if count >= len(self.sequences):
+            return self
+        drawn = [at * len(self.sequences) // count for at in range(count)]
+        return replace(
+            self,
+            sequences=tuple(self.sequences[at] for at in drawn),
+            documents=tuple(self.documents[at] for at in drawn),
+            whole=False,
+        )
 
 
 @dataclass(frozen=True, order=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Ids
-from emo_export.text.places import STDIN
+from emo_export.text.places import STDIN, Texts
 from emo_export.text.sample import Sample, read_calibration
 from emo_export.text.tokenizer import open_tokenizer
 from tests.kit.exporting import Array
@@ -212,3 +212,12 @@ def test_real_text_and_a_real_tokenizer() -> None:
         by_file[found.names[number].partition(":")[0]] += len(ids)
     assert len(by_file) == 6 and max(by_file.values()) - min(by_file.values()) <= 128
     assert np.mean([len(ids) for ids in found.sequences]) > 100
+
+
+def test_a_part_is_drawn_evenly() -> None:
+    ids = tuple(np.full(10, n) for n in range(7))
+    whole = Sample(ids, tuple(range(7)), tuple("abcdefg"), "a text", True, Texts(()))
+    part = whole.part(35)
+    assert [int(one[0]) for one in part.sequences] == [0, 2, 4] == list(part.documents)
+    assert part.tokens == 30 and not part.whole
+    assert whole.part(70) is whole and whole.part(1).tokens == 10
