@@ -25,7 +25,7 @@ UNMEASURED = VECTORS | {Role.EMBED, Role.ROUTER}
 """Roles that are looked up, or that keep float32 in every format."""
 
 BORROWED = 1
-"""Tokens for each column that an expert's second moments take from elsewhere (docs/rounding.md)."""
+"""Tokens for each column that second moments take from elsewhere (docs/rounding.md)."""
 
 
 class Calibration:
@@ -76,17 +76,15 @@ class Calibration:
         return self._moments[1]
 
     def _steadied(self, step: Step, inputs: Inputs) -> F32:
-        """Second moments of a step; those of an expert that saw few tokens lean on others.
+        """Second moments of a step; of few tokens they lean on others.
 
-        The inputs of its gate and up on those of the layer, which have the same columns; of its
-        down, whose columns are its own, on none: there they count as less correlated.
+        The inputs of an expert's gate and up on those of the layer, which have the same columns;
+        all others on none: they count as less correlated.
         """
         found = _moments(inputs)
         lent = BORROWED * inputs.width
-        if step.expert < 0:
-            return found
         other = np.diag(np.diag(found))
-        if step.kind == Kind.GATE_UP:
+        if step.kind == Kind.GATE_UP and step.expert >= 0:
             if self._layer is None or self._layer[0] != step.layer:
                 self._layer = step.layer, _moments(self._pass.states.all_normed())
             other = self._layer[1]
