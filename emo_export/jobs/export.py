@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
     from emo_export.text.sample import Sample
 
-OWN_BYTES = 400_000_000
+OWN_BYTES = 250_000_000
 """Memory for the states of all targets' own calibrations: what bounds their tokens."""
 
 

@@ -126,7 +126,7 @@ class _Block:
             for part in (self._fixed.scale, self._fixed.offset)
         )
         self._divisor = torch.where(self._scale == 0, 1.0, self._scale)
-        self._codes = torch.empty(columns.shape, dtype=torch.int64, device=device)
+        self._codes = torch.empty(columns.shape, dtype=torch.uint8, device=device)
         self.values = torch.empty_like(columns)
 
     def correct(self, columns: Tensor, upper: Tensor) -> Tensor:
@@ -150,11 +150,12 @@ class _Block:
 
     def packed(self, grid: Grid) -> Packed:
         """In the format."""
-        codes = torch.empty(self._codes.shape, dtype=torch.uint8, device=self._codes.device)
-        codes[self._inside] = self._codes.to(torch.uint8)
+        codes = torch.empty_like(self._codes)
+        codes[self._inside] = self._codes
         return grid.pack(self._fixed, np.ascontiguousarray(codes.T.cpu().numpy()))
 
     def _round(self, j: int, column: Tensor) -> None:
         place = (column - self._offset[j]) / self._divisor[j]
-        self._codes[j] = torch.bucketize(place, self._between)
-        self.values[j] = self._levels[self._codes[j]] * self._scale[j] + self._offset[j]
+        code = torch.bucketize(place, self._between)
+        self._codes[j] = code
+        self.values[j] = self._levels[code] * self._scale[j] + self._offset[j]

@@ -12,6 +12,9 @@ from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
 from emo_export.rounding.gptq import Factor, factor, round_columns
 
+ROWS = 512
+"""Rows that are rounded at a time: some 30 bytes are held for each of their weights."""
+
 
 @dataclass
 class Factors:
@@ -50,17 +53,18 @@ class Gptq:
     def quantize(self, rows: F32, inputs: InputStatistics | None) -> Packed:
         """Rows (N, C) float32 -> packed arrays of the format."""
         diagonal = None if inputs is None else inputs.diagonal
-        own = self.format.quantize(rows, diagonal)
         if self.grid is None or inputs is None or inputs.second_moments is None:
-            return own
+            return self.format.quantize(rows, diagonal)
         factor = self.factors.of(inputs.second_moments, self.grid.columns)
-        found = round_columns(rows, factor, self.grid, diagonal)
         moments = torch.from_numpy(inputs.second_moments).to(self.factors.device)
-        worse = self._errors(rows, found, moments) > self._errors(rows, own, moments)
-        return {
-            name: np.where(worse.reshape(-1, *[1] * (part.ndim - 1)), own[name], part)
-            for name, part in found.items()
-        }
+        made = []
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            own = self.format.quantize(some, diagonal)
+            found = round_columns(some, factor, self.grid, diagonal)
+            worse = self._errors(some, found, moments) > self._errors(some, own, moments)
+            made.append({n: np.where(worse[:, None], own[n], part) for n, part in found.items()})
+        return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 
     def _errors(self, rows: F32, packed: Packed, moments: Tensor) -> F32:
         """Mean squared error (N,) of the outputs of packed rows (N, C)."""
