@@ -180,7 +180,7 @@ def _time(time: ExportTime | None) -> str:
         return "time not measured (--time measures this machine)"
     parts = {
         "reading": time.reading,
-        "packing": time.packing,
+        "packing with --rounding nearest": time.packing,
         "calibration": time.calibrating,
         "the reference": time.reference,
     }
