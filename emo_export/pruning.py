@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from emo_export.base.disk import check_space, writing
 from emo_export.families.package import Package, copy_rows
 from emo_export.files.manifest import appearing
+from emo_export.line import Line, Listener, Output
 from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.parity.losses import Loss, by_domain
-from emo_export.pipeline import Line, Listener, OnBytes, Output, Saving, stream
+from emo_export.pipeline import OnBytes, Saving, stream
 from emo_export.resuming import Resuming, staged
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from emo_export.files.manifest import RESUME, staging
 
 if TYPE_CHECKING:
     from emo_export.interfaces import PlacedRows
-    from emo_export.pipeline import Line
+    from emo_export.line import Line
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

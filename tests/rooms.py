@@ -28,6 +28,7 @@ ORDER = (
     {"parity"},
     {"reference"},
     {"converters", "runtimes"},
+    {"line"},
     {"pipeline", "rounding", "selection", "budget"},
     {"report", "inspect", "bench", "resuming"},
     {"card_running"},

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from emo_export.errors import EmoExportError
 from emo_export.exporting.steps import Steps
 from emo_export.exporting.target import Rows
+from emo_export.line import Line
 from emo_export.model.product import Product
 from emo_export.parity.golden import FULL, ORIGINAL, Golden
-from emo_export.pipeline import Line, OnBytes, Saving, Traffic, stream
+from emo_export.pipeline import OnBytes, Saving, Traffic, stream
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes, VariantSink

@@ -8,16 +8,8 @@ from pathlib import Path
 
 from emo_export.exporting.target import Target
 from emo_export.interfaces import Format
+from emo_export.line import Calibrating, Choosing, Line, Listener, Measured, Output, TrunkMeasured
 from emo_export.model.product import Product
-from emo_export.pipeline import (
-    Calibrating,
-    Choosing,
-    Line,
-    Listener,
-    Measured,
-    Output,
-    TrunkMeasured,
-)
 
 ALONE = ""
 """The name of a package that no domain is named for: its folder is the whole export."""

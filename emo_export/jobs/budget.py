@@ -16,13 +16,14 @@ from emo_export.exporting.steps import Steps
 from emo_export.families import FAMILIES
 from emo_export.families.options import TargetOptions
 from emo_export.interfaces import Format, Ids
+from emo_export.line import Line
 from emo_export.model.config import EmoConfig
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.names import shape_of, slots
 from emo_export.model.product import Product
 from emo_export.model.recipes import Recipe
 from emo_export.model.source import Source
-from emo_export.pipeline import Line, stream
+from emo_export.pipeline import stream
 from emo_export.planning.outline import Planned, planned_with
 from emo_export.spec import Spec
 

@@ -11,12 +11,13 @@ from emo_export.exporting.steps import Steps
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.options import DomainOptions
 from emo_export.jobs.torch_device import prepare_torch
+from emo_export.line import Line
 from emo_export.measuring import CalibrationText, read_sample
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.parity.losses import ALL, Loss, by_domain
-from emo_export.pipeline import Line, stream
+from emo_export.pipeline import stream
 from emo_export.text.places import find_texts
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from emo_export.families import FAMILIES
 from emo_export.files.target_entry import TargetEntry
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.torch_device import prepare_torch
+from emo_export.line import Line
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
 from emo_export.parity.golden import Golden
-from emo_export.pipeline import Line
 
 
 def fresh_golden(

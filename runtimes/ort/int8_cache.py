@@ -55,7 +55,7 @@ def scales_of(folder: Path, opening: Callable[..., OnnxModel]) -> F32:
     with suppress(EmoExportError):  # no home
         place = cache_folder("kv-scales", "") / f"{prepacked_key(folder).digest}-{METHOD}.npy"
     if place is not None and place.is_file():
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, EOFError):  # damaged: measured anew
             return np.asarray(np.load(place, allow_pickle=False), np.float32)
     most = read_config(folder)["max_position_embeddings"]
     model = opening(context=min(TOKENS, most))

@@ -21,11 +21,12 @@ from emo_export.budget.sites import (
 from emo_export.converters.gguf.formats import GGML_FORMATS
 from emo_export.converters.onnx.formats import NBITS_FORMATS
 from emo_export.interfaces import F32, Format, InputStatistics
+from emo_export.line import Line
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot, slots
 from emo_export.model.product import Product
 from emo_export.model.recipes import Part
-from emo_export.pipeline import Line, stream
+from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import logits
 from tests.kit.exporting import kl, run_calibration

@@ -20,13 +20,14 @@ from emo_export.converters.onnx.formats import Float32
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.converters.onnx.writer import OnnxWriter
 from emo_export.interfaces import Format, Packed, Runtime, TensorDecl, Writer
+from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
 from emo_export.model.recipes import Part
 from emo_export.model.scheme import QuantScheme
-from emo_export.pipeline import Line, Output, stream
+from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import Rows, logits
 from emo_export.spec import GGUF, ONNX, Spec

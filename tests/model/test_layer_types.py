@@ -12,11 +12,12 @@ from emo_export.errors import EmoExportError
 from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
 from emo_export.files.target_entry import TargetEntry
+from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
 from emo_export.model.recipes import Part, Recipe
-from emo_export.pipeline import Line, Output, stream
+from emo_export.pipeline import stream
 from emo_export.report.recipes import shown_types
 from emo_export.spec import Spec
 from tests.kit.synth import make_checkpoint

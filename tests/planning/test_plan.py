@@ -15,9 +15,10 @@ from emo_export.base.disk import size_of
 from emo_export.errors import EmoExportError
 from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
+from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.product import Product
-from emo_export.pipeline import Line, Output, stream
+from emo_export.pipeline import stream
 from emo_export.planning.choice import choose
 from emo_export.planning.keeping import kept_counts
 from emo_export.planning.outline import Planned

@@ -17,12 +17,13 @@ from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
+from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Block, Role, Slot, Step, blocks, row_spans, slots
 from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
-from emo_export.pipeline import Line, Output, stream
+from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.forward import KeyValues
 from emo_export.reference.passes import Pass, Rows

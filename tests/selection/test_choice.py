@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from emo_export.errors import EmoExportError
+from emo_export.line import Line
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
-from emo_export.pipeline import Line, stream
+from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.selection.choice import Choice
 from emo_export.selection.keep import Keep, Selection

@@ -26,12 +26,13 @@ from emo_export.converters.gguf.writer import GgufWriter
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_types import FILE_TYPES
 from emo_export.files.manifest import Manifest
+from emo_export.line import Line, Output
 from emo_export.model.config import EmoConfig
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 from emo_export.model.recipes import GGUF_RECIPES, NEXT_BETTER
 from emo_export.model.scheme import part_of
 from emo_export.parity.judge import EXACT, SHIPPED, tolerances
-from emo_export.pipeline import Line, Output, stream
+from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
 from emo_export.reference.passes import logits
 from emo_export.runtimes.llama.abi import load_library
