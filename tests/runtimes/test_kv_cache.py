@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def test_int8_keys_and_values_lose_little(monkeypatch: pytest.MonkeyPatch) -> No
         # What was in the cache before is gone after a reset.
         np.testing.assert_array_equal(steps(runtime, ids[:1]), found[kind][:1])
         runtime.close()
+    # A file of scales that was cut off is made anew.
+    (stored,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.npy")
+    whole = stored.read_bytes()
+    stored.write_bytes(b"")
+    open_runtime(folder, 1, kv_cache="int8").close()
+    assert stored.read_bytes() == whole
     # The scales are measured once: a second opening finds them.
     monkeypatch.setattr("emo_export.runtimes.ort.int8_cache.measured", None)
     again = open_runtime(folder, 1, kv_cache="int8")
