@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.disk import check_space, writing
+from emo_export.errors import EmoExportError
 from emo_export.families.package import Package, copy_rows
-from emo_export.files.manifest import appearing
+from emo_export.files.gguf_header import MAGIC
+from emo_export.files.onnx_needs import REQUIREMENTS
+from emo_export.files.staging import staging
 from emo_export.line import Line, Listener, Output
 from emo_export.model.hub import HUB_FILES
 from emo_export.model.product import Product
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
     from emo_export.selection.choice import Choice
 
-MADE = ("config.json", "pruning_metadata.json", "*.safetensors", "model.safetensors.index.json")
+METADATA = "pruning_metadata.json"
+MADE = ("config.json", METADATA, "*.safetensors", "model.safetensors.index.json")
 """What a pruned checkpoint has of its own; the rest of HUB_FILES goes along unchanged."""
 
 
@@ -38,6 +42,18 @@ class Pruned:
     product: Product
     choice: Choice
     loss: tuple[Loss, ...]
+
+
+def is_pruned(path: Path) -> bool:
+    """Whether `prune` may replace it: a GGUF file, an ONNX folder of ours, a pruned checkpoint."""
+    if path.is_symlink():
+        return False
+    if path.is_file():
+        with path.open("rb") as handle:
+            return handle.read(len(MAGIC)) == MAGIC
+    return not any(path.iterdir()) or any(
+        (path / name).is_file() for name in (METADATA, REQUIREMENTS)
+    )
 
 
 def measure_lines(
@@ -81,10 +97,12 @@ def prune(
     probes: Probes | None,
     steps: Steps,
     device: str = "cpu",
+    overwrite: bool = False,
     resuming: Resuming | None = None,
 ) -> Pruned:
     """Write the checkpoint; `out` appears only when it is whole. Raises EmoExportError."""
-    with staged(out, False, steps.on_stage, resuming) as (folder, progress):
+    _refuse_source(product.source, out)
+    with staged(out, overwrite, is_pruned, steps.on_stage, resuming) as (folder, progress):
         writer = make_writer(folder)
         if progress is None or not progress.blocks:
             check_space(out, sum(decl.nbytes for decl in writer.declarations()))
@@ -100,7 +118,7 @@ def prune(
             writer.abort()
             raise
         write_json(folder / "config.json", product.raw)
-        write_json(folder / "pruning_metadata.json", product.pruning)
+        write_json(folder / METADATA, product.pruning)
         _copy_rest(product.source, folder)
     return Pruned(product, choice, loss)
 
@@ -114,13 +132,15 @@ def prune_package(
     probes: Probes | None,
     steps: Steps,
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> Pruned:
     """Write a package of the same kind with the experts that are chosen on its own weights.
 
     Kept bytes are read once more, to be copied. `out`, a file or a folder as the package is,
     appears only when it is whole. Raises EmoExportError.
     """
-    with appearing(out) as place:
+    _refuse_source(package, out)
+    with staging(out, overwrite, is_pruned) as place:
         writer = package.writer(product, place)
         check_space(out, sum(decl.nbytes for decl in writer.declarations()))
         steps.on_start((), package.nbytes)
@@ -134,6 +154,11 @@ def prune_package(
             writer.abort()
             raise
     return Pruned(product, choice, loss)
+
+
+def _refuse_source(source: Source, out: Path) -> None:
+    if out.exists() and out.samefile(source.path):
+        raise EmoExportError(f"{out}: is what is pruned; choose another -o")
 
 
 def _copy_rest(source: Source, folder: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.disk import writing
-from emo_export.files.manifest import RESUME, staging
+from emo_export.files.staging import RESUME, staging
 
 if TYPE_CHECKING:
     from emo_export.interfaces import PlacedRows
@@ -37,7 +37,7 @@ class Progress:
     """Saves and restores lines; `folder` is where the files of the export are being made."""
 
     def __init__(self, folder: Path, recipe: Mapping[str, str]) -> None:
-        self._folder, self._place, self._recipe = folder, folder / RESUME, recipe
+        self._folder, self._place, self._recipe = folder, folder.parent / RESUME, recipe
         self._state: dict[str, npt.NDArray[Any]] | None = None
 
     @property
@@ -122,14 +122,20 @@ class Resuming:
 
 @contextmanager
 def staged(
-    out: Path, overwrite: bool, on_stage: Callable[[str], None], resuming: Resuming | None
+    out: Path,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    on_stage: Callable[[str], None],
+    resuming: Resuming | None,
 ) -> Iterator[tuple[Path, Progress | None]]:
     """A hidden folder that becomes `out`, and what saves the work in it (None: nothing does)."""
     if resuming is None:
-        with staging(out, overwrite) as folder:
+        with staging(out, overwrite, is_ours) as folder:
+            folder.mkdir()
             yield folder, None
         return
-    with staging(out, overwrite, lambda left: resuming.wants(left, on_stage)) as folder:
+    with staging(out, overwrite, is_ours, lambda left: resuming.wants(left, on_stage)) as folder:
+        folder.mkdir(exist_ok=True)
         progress = Progress(folder, resuming.recipe)
         progress.find()
         if progress.blocks:
@@ -140,7 +146,7 @@ def staged(
             if progress.is_saved:
                 on_stage("interrupted; the same command goes on after the last whole layer")
             else:  # in the midst of the first save: nothing that is worth its place
-                shutil.rmtree(folder / RESUME, ignore_errors=True)
+                shutil.rmtree(folder.parent / RESUME, ignore_errors=True)
             raise
 
 

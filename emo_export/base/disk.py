@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from emo_export.base.lock import is_at, take
 from emo_export.errors import EmoExportError
 
 
@@ -79,15 +80,37 @@ def write_whole(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         real = path.resolve()
-        temporary = real.with_name(f".{real.name}.partial-{os.getpid()}")
+        temporary = real.with_name(f".{real.name}.partial")
+        handle = take(temporary)
+        if handle is None:
+            raise EmoExportError(f"{path}: another process is writing it; start again")
         try:
-            with temporary.open("wb") as file:
+            with open(handle, "wb", closefd=False) as file:
+                file.truncate()  # what a killed process has left
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            os.fsync(handle)
             temporary.replace(real)
+            flush(real.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            if is_at(handle, temporary):
+                temporary.unlink()
+            os.close(handle)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_all(place: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for path in (*place.rglob("*"), place):
+        if not path.is_symlink():
+            flush(path)
 
 
 def size_of(path: Path) -> int:

@@ -49,6 +49,7 @@ from emo_export.selection.method import Method
 )
 @click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
 @click.option("--max-shard-size", metavar="SIZE", help="Of a checkpoint's files.  [default: 5GB]")
+@click.option("--overwrite", is_flag=True, help="Replace what prune made before.")
 @click.option("--no-resume", is_flag=True, help="Start anew where an earlier run was interrupted.")
 @click.option("--no-loss", is_flag=True, help="Do not measure what the pruning costs.")
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
@@ -68,6 +69,7 @@ def prune(
     heldout: tuple[Path, ...],
     heldout_tokens: int,
     max_shard_size: str | None,
+    overwrite: bool,
     no_resume: bool,
     no_loss: bool,
     torch_device: str,
@@ -102,6 +104,7 @@ def prune(
         not no_loss,
         not no_resume,
         torch_device,
+        overwrite,
     )
     run_prune(path, targets, output, options, stdout(), as_json)
 

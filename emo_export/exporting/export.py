@@ -14,7 +14,7 @@ from emo_export.exporting.package import ALONE, Package
 from emo_export.exporting.steps import Steps
 from emo_export.exporting.target import Target
 from emo_export.files.domains import check_links, share, write_domains
-from emo_export.files.manifest import Manifest
+from emo_export.files.manifest import Manifest, is_export
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.golden import Golden
 from emo_export.parity.result import Result
@@ -63,7 +63,7 @@ def export(
     parity.json and card, and in the returned results. Raises EmoExportError with nothing left
     behind. Interrupted with `resuming`, it leaves a hidden folder that the same call goes on with.
     """
-    with staged(out, overwrite, steps.on_stage, resuming) as (folder, progress):
+    with staged(out, overwrite, is_export, steps.on_stage, resuming) as (folder, progress):
         begun = [_begin(name, package, folder, out, steps) for name, package in packages.items()]
         if any(target.entry.trunk is not None for one in begun for target in one.targets):
             check_links(folder)

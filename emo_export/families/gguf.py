@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.base.install import need
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.families.recipe import known_recipe, refuse_unused
 from emo_export.files.gguf_header import read_gguf
@@ -191,8 +192,8 @@ class Gguf:
         if twin_bytes * 1.05 > shutil.disk_usage(tempfile.gettempdir()).free:
             yield NotCompared(SPACE, twin_bytes, tempfile.gettempdir())
             return
-        with tempfile.TemporaryDirectory(prefix="emo-export-twin-") as folder:
-            twin = Path(folder) / "twin.gguf"
+        with Scratch("twin") as folder:
+            twin = folder / "twin.gguf"
             write_float_twin(path, twin)
             yield partial(open_runtime, twin, threads, parity=True)
 
@@ -213,8 +214,8 @@ def _encoding(path: Path, vocab_size: int) -> Iterator[Encode]:
         raise EmoExportError(
             f"{path}: has no tokenizer, so that no text can be read for it; prune the checkpoint"
         )
-    with tempfile.TemporaryDirectory(prefix="emo-export-tokenizer-") as folder:
-        alone = Path(folder) / "tokenizer.gguf"
+    with Scratch("tokenizer") as folder:
+        alone = folder / "tokenizer.gguf"
         TokenizerAlone(alone, path, vocab_size).outline()
         runtime = open_runtime(alone, 1, context=1)
         try:

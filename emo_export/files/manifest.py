@@ -1,13 +1,10 @@
-"""The manifest of an exported folder, written last, and publishing the folder in one rename."""
+"""The manifest of an exported folder, written last."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,6 @@ from emo_export.spec import Spec
 NAME = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError)
 VERSION = 1
-RESUME = ".resume"
-"""In a folder that is being made: what a later run goes on with. No part of the export."""
 ABSENT, SIZE, CONTENT, UNLISTED = "absent", "size", "content", "unlisted"
 
 
@@ -141,8 +136,7 @@ def write_manifest(
     targets: Mapping[str, TargetEntry],
 ) -> Manifest:
     """Digest every file of the folder and write manifest.json beside them."""
-    inside = (p for p in folder.rglob("*") if RESUME not in p.relative_to(folder).parts)
-    paths = sorted(p for p in inside if p.is_file() and p.name != NAME)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
     files = tuple(
         FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, digest(p)) for p in paths
     )
@@ -190,69 +184,7 @@ def _problem(folder: Path, entry: FileEntry) -> Problem | None:
     return None if digest(path) == entry.sha256 else Problem(entry.path, CONTENT)
 
 
-@contextmanager
-def staging(
-    final: Path, overwrite: bool, wanted: Callable[[Path], bool] = lambda left: False
-) -> Iterator[Path]:
-    """A hidden folder beside `final` that takes its name only when everything went well.
-
-    `wanted` is asked of each folder that a killed or interrupted run has left: the first that it
-    wants is gone on with, others are removed. One that holds work in progress stays when this run
-    is interrupted, too.
-
-    Raises EmoExportError when `final` exists and `overwrite` is not given.
-    """
-    if final.exists() and not overwrite:
-        ours = ", or add --overwrite" if _is_ours(final) else ", for this is no exported folder"
-        raise EmoExportError(f"{final}: exists already; choose another -o{ours}")
-    if final.exists() and not _is_ours(final):
-        raise EmoExportError(f"{final}: is not an exported folder, so --overwrite leaves it alone")
-    temporary = final.parent / f".{final.name}.partial-{os.getpid()}"
-    try:  # from the first: a signal may come as soon as the folder is there
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(final, temporary, wanted)
-            temporary.mkdir(exist_ok=True)
-        except OSError as error:
-            raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
-        yield temporary
-        _publish(temporary, final, overwrite)
-    except BaseException as error:
-        if isinstance(error, Exception) or not (temporary / RESUME).is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def appearing(final: Path) -> Iterator[Path]:
-    """Where a file or a folder is made that takes the name `final` when everything went well.
-
-    Raises EmoExportError when `final` exists.
-    """
-    scratch = final.parent / f".{final.name}.partial-{os.getpid()}"
-    try:
-        _refuse_existing(final)
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(final, scratch, lambda left: False)
-            scratch.mkdir()
-        except OSError as error:
-            raise EmoExportError(f"{final}: cannot be made ({error.strerror})") from error
-        yield scratch / final.name
-        with writing(final):
-            _flush(scratch)
-            _refuse_existing(final)
-            (scratch / final.name).rename(final)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _refuse_existing(final: Path) -> None:
-    if final.exists() or final.is_symlink():
-        raise EmoExportError(f"{final}: exists already; choose another -o")
-
-
-def _is_ours(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
     """An empty folder, or one whose manifest.json or domains.json is of this tool."""
     if folder.is_symlink() or not folder.is_dir():
         return False
@@ -260,73 +192,8 @@ def _is_ours(folder: Path) -> bool:
         return True
     try:
         if is_domains(folder):
-            return all(_is_ours(folder / name) for name in read_domains(folder))
+            return all(is_export(folder / name) for name in read_domains(folder))
         Manifest.load(folder)
     except EmoExportError:
         return False
     return True
-
-
-def _sweep(final: Path, temporary: Path, wanted: Callable[[Path], bool]) -> None:
-    """Remove what exports to this name left when they were killed; restore what one had moved.
-
-    The first that is `wanted` becomes `temporary`.
-    """
-    taken = False
-    for kind in ("partial", "old"):
-        for left in sorted(final.parent.glob(f".{final.name}.{kind}-*")):
-            if taken and left == temporary:
-                continue
-            owner = left.name.rpartition("-")[2]
-            # In a container this very process may have the number of one that was killed.
-            if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
-                continue
-            if kind == "old" and not final.exists():
-                left.rename(final)
-            elif kind == "partial" and not taken and wanted(left):
-                taken = True
-                if left != temporary:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    left.rename(temporary)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _flush(folder: Path) -> None:
-    """Bring every file and folder to the disk before the rename that announces them."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
-    try:
-        shutil.rmtree(temporary / RESUME, ignore_errors=True)
-        _flush(temporary)
-        if overwrite and final.exists() and _is_ours(final):
-            final.rename(old)
-        temporary.rename(final)
-    except BaseException as error:
-        # Interrupted between the two renames, or another export took the name meanwhile.
-        if old.exists() and not final.exists():
-            old.rename(final)
-        if isinstance(error, OSError):
-            raise EmoExportError(f"{final}: cannot be put in place ({error.strerror})") from error
-        raise
-    finally:
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)

@@ -31,6 +31,7 @@ class PruneOptions:
     loss: bool = True
     resume: bool = True
     device: str = "cpu"
+    overwrite: bool = False
 
     def check(self) -> None:
         """Refuse what can't be."""

@@ -56,6 +56,7 @@ def prune_checkpoint(
         probes,
         steps,
         options.device,
+        options.overwrite,
         Resuming(recipe, options.resume),
     )
 
@@ -92,7 +93,15 @@ def prune_target(
     calibration = start_calibration(sample, product, options.device)
     choice = start_choice(selection, calibration, package)
     return prune_package(
-        package, product, output, calibration, choice, probes, steps, options.device
+        package,
+        product,
+        output,
+        calibration,
+        choice,
+        probes,
+        steps,
+        options.device,
+        options.overwrite,
     )
 
 

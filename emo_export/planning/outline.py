@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from emo_export.base.disk import size_of
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.families import target_maker
 from emo_export.families.options import TargetOptions
@@ -102,8 +101,7 @@ def _planned(
     options: TargetOptions = PLAIN,
 ) -> Planned:
     make = target_maker([spec], product, options, importance)
-    with tempfile.TemporaryDirectory(prefix="emo-plan-") as name:
-        folder = Path(name)
+    with Scratch("plan") as folder:
         target = make(folder)[0]
         target.writer.outline()
         formats: dict[str, Format] = {}

@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 
 STDIN = Path("-")
@@ -114,9 +114,9 @@ def readable_twice(places: Sequence[Path]) -> Iterator[list[Path]]:
     """
     if places.count(STDIN) > 1:
         raise EmoExportError('"-", standard input, can be read only once')
-    with tempfile.TemporaryDirectory(prefix="emo-export-text-") as folder:
+    with Scratch("text") as folder:
         yield [
-            _copied(place, Path(folder) / str(number))
+            _copied(place, folder / str(number))
             if place == STDIN or (place.exists() and not place.is_file() and not place.is_dir())
             else place
             for number, place in enumerate(places)

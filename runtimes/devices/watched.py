@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from emo_export.base.child_process import child_environment
 from emo_export.base.disk import writing
 from emo_export.base.llama_library import LIBRARY
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.result import HERE
@@ -48,7 +48,7 @@ class WatchedDevice:
         self.emulated = kind == EMULATED
         self.profile = name if self.emulated else ""
         self._start, self._facts = start, facts
-        self._folder = tempfile.TemporaryDirectory(prefix="emo-export-device-")
+        self._folder = Scratch("device")
         self._models: Mapping[str, Sequence[Path]] = {}
         self._found: MemoryFound | None = None
 
@@ -77,7 +77,7 @@ class WatchedDevice:
 
     def command_line(self, arguments: Sequence[str]) -> list[str]:
         """What starts Python there with these arguments."""
-        return self._start(Path(self._folder.name), arguments)
+        return self._start(self._folder.path, arguments)
 
     def command(self, arguments: Sequence[str]) -> str:
         """The command line of `run`; a folder in it goes with `close`."""
@@ -85,7 +85,7 @@ class WatchedDevice:
 
     def close(self) -> None:
         """Remove the folder; a second call does nothing."""
-        self._folder.cleanup()
+        self._folder.close()
 
 
 def emulated_device(profile: Profile, emulation: Emulation) -> WatchedDevice:

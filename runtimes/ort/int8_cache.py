@@ -8,6 +8,7 @@ one scale. Source: onnxruntime `contrib_defs.cc` (GroupQueryAttention), onnx `on
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.base.disk import cache_folder
+from emo_export.base.disk import cache_folder, write_whole
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 from emo_export.runtimes.ort.folder import read_config
@@ -64,11 +65,12 @@ def scales_of(folder: Path, opening: Callable[..., OnnxModel]) -> F32:
     finally:
         model.close()
     if place is not None:
-        with suppress(OSError):  # a disk that is full or read-only: they are measured again
+        stored = io.BytesIO()
+        np.save(stored, scales)
+        # A disk that is full or read-only, or another process that writes: they are measured again.
+        with suppress(OSError, EmoExportError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_suffix(".unfinished.npy")
-            np.save(unfinished, scales)
-            unfinished.rename(place)
+            write_whole(place, stored.getvalue())
     return scales
 
 

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from emo_export.base.disk import cache_folder, writing
+from emo_export.base.disk import cache_folder, flush, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
 from emo_export.runtimes.ort.engine import MODEL, check_engine
 from emo_export.runtimes.ort.prepacked_key import PrepackedKey, prepacked_key
-from emo_export.runtimes.ort.prepacking import GROUP_BYTES, flush, write_prepacked
+from emo_export.runtimes.ort.prepacking import GROUP_BYTES, write_prepacked
 
 RECORD = "prepacked.json"
 UNFINISHED = ".emo-export-prepacking-"

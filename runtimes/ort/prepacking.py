@@ -10,13 +10,12 @@ itself, so a copy for another CPU costs memory, never correctness.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from emo_export.base.disk import writing
+from emo_export.base.disk import flush_all, writing
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
 from emo_export.runtimes.ort.engine import CPU, MODEL, import_onnxruntime, utf8_path
@@ -70,9 +69,8 @@ def write_prepacked(folder: Path, into: Path, group_bytes: int = GROUP_BYTES) ->
             (into / SAVED_DATA).unlink()
     with writing(into / MODEL):
         (into / MODEL).write_bytes(model.with_constants(packed))
-    for path in into.iterdir():
-        flush(path)
-    flush(into)
+    with writing(into):
+        flush_all(into)
 
 
 def _append(blocks: BinaryIO, data: BinaryIO, offset: int, nbytes: int) -> int:
@@ -119,12 +117,3 @@ def _open(ort: Any, graph: bytes, options: Any, folder: Path) -> None:
             f"ONNX Runtime {ort.__version__} cannot prepack {folder / MODEL}: "
             f"{' '.join(str(error).split())}"
         ) from error
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk: a name must not outlive its bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -66,7 +66,9 @@ def test_one_target_of_a_folder(tmp_path: Path, text: Path, emo: Emo) -> None:
     seen = emo("inspect", tmp_path / "x")
     assert seen.code == 0, seen.err
     again = emo("prune", folder, "--target", "onnx:int4", "-o", tmp_path / "x", *args)
-    assert again.code == 2 and "exists already" in again.err
+    assert again.code == 2 and "or add --overwrite" in again.err
+    anew = emo("prune", folder, "--target", "onnx:int4", "-o", tmp_path / "x", *args, "--overwrite")
+    assert anew.code == 0 and sorted(path.name for path in tmp_path.glob("*x")) == ["x"]
     sharded = emo("prune", folder, "-o", tmp_path / "y", *args, "--max-shard-size", "1GB")
     assert sharded.code == 2 and "--max-shard-size is for checkpoints" in sharded.err
 

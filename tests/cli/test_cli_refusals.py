@@ -177,7 +177,7 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
         [*command, "--to", "onnx:int4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
+    while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)  # handled as Ctrl-C is
     assert process.wait(60) == 130
@@ -203,7 +203,7 @@ def test_a_disk_that_is_too_small_or_fills_up_is_named(
     """20 MB are too few for GGUF and golden.npz; of 18 somebody else takes 12 in the meantime."""
     script = (
         f'mount -t tmpfs -o size={size} tmpfs "$1" && shift; '
-        '(until ls "$0"/.out.partial-*/*.gguf; do sleep 0.01; done; '
+        '(until ls "$0"/.out.partial/out/*.gguf; do sleep 0.01; done; '
         'head -c 12000000 /dev/zero > "$0/other") >/dev/null 2>&1 & other=$!; "$@"; code=$?; '
         'kill $other 2>/dev/null; rm -f "$0/other"; ls -A "$0"; exit $code'
     )

@@ -1,4 +1,4 @@
-"""The manifest, and that a folder takes its name only when it is whole."""
+"""The manifest, and that space is checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from emo_export.files.manifest import (
     UNLISTED,
     Manifest,
     Problem,
-    staging,
     verify,
     write_manifest,
 )
@@ -83,37 +82,6 @@ def test_a_wrong_manifest_is_refused(change: object, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(EmoExportError, match=r"manifest\.json"):
         Manifest.load(folder)
-
-
-def test_staging_publishes_or_leaves_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with staging(out, overwrite=False) as folder:
-        assert not out.exists()
-        filled(folder)
-    assert verify(out) == []
-    with pytest.raises(KeyboardInterrupt), staging(out, overwrite=True) as folder:
-        (folder / "half").write_text("written")
-        raise KeyboardInterrupt
-    assert verify(out) == []
-    assert [p.name for p in out.parent.iterdir()] == ["out"]
-
-
-def test_an_export_that_lost_the_race_keeps_the_winner(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(EmoExportError, match="put in place"), staging(out, False) as folder:
-        filled(folder)
-        filled(out)
-    assert verify(out) == []
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.write_text("a file")
-    for overwrite in (False, True):
-        with pytest.raises(EmoExportError), staging(out, overwrite):
-            pytest.fail("the body must not run")
-    assert out.read_text() == "a file"
 
 
 def test_space_is_checked_against_the_disk(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_sweep_goes_on_where_it_was(spec: Path, tmp_path: Path, emo: Emo, sche
     first = emo(*arguments)
     assert first.code == 2 and f"{NAMES[1]}: " in first.err and "4 to make" in first.err
     found = told(out)
-    assert list(found) == NAMES and "is not an exported folder" in found[NAMES[1]]["error"]
+    assert list(found) == NAMES and "was not made by this command" in found[NAMES[1]]["error"]
     assert (out / NAMES[1] / "mine").exists()
     for name in (NAMES[0], NAMES[2], NAMES[3]):
         _check_figures(out / name, found[name])
@@ -137,8 +137,8 @@ def test_without_a_scheduler(spec: Path, tmp_path: Path, emo: Emo, monkeypatch: 
 
 def working(out: Path) -> list[int]:
     """The processes that are at a variant; a folder may be what an earlier one left."""
-    owners = [int(path.name.rpartition("-")[2]) for path in out.glob(".*.partial-*")]
-    return [owner for owner in owners if Path(f"/proc/{owner}").exists()]
+    signed = [path.read_text() for path in out.glob(".*.partial/lock")]
+    return [int(owner) for owner in signed if owner and Path(f"/proc/{owner.strip()}").exists()]
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ import contextlib
 import json
 import os
 import shlex
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.files.target_entry import TargetEntry
 from emo_export.runtimes.devices.adb.adb import Adb
@@ -137,14 +137,14 @@ class AdbDevice:
         old = f"find {CACHE} -maxdepth 1 -name 'run-*' -mtime {OLD_DAYS} -exec rm -rf {{}} +"
         make = f"umask 022; {old}; mkdir -p {part}"
         self._adb.checked_shell(make, f"make the folder {self._session}")
-        with tempfile.TemporaryDirectory(prefix="emo-export-") as name:
-            local = Path(name) / "runtime.zip"
+        with Scratch("phone") as folder:
+            local = folder / "runtime.zip"
             local.write_bytes(self._runtime)
             self._store.put(local, f"{self._session}/runtime.zip")
             if root is None:
                 return
-            root.pack(Path(name) / "root.tar")
-            self._store.put(Path(name) / "root.tar", packed)
+            root.pack(folder / "root.tar")
+            self._store.put(folder / "root.tar", packed)
         script = (
             f"umask 022; tar -xf {packed} -C {part} && rm -f {packed} && "
             f"rm -rf {CACHE}/python-* && mv {part} {CACHE}/{root.name}"

@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from emo_export.base.process_memory import (
     rss_anonymous,
 )
 from emo_export.base.ram_size import shown
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.device import Finished
 from emo_export.runtimes.devices.memory.cgroup import MemoryGroup, memory_group
@@ -123,10 +123,10 @@ def run_capped(
     if limit is not None:
         found.not_dropped = {str(path): left for path, left in drop(model).items()}
     allowed = 0 if limit is None else limit + (START if emulated else 0)
-    with _group(allowed, found) as group, tempfile.TemporaryDirectory(prefix="emo-ram-") as folder:
-        mark = Path(folder) / "mark"
+    with _group(allowed, found) as group, Scratch("ram") as folder:
+        mark = folder / "mark"
         entering = list(command) if group is None else group.command(command)
-        out_file, err_file = Path(folder) / "out", Path(folder) / "err"
+        out_file, err_file = folder / "out", folder / "err"
         with out_file.open("w+b") as out, err_file.open("w+b") as err:
             process = _started(entering, {**env, MARK: str(mark)}, out, err)
             try:
