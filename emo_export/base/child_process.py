@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.base.process_memory import PROC, sizes
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError, MissingDependencyError
 
 SAMPLE_SECONDS, SAMPLE_SHARE = 0.1, 0.02  # between looks at memory; of the time, at most
@@ -63,6 +64,7 @@ class Child:
             stderr=self._said,
             env=child_environment(),
             start_new_session=True,
+            preexec_fn=tied(),
         )
 
     @property

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.child_process import child_command, child_environment
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError
 
 Bytes = npt.NDArray[np.uint8]
@@ -67,7 +68,9 @@ def measure(threads: int, kernel: str = "") -> Bandwidth:
     """
     command = child_command("emo_export.bench.bandwidth", str(threads), str(buffer_bytes()), kernel)
     environment = child_environment() | dict.fromkeys(SERIAL_BLAS, "1")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, preexec_fn=tied()
+    )
     if done.returncode:
         raise EmoExportError(f"measuring read bandwidth failed: {done.stderr.strip()[-500:]}")
     return Bandwidth(**json.loads(done.stdout))

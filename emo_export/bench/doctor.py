@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from emo_export.base.install import DISTRIBUTION, install_command
+from emo_export.base.tied import tied
 from emo_export.bench.onnx_probe import NO_GRAPH, PROBE, described
 
 BASE = ""  # what every install has, as if it were an extra
@@ -160,6 +161,7 @@ def _onnxruntime() -> Check:
             text=True,
             timeout=PROBE_SECONDS,
             env=environment,
+            preexec_fn=tied(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         return Check(name, f"could not be tried: {error}", False, use, remedy)

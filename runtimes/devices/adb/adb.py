@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.runtimes.devices.device import Finished
 
@@ -161,6 +162,7 @@ class Adb:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
+            preexec_fn=tied(),
             check=False,
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.emulated.place import bytes_of
 
@@ -72,7 +73,7 @@ def watched(
                     cwd=folder,
                     env=environment,
                     start_new_session=True,  # a Ctrl-C is ours alone; we end it and wait
-                    preexec_fn=partial(signal.pthread_sigmask, signal.SIG_SETMASK, before),
+                    preexec_fn=partial(_begin, tied(), before),
                 )
             except OSError as error:
                 raise EmoExportError(f"{command[0]} can't be started ({error.strerror})") from error
@@ -105,6 +106,12 @@ def _watch(
             continue
         on_bytes(max(0, bytes_of(growing) - max(seen, before)))
         return
+
+
+def _begin(tie: Callable[[], None], mask: set[int | signal.Signals]) -> None:
+    """In the new process: it goes with its parent, and gets signals as its parent did."""
+    tie()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emo_export.base.tied import tied
+
 LAST = 1 << 16  # bytes of stderr that are brought home
 LOOK_SECONDS = 0.05
 
@@ -41,6 +43,7 @@ def run_child(
             env=dict(environment),
             cwd=folder,
             start_new_session=True,
+            preexec_fn=tied(),
         )
         try:
             while process.poll() is None:

@@ -34,6 +34,7 @@ from emo_export.base.process_memory import (
 )
 from emo_export.base.ram_size import shown
 from emo_export.base.scratch import Scratch
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.device import Finished
 from emo_export.runtimes.devices.memory.cgroup import MemoryGroup, memory_group
@@ -154,6 +155,7 @@ def _started(
             stderr=err,
             env=dict(env),
             start_new_session=True,
+            preexec_fn=tied(),
         )
     except OSError as error:
         raise EmoExportError(f"{command[0]}: cannot be started ({error.strerror})") from error

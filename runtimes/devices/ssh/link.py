@@ -18,6 +18,7 @@ import threading
 from collections.abc import Mapping
 from typing import IO, Any, NoReturn
 
+from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.runtimes.devices.ssh.address import Address
 from emo_export.runtimes.devices.ssh.probe import MARK, FarPython, Probe, probe_command, read_probe
@@ -73,7 +74,11 @@ class SshLink:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - close closes it
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                preexec_fn=tied(),
             )
         except OSError as error:
             self._said.close()
