@@ -117,7 +117,7 @@ def onnx_folder(small_exports: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def package() -> Path:
     """A whole package of a small model, to read or copy: its validation takes about a second."""
-    return exported_package(GOLDEN / "base", SMALL_TARGETS)
+    return exported_package(GOLDEN / "base", SMALL_TARGETS, "--heldout-tokens", "128")
 
 
 @pytest.fixture

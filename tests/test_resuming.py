@@ -22,6 +22,7 @@ from emo_export.jobs.prune import prune_checkpoint
 from emo_export.measuring import CalibrationText
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.names import Slot
+from emo_export.model.rounding import Rounding
 from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
 from tests.kit.forked import run_command
@@ -38,8 +39,10 @@ def text(tmp_path: Path) -> Path:
 
 
 def options_for(text: Path, method: Method = Method.REAP) -> ExportOptions:
+    """Without GPTQ, whose small steps would be most of a test's time."""
     return ExportOptions(
         calibration=(text,),
+        rounding=Rounding.WEIGHTED,
         selection=Selection(Keep.parse("6"), method, rescale=True),
         golden=False,
     )
@@ -74,10 +77,15 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def test_it_goes_on_after_the_last_whole_layer(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize(
+    "rounding", [Rounding.WEIGHTED, pytest.param(Rounding.GPTQ, marks=pytest.mark.slow)]
+)
+def test_it_goes_on_after_the_last_whole_layer(
+    rounding: Rounding, tmp_path: Path, text: Path
+) -> None:
     """Interrupted somewhere else each time, and some again and again."""
     source = Checkpoint.open(GOLDEN / "base")
-    options = replace(options_for(text), golden=True, validate=False)
+    options = replace(options_for(text), rounding=rounding, golden=True, validate=False)
     export_checkpoint(source, tmp_path / "whole", TARGETS, options)
     want = files_of(tmp_path / "whole")
     rng = random.Random(7)

@@ -17,8 +17,9 @@ from tests.kit.bad_gguf import rewrite
 from tests.kit.command import Done, Emo
 from tests.kit.packages import narrow, quantised_package
 from tests.kit.packages import package as exported_package
-from tests.kit.paths import GOLDEN, NANO
+from tests.kit.paths import GOLDEN, GOLDENS, NANO
 from tests.kit.synth import make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def quantised() -> Path:
     return quantised_package()
 
 
-def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
-    names = {p.name for p in exported.iterdir()}
+def test_export_leaves_a_whole_folder(quantised: Path, emo: Emo) -> None:
+    names = {p.name for p in quantised.iterdir()}
     assert names == {
         "README.md",
         "golden.npz",
@@ -43,14 +44,15 @@ def test_export_leaves_a_whole_folder(exported: Path, emo: Emo) -> None:
         "onnx-int4",
         "parity.json",
     }
-    assert json.loads((exported / "parity.json").read_text())["passed"] is True
-    assert emo("verify", exported).code == 0
-    card = (exported / "README.md").read_text()
+    assert json.loads((quantised / "parity.json").read_text())["passed"] is True
+    assert emo("verify", quantised).code == 0
+    card = (quantised / "README.md").read_text()
     assert "gguf:q4_0" in card and "FAIL" not in card
     assert "ollama create emo-q4_0 -f model-Q4_0.Modelfile" in card
-    assert (exported / "model-Q4_0.Modelfile").read_text().startswith("FROM ./model-Q4_0.gguf\n")
+    assert (quantised / "model-Q4_0.Modelfile").read_text().startswith("FROM ./model-Q4_0.gguf\n")
 
 
+@pytest.mark.slow
 def test_exact_rows_meet_the_acceptance(exported: Path) -> None:
     rows = [
         r for t in json.loads((exported / "parity.json").read_text())["targets"] for r in t["rows"]
@@ -205,9 +207,9 @@ def test_too_little_held_out_text(text: str, tmp_path: Path, emo: Emo) -> None:
 
 
 @pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
-def test_run_is_deterministic_and_seeded(exported: Path, target: str, emo: Emo) -> None:
+def test_run_is_deterministic_and_seeded(quantised: Path, target: str, emo: Emo) -> None:
     def text(seed: int) -> str:
-        done = emo("run", exported, "--target", target, "-p", "In the", "-n", 24, "--seed", seed)
+        done = emo("run", quantised, "--target", target, "-p", "In the", "-n", 24, "--seed", seed)
         assert done.code == 0
         return done.out
 
@@ -215,6 +217,7 @@ def test_run_is_deterministic_and_seeded(exported: Path, target: str, emo: Emo) 
     assert text(1) != text(2)
 
 
+@pytest.mark.slow
 def test_greedy_run_is_the_references_text(exported: Path) -> None:
     """Both engines continue the golden prompt with the golden tokens, through text and back."""
     from tokenizers import Tokenizer
@@ -259,7 +262,7 @@ def test_run_of_a_folder_without_models(tmp_path: Path, emo: Emo) -> None:
     assert done.code == 2 and "no folder" in done.err
 
 
-@pytest.mark.parametrize("name", ["base", "pruned", "densefirst", "sharded"])
+@pytest.mark.parametrize("name", slow_beyond(["base"], GOLDENS))
 def test_goldens_are_exact(name: str, tmp_path: Path, emo: Emo) -> None:
     out = tmp_path / "out"
     done = emo("export", GOLDEN / name, "-o", out, "--to", "gguf:f32", "--to", "onnx:f32", "--json")

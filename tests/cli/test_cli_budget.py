@@ -71,6 +71,7 @@ def test_what_a_token_reads_stays_within_a_budget(
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_bytes_and_bits_of_a_file(checkpoint: Path, tmp_path: Path, emo: Emo) -> None:
     found = made(checkpoint, tmp_path / "bits", emo, "--to", "gguf:auto", "--bits", 6.5)
     assert 6 < found["gguf:auto"]["used"] <= 6.5

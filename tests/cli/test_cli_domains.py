@@ -33,11 +33,12 @@ def texts(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
+@pytest.mark.parametrize("rounding", ["weighted", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_one_pass_makes_what_an_export_of_each_makes(
-    tmp_path: Path, texts: dict[str, Path], emo: Emo
+    rounding: str, tmp_path: Path, texts: dict[str, Path], emo: Emo
 ) -> None:
     domains = [word for name, path in texts.items() for word in ("--domain", f"{name}={path}")]
-    short = ("--heldout", texts["prose"], "--heldout-tokens", 64)
+    short = ("--heldout", texts["prose"], "--heldout-tokens", 64, "--rounding", rounding)
     out = tmp_path / "out"
     made = emo("export", BASE, "-o", out, *TARGETS, *domains, "--no-validate", *short)
     assert made.code == 0, made.err

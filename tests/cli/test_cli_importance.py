@@ -22,8 +22,8 @@ from tests.kit.paths import NANO
 from tests.kit.synth import make_checkpoint
 from tests.reference.test_calibrate import listen
 
-TARGETS = ("--to", "gguf:q4_k_m", "--to", "gguf:iq2_xxs", "--to", "onnx:int4")
-FILES = ("model-Q4_K_M.gguf", "model-IQ2_XXS.gguf", "onnx-int4/model.onnx.data")
+TARGETS = ("--to", "gguf:q4_k_m", "--to", "gguf:q2_k", "--to", "onnx:int4")
+FILES = ("model-Q4_K_M.gguf", "model-Q2_K.gguf", "onnx-int4/model.onnx.data")
 TOKENS = 600
 
 
@@ -47,7 +47,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrated(wide: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "out"
     options = ("--calibration", texts, "--calibration-tokens", TOKENS, "--json")
-    options = (*options, "--rounding", "weighted")
+    options = (*options, "--rounding", "weighted", "--heldout-tokens", 128)
     done = run_here("export", wide, "-o", out, *TARGETS, *options)
     assert done.code == 0, done.err + done.out
     assert json.loads(done.out)["passed"] is True
@@ -82,16 +82,16 @@ def test_manifest_and_keys_name_the_matrix(calibrated: Path) -> None:
     loaded = Manifest.load(calibrated).targets
     targets = {name: entry.as_dict() for name, entry in loaded.items()}
     about = {"file": "imatrix.gguf", "source": "c.jsonl, words.txt", "tokens": TOKENS}
-    for spec in ("gguf:q4_k_m", "gguf:iq2_xxs"):
+    for spec in ("gguf:q4_k_m", "gguf:q2_k"):
         assert targets[spec]["importance"] == about
         assert targets[spec]["arch"] == "deepseek"
         assert targets[spec]["fallbacks"] == {}
-    assert targets["gguf:iq2_xxs"]["recipe"] == {
+    assert targets["gguf:q2_k"]["recipe"] == {
         "embed": "q6_k",
         "attention": "q6_k",
         "router": "f32",
-        "expert": "iq2_xxs",
-        "expert_down": "iq2_xxs",
+        "expert": "q2_k",
+        "expert_down": "q3_k",
         "shared_expert": "q6_k",
         "head": "q6_k",
         "vector": "f32",
@@ -132,7 +132,7 @@ def test_its_matrix_given_to_another_export_makes_the_same_bytes(
     assert done.code == 0 and done.out == ""
     same(calibrated, again)
     assert (again / "imatrix.gguf").read_bytes() == matrix.read_bytes()
-    about, first = (Manifest.load(f).targets["gguf:iq2_xxs"].as_dict() for f in (again, calibrated))
+    about, first = (Manifest.load(f).targets["gguf:q2_k"].as_dict() for f in (again, calibrated))
     assert about["importance"].pop("tokens") == 1024  # in whole chunks of 512
     assert first["importance"].pop("tokens") == TOKENS
     assert about == first
@@ -176,7 +176,7 @@ def test_validate_with_the_reference_reads_the_weights_back(
                 assert row["measured"]["kl_mean"] <= 1e-10
     copy = shutil.copytree(calibrated, tmp_path / "copy")
     (copy / "imatrix.gguf").unlink()  # which nothing but another export needs
-    assert emo("validate", copy, "--target", "gguf:iq2_xxs").code == 0
+    assert emo("validate", copy, "--target", "gguf:q2_k").code == 0
     done = emo("validate", copy / FILES[1], "--reference", wide, "--json")
     assert done.code == 0
     exactly_its_own_weights(done.out)
@@ -305,7 +305,7 @@ def test_a_file_that_cannot_be_read_back_keeps_no_other_from_being_judged(
         file.truncate(5000)
     done = emo("validate", copy, "--reference", wide, "--json")
     targets = {target["target"]: target for target in json.loads(done.out)["targets"]}
-    assert list(targets) == ["gguf:q4_k_m", "gguf:iq2_xxs", "onnx:int4"]
+    assert list(targets) == ["gguf:q4_k_m", "gguf:q2_k", "onnx:int4"]
     assert [target["passed"] for target in targets.values()] == [True, True, False]
     assert "ends inside" in targets["onnx:int4"]["refusal"]["text"]
     assert done.code == 1 and "onnx:int4" in done.err  # damaged, says manifest.json

@@ -41,14 +41,16 @@ def same_weights(one: Path, two: Path) -> None:
             assert all(np.array_equal(a.data, b.data) for a, b in pairs)
 
 
-def test_one_pass_equals_two(tmp_path: Path, text: Path, emo: Emo) -> None:
+@pytest.mark.parametrize("rounding", ["weighted", pytest.param("gptq", marks=pytest.mark.slow)])
+def test_one_pass_equals_two(rounding: str, tmp_path: Path, text: Path, emo: Emo) -> None:
     one, two, pruned = (tmp_path / name for name in ("one", "two", "pruned"))
     choosing = ("--keep", 6, "--calibration", text, "--rescale")
-    made = emo("export", BASE, "-o", one, *choosing, *TARGETS)
+    targets = (*TARGETS, "--rounding", rounding, "--heldout", text, "--heldout-tokens", 64)
+    made = emo("export", BASE, "-o", one, *choosing, *targets)
     assert made.code in (0, NotEnoughTextError.exit_code), made.err
     first = emo("prune", BASE, "-o", pruned, *choosing, "--no-loss")
     assert first.code == 0, first.err
-    then = emo("export", pruned, "-o", two, "--calibration", text, *TARGETS, "--no-validate")
+    then = emo("export", pruned, "-o", two, "--calibration", text, *targets, "--no-validate")
     assert then.code == 0, then.err
     same_weights(one, two)
     assert "The routed ones were scaled" in (one / "README.md").read_text("utf-8")

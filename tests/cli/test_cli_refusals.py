@@ -150,7 +150,7 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, emo: Emo) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    arguments = ("export", GOLDEN / "pruned", "-o", out, "--to", "gguf:q8_0", "--no-validate")
+    arguments = ("export", GOLDEN / "pruned", "-o", out, "--to", "gguf:q8_0", "--no-golden")
     assert emo(*arguments).code == 2
     assert emo(*arguments, "--overwrite").code == 2
     assert (out / "thesis.txt").read_text() == "years of work"
@@ -170,6 +170,7 @@ def test_inexpressible_is_refused_before_any_work(tmp_path: Path, emo: Emo) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "emo_export.cli.main", "export", str(NANO), "-o", str(out)]
@@ -193,7 +194,9 @@ def test_help_of_every_command_shows_an_example(emo: Emo) -> None:
 @pytest.mark.parametrize(
     ("size", "said", "option"),
     [
-        ("20m", "out: needs 23.5 MB, its disk has", "--no-validate"),
+        pytest.param(
+            "20m", "out: needs 23.5 MB, its disk has", "--no-validate", marks=pytest.mark.slow
+        ),
         ("18m", "No space left on device", "--no-golden"),
     ],
 )

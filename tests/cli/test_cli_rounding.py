@@ -32,6 +32,7 @@ def test_gptq_is_nearer_to_the_float_model(tmp_path: Path, emo: Emo) -> None:
     assert ratios["gptq"] < ratios["weighted"]
 
 
+@pytest.mark.slow
 def test_gptq_writes_the_same_bytes_twice(tmp_path: Path, emo: Emo) -> None:
     text = ("--calibration", NANO / "calibration" / "c.jsonl", "--calibration-tokens", 512)
     found = []

@@ -33,7 +33,8 @@ from emo_export.runtimes.package import chosen_targets
 from tests.kit.bad_gguf import rewrite
 from tests.kit.exporting import TIGHT, assert_same, export_to, exported, prefill, write_all
 from tests.kit.paths import GOLDEN
-from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.synth import CONFIGS, FEATURES, make_checkpoint
+from tests.kit.tiers import slow_beyond
 from tests.kit.workspace import made_once
 
 IDS = np.random.default_rng(4).integers(0, 500, (1, 20))
@@ -105,7 +106,9 @@ ALIKE += [("two_shared", "onnx:int4"), ("always_active", "onnx:int8"), ("head_di
 ALIKE += [("dense_first_bias", "onnx:int8@if"), ("attention_bias", "onnx:int4@if")]
 
 
-@pytest.mark.parametrize(("name", "target"), ALIKE)
+@pytest.mark.parametrize(
+    ("name", "target"), slow_beyond([one for one in ALIKE if one[0] in FEATURES], ALIKE)
+)
 def test_every_byte_is_that_of_an_export_of_the_pruned_checkpoint(
     name: str, target: str, tmp_path: Path
 ) -> None:

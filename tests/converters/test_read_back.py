@@ -22,7 +22,8 @@ from tests.kit.exporting import (
     open_product,
     scheme_of,
 )
-from tests.kit.synth import CONFIGS, LAYOUTS, make_checkpoint
+from tests.kit.synth import CONFIGS, FEATURES, LAYOUTS, make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 GGUF = ("mha", "gqa", "tied", "odd_48_20", "dense_first", "no_shared_norm_topk", "always_active")
 GGUF += ("dense_middle", "dense_middle_wide", "always_active_counts", "k_equals_e", "head_dim")
@@ -56,7 +57,7 @@ def check(folder: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["gguf:f32", "gguf:q8_0", "gguf:q4_0"])
-@pytest.mark.parametrize("name", GGUF)
+@pytest.mark.parametrize("name", slow_beyond(FEATURES, GGUF))
 def test_gguf(name: str, target: str) -> None:
     check(case(name).folder, target)
 
@@ -66,7 +67,9 @@ BOTH += [(name, target) for name in LAYOUTS for target in ("f32", "f32@standard"
 BOTH += [(name, t) for name in CONFIGS if "odd_" not in name for t in ("int4", "int8@if")]
 
 
-@pytest.mark.parametrize(("name", "target"), BOTH)
+@pytest.mark.parametrize(
+    ("name", "target"), slow_beyond([one for one in BOTH if one[0] in FEATURES], BOTH)
+)
 def test_onnx(name: str, target: str) -> None:
     check(case(name).folder, f"onnx:{target}")
 

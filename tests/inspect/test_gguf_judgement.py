@@ -24,6 +24,7 @@ from tests.kit.hand_gguf import read_weights, write_gguf
 from tests.kit.inspecting import shown
 from tests.kit.paths import NANO
 from tests.kit.synth import make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 HEADS, BLOCKS, ROUTED = 4, 3, 31
 SOFTMAX = {"ARCH.expert_gating_func": 1, "ARCH.expert_weights_norm": False}
@@ -110,7 +111,9 @@ def test_random_weights_are_not_accused(tmp_path: Path, shared: int) -> None:
 # --- the order of q and k rows -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Type.BF16, Type.F16, Type.Q8_0, Type.Q4_0])
+@pytest.mark.parametrize(
+    "kind", slow_beyond([Type.Q8_0], [Type.BF16, Type.F16, Type.Q8_0, Type.Q4_0])
+)
 def test_unpermuted_rows(nano: Path, reference: Array, tmp_path: Path, kind: Type) -> None:
     kinds = dict.fromkeys(("attn_q", "attn_k"), kind)
     path = rewrite(nano, tmp_path / "x.gguf", edit=unpermute(HEADS), kinds=kinds)

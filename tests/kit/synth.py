@@ -116,6 +116,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of make_checkpoint for each configuration that the tests go through."""
 
+FEATURES = (
+    *("gqa", "odd_48_20", "no_shared_norm_topk", "k_equals_e", "two_shared", "head_dim", "bf16"),
+    *("always_active_per_layer", "always_active_counts", "dense_first_bias", "dense_middle_wide"),
+    *("per_layer_odd_counts", "attention_bias", "tied", "rope_llama3"),
+)
+"""Those that have each feature of a configuration between them; the others are combinations."""
+
 LAYOUTS = (
     *("mha", "gqa", "odd_48_20", "no_shared", "tied", "head_dim", "dense_first_bias"),
     *("always_active_per_layer", "per_layer_odd_counts", "norm_topk_counts"),

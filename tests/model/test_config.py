@@ -280,7 +280,7 @@ COUNTS = {"num_hidden_layers", "num_experts", "num_experts_per_layer"}
 
 # One key at a time beside at most one other: the first refusal hides what further changes do.
 @pytest.mark.parametrize("key", READ)
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     value=VALUES | st.just(ABSENT),
     other=st.dictionaries(st.sampled_from(READ) | st.text(max_size=8), VALUES, max_size=1),

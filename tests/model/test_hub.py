@@ -64,7 +64,12 @@ def _locate(source: str, endpoint: str, home: Path, *more: str) -> subprocess.Co
 
 
 @pytest.mark.parametrize(
-    ("name", "revision"), [("base", ""), ("sharded", "@main"), ("pruned", f"@{SHA}")]
+    ("name", "revision"),
+    [
+        ("sharded", "@main"),
+        pytest.param("base", "", marks=pytest.mark.slow),
+        pytest.param("pruned", f"@{SHA}", marks=pytest.mark.slow),
+    ],
 )
 def test_only_the_needed_files_are_fetched(name: str, revision: str, tmp_path: Path) -> None:
     files = _files(GOLDEN / name) | TEMPLATES

@@ -19,7 +19,8 @@ from emo_export.reference.passes import Pass, greedy, logits
 from emo_export.reference.states import States
 from tests.kit.exporting import Array, case
 from tests.kit.paths import GOLDEN, GOLDENS, NANO
-from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.synth import CONFIGS, FEATURES, make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 GOLDEN_LOGITS, GOLDEN_ROUTERS = 2e-4, 1e-4  # two float32 programs
 ORACLE = 2e-5  # float32 against float64; 6e-6 was measured
@@ -56,7 +57,11 @@ def test_goldens_of_the_published_code(folder: Path) -> None:
             assert np.abs(difference).max() <= GOLDEN_ROUTERS
 
 
-@pytest.mark.parametrize("folder", [*(GOLDEN / n for n in GOLDENS), NANO], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder",
+    slow_beyond([GOLDEN / "base", NANO], [*(GOLDEN / n for n in GOLDENS), NANO]),
+    ids=lambda p: p.name,
+)
 def test_greedy_text_of_the_published_code(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     with np.load(folder / "golden.npz") as golden:
@@ -91,7 +96,7 @@ def test_a_draft_changes_how_much_is_read_not_the_text(share: float) -> None:
     assert len(heads) <= passes[share]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_beyond(FEATURES, CONFIGS))
 def test_every_configuration_is_the_oracle(name: str) -> None:
     made = case(name)
     found, routers = run_all(made.folder, made.ids)

@@ -22,6 +22,7 @@ from emo_export.runtimes.ort.engine import check_engine, import_onnxruntime, mis
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO
+from tests.kit.tiers import slow_beyond
 
 TARGETS = [f"onnx:{kind}@{graph}" for graph, kinds in ONNX_RECIPES.items() for kind in kinds]
 
@@ -43,7 +44,7 @@ def change(folder: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", slow_beyond(["onnx:int4", "onnx:int4@if"], TARGETS))
 def test_every_operator_of_our_graphs_has_a_kernel(target: str) -> None:
     folder = exported(NANO, target)
     kind, graph = target.removeprefix("onnx:").split("@")

@@ -83,7 +83,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     "target",
     [
         "onnx:int4",
-        "onnx:int8",
+        pytest.param("onnx:int8", marks=pytest.mark.slow),
         "onnx:int4@if",
         pytest.param("onnx:int8@if", marks=pytest.mark.slow),
         pytest.param("onnx:f32@if", marks=pytest.mark.slow),

@@ -25,6 +25,7 @@ from emo_export.selection.keep import Keep, Selection
 from emo_export.selection.method import Method
 from tests.kit.exporting import case
 from tests.kit.paths import GOLDEN
+from tests.kit.tiers import slow_beyond
 
 Ids = npt.NDArray[np.int64]
 Weights = dict[str, torch.Tensor]
@@ -218,7 +219,7 @@ ODD += ["per_layer_counts", "dense_first", "gqa", "tied"]
 
 
 @pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", slow_beyond(["always_active_per_layer", "two_shared"], ODD))
 def test_what_every_token_uses_always_stays(name: str, method: Method) -> None:
     folder = case(name).folder
     config = Checkpoint.open(folder).config

@@ -1,14 +1,16 @@
 """Every type of ggml: files with importance in llama.cpp, blocks against gguf-py and ggml's C code.
 
-One module, as ggml makes its grids of 2-bit types, for seven seconds, once in each process.
+One module, as ggml makes its grids of types below 4 bits, for seven seconds, once in each process:
+types that need them are slow tests.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import ml_dtypes
@@ -62,21 +64,33 @@ BLOCKS = {"f32": 1, "f16": 1, "bf16": 1, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4
 BLOCKS |= {"q4_0": 32, "iq4_nl": 32, "mxfp4": 32}  # of all others 256
 
 
+GRIDS = [name for name in GGML_FORMATS if name.startswith(("iq2", "iq3"))]
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Parameters; those of types whose grids ggml makes at first are slow."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in GRIDS else name
+        for name in sorted(names)
+    ]
+
+
 @functools.cache
-def all_types() -> dict[str, tuple[Path, Array]]:
+def all_types(grids: bool) -> dict[str, tuple[Path, Array]]:
     """One pass into a file of every type; also what the reference computes with each."""
-    folder = made_once("all-types", make_all_types)
+    names = [name for name in GGUF_RECIPES if grids or name not in GRIDS]
+    folder = made_once(f"all-types-{grids}", functools.partial(make_all_types, names=names))
     with np.load(folder / "logits.npz") as stored:
-        return {name: (folder / f"{name}.gguf", stored[name]) for name in GGUF_RECIPES}
+        return {name: (folder / f"{name}.gguf", stored[name]) for name in names}
 
 
-def make_all_types(folder: Path) -> None:
+def make_all_types(folder: Path, names: list[str]) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_experts": 4, "vocab_size": 260}
     make_checkpoint(folder, num_hidden_layers=1, tokenizer=False, **sizes)
     product = open_product(folder)
     config = product.config
     calibration = Calibration(config, TEXT, "random ids")
-    schemes = {name: gguf_scheme(name, config) for name in GGUF_RECIPES}
+    schemes = {name: gguf_scheme(name, config) for name in names}
     writers = {
         name: GgufWriter(
             folder / f"{name}.gguf",
@@ -102,9 +116,9 @@ def make_all_types(folder: Path) -> None:
     np.savez(folder / "logits.npz", **computed)
 
 
-@pytest.mark.parametrize("name", GGUF_RECIPES)
+@pytest.mark.parametrize("name", each(GGUF_RECIPES))
 def test_llama_cpp_computes_the_dequantised_reference(name: str, tmp_path: Path) -> None:
-    path, want = all_types()[name]
+    path, want = all_types(name in GRIDS)[name]
     write_float_twin(path, tmp_path / "twin.gguf")
     model = LlamaCpp(tmp_path / "twin.gguf", threads=1, parity=True)
     for found in (prefill(model, IDS), steps(model, IDS)):
@@ -117,9 +131,9 @@ def test_llama_cpp_computes_the_dequantised_reference(name: str, tmp_path: Path)
     model.close()
 
 
-@pytest.mark.parametrize("name", GGUF_RECIPES)
+@pytest.mark.parametrize("name", each(GGUF_RECIPES))
 def test_the_file_has_the_types_of_the_recipe(name: str) -> None:
-    reader = GGUFReader(all_types()[name][0])
+    reader = GGUFReader(all_types(name in GRIDS)[name][0])
     types = {t.name: t.tensor_type.name.lower() for t in reader.tensors}
     recipe = GGUF_RECIPES[name]
     assert reader.fields["general.file_type"].contents() == FILE_TYPES[name]
@@ -138,21 +152,23 @@ def test_the_file_has_the_types_of_the_recipe(name: str) -> None:
         assert types[f"{tensor}.weight"] == recipe[part], tensor  # type: ignore[index]
 
 
-def test_better_types_are_closer_to_the_original() -> None:
-    original = all_types()["f32"][1]
-    lost = {name: kl(original, logits).mean() for name, (_, logits) in all_types().items()}
+@pytest.mark.parametrize("grids", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_better_types_are_closer_to_the_original(grids: bool) -> None:
+    types = all_types(grids)
+    original = types["f32"][1]
+    lost = {name: kl(original, logits).mean() for name, (_, logits) in types.items()}
     assert lost["f32"] <= 1e-9
-    for better, worse in [
+    pairs = [
         ("f16", "q8_0"),
         ("q8_0", "q6_k"),
         ("q6_k", "q5_k_m"),
         ("q5_k_m", "q4_k_m"),
         ("q4_k_m", "q3_k_m"),
         ("q3_k_m", "q2_k"),
-        ("iq4_xs", "iq3_s"),
-        ("iq3_s", "iq2_s"),
-        ("iq2_s", "iq2_xxs"),
-    ]:
+    ]
+    if grids:
+        pairs += [("iq4_xs", "iq3_s"), ("iq3_s", "iq2_s"), ("iq2_s", "iq2_xxs")]
+    for better, worse in pairs:
         assert lost[better] < lost[worse], (better, worse)
 
 
@@ -178,7 +194,7 @@ def test_odd_widths_take_the_next_better_type(name: str, type_name: str) -> None
     assert dict(scheme.fallbacks) == fallbacks
 
 
-@pytest.mark.parametrize("type_name", ["q4_k_m", "iq2_xs"])
+@pytest.mark.parametrize("type_name", each(["q4_k_m", "iq2_xs"]))
 def test_fallbacks_are_named_everywhere(type_name: str, tmp_path: Path, emo: Emo) -> None:
     """Also where every matrix falls back: nothing is left that needs an importance matrix."""
     out = tmp_path / "out"
@@ -311,7 +327,7 @@ def test_float16_overflow_is_refused() -> None:
         kind.quantize(rows)
 
 
-@pytest.mark.parametrize("name", GGML_FORMATS)
+@pytest.mark.parametrize("name", each(GGML_FORMATS))
 def test_sizes_are_those_of_gguf(name: str) -> None:
     kind = GGML_FORMATS[name]
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
@@ -320,7 +336,7 @@ def test_sizes_are_those_of_gguf(name: str) -> None:
     assert kind.quantize(normal((3, 512), 1.0), EVEN)["rows"].nbytes == kind.nbytes(3, 512)
 
 
-@pytest.mark.parametrize("name", GGML_FORMATS)
+@pytest.mark.parametrize("name", each(GGML_FORMATS))
 def test_the_dequantiser_is_gguf_pys(name: str) -> None:
     kind = GGML_FORMATS[name]
     packed = kind.quantize(normal((40, 512), 0.3, seed=4), EVEN)
@@ -342,7 +358,7 @@ def test_what_gguf_py_can_pack_has_its_bytes(name: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", sorted(set(GGML_FORMATS) - {"f32", "f16", "bf16"}))
+@pytest.mark.parametrize("name", each(["q4_0", "q4_k", "iq4_nl", "mxfp4", *GRIDS]))
 def test_threads_change_no_byte(name: str) -> None:
     rows = normal((600, 1024), 0.05, seed=6)
     weights = np.random.default_rng(7).random(1024, dtype=np.float32) + np.float32(0.01)
@@ -352,7 +368,7 @@ def test_threads_change_no_byte(name: str) -> None:
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q3_k", "q2_k", "iq4_xs", "iq3_s", "iq2_s"])
+@pytest.mark.parametrize("name", each(["q4_0", "q4_k", "q3_k", "q2_k", "iq4_xs", "iq3_s", "iq2_s"]))
 def test_importance_moves_the_error_to_columns_that_matter_less(name: str) -> None:
     rows = normal((64, 512), 0.05, seed=8)[1:]
     weights = np.where(np.arange(512) % 4 == 0, 30.0, 0.3).astype(np.float32)
@@ -374,7 +390,7 @@ def test_importance_of_another_width_and_a_missing_one_are_refused() -> None:
         GGML_FORMATS["iq2_xs"].quantize(rows)
 
 
-@pytest.mark.parametrize("name", sorted(set(GGML_FORMATS) - {"f32", "bf16", "mxfp4"}))
+@pytest.mark.parametrize("name", each(set(GGML_FORMATS) - {"f32", "bf16", "mxfp4"}))
 def test_overflow_is_refused_and_what_fits_is_finite(name: str) -> None:
     kind = GGML_FORMATS[name]
     largest = LARGEST.get(name, 65504.0)

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from emo_export.runtimes.llama.model import LlamaCpp, LlamaTokenizer
 from tests.kit.exporting import export_to
 from tests.kit.synth import make_checkpoint
+from tests.kit.tiers import slow_beyond
 from tests.kit.workspace import workspace
 
 Step = dict[str, Any]
@@ -262,7 +263,7 @@ def test_bytes_come_back(form: Pair) -> None:
             assert b"".join(pieces) == text.encode()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_beyond(["cl100k", "gpt-2"], FAMILIES))
 def test_both_programs_class_characters_alike(name: str) -> None:
     codes = OLD[:0x1A00] + random.Random(4).sample(OLD[0x1A00:] + FAR, 1500)
     probe = pair("probing", name)

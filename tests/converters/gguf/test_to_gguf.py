@@ -34,6 +34,7 @@ from tests.kit.exporting import (
 from tests.kit.hand_gguf import read_weights, write_gguf
 from tests.kit.paths import GOLDEN, NANO
 from tests.kit.synth import CONFIGS, make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 # Types of (routed experts, other matrices), and llama.cpp's number for the whole.
 TYPES = {
@@ -122,7 +123,11 @@ def check_tensors(path: Path, folder: Path, type_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "type_name"), [(NANO, "q4_0"), *((GOLDEN / "sharded", name) for name in TYPES)]
+    ("folder", "type_name"),
+    slow_beyond(
+        [(GOLDEN / "sharded", "f32"), (GOLDEN / "sharded", "q4_0")],
+        [(NANO, "q4_0"), *((GOLDEN / "sharded", name) for name in TYPES)],
+    ),
 )
 def test_the_reader_finds_the_checkpoint(folder: Path, type_name: str) -> None:
     check_tensors(exported(folder, f"gguf:{type_name}"), folder, type_name)

@@ -18,6 +18,7 @@ from tests.kit.genai import generate
 from tests.kit.oracle import oracle_logits
 from tests.kit.paths import NANO
 from tests.kit.synth import make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 GRAPHS = ("", "@if", "@standard")
 PROMPTS = {"code": [341, 3774, 7], "prose": [605, 1092, 1207, 283, 3424, 279, 78, 87, 875, 401]}
@@ -66,7 +67,8 @@ def ours(folder: Path, prompt: list[int], tokens: int) -> tuple[list[int], Array
 
 
 @pytest.mark.parametrize(
-    "target", ["int4", "int8", "int4@if", "int8@if", "int8@standard"], ids=lambda t: t
+    "target",
+    slow_beyond(["int4", "int8@if"], ["int4", "int8", "int4@if", "int8@if", "int8@standard"]),
 )
 def test_quantised_graphs_say_what_our_runtime_says(target: str) -> None:
     folder, prompt = exported(NANO, f"onnx:{target}"), PROMPTS["code"]
@@ -175,7 +177,7 @@ def beams_of(folder: Path, prompt: list[int], width: int, tokens: int) -> list[l
     return [said for _, said in beams]
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", slow_beyond(GRAPHS[:1], GRAPHS))
 def test_beam_search(graph: str) -> None:
     folder, prompt = exported(NANO, f"onnx:f32{graph}"), PROMPTS["code"]
     model = og.Model(str(folder))

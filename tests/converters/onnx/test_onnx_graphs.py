@@ -45,8 +45,10 @@ from tests.kit.exporting import (
     steps,
 )
 from tests.kit.paths import GOLDEN, GOLDENS, NANO
-from tests.kit.synth import CONFIGS, LAYOUTS, make_checkpoint
+from tests.kit.synth import CONFIGS, FEATURES, LAYOUTS, make_checkpoint
+from tests.kit.tiers import slow_beyond
 
+GOLDEN_FOLDERS = [*(GOLDEN / n for n in GOLDENS), NANO]
 OTHERS = [graph for graph in KINDS if graph != "qmoe"]
 QUANTISED = [
     (name, f"onnx:{kind}@{graph}")
@@ -73,7 +75,7 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize("graph", OTHERS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_beyond(FEATURES, CONFIGS))
 def test_float32_is_the_oracle(name: str, graph: str) -> None:
     made = case(name)
     model = OnnxModel(exported(made.folder, f"onnx:f32@{graph}"), threads=1)
@@ -84,7 +86,9 @@ def test_float32_is_the_oracle(name: str, graph: str) -> None:
 
 
 @pytest.mark.parametrize("graph", OTHERS)
-@pytest.mark.parametrize("folder", [*(GOLDEN / n for n in GOLDENS), NANO], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", slow_beyond([GOLDEN / "base", NANO], GOLDEN_FOLDERS), ids=lambda p: p.name
+)
 def test_float32_is_the_published_code(folder: Path, graph: str) -> None:
     golden = np.load(folder / "golden.npz")
     model = OnnxModel(exported(folder, f"onnx:f32@{graph}"), threads=1)
@@ -93,7 +97,9 @@ def test_float32_is_the_published_code(folder: Path, graph: str) -> None:
     model.close()
 
 
-@pytest.mark.parametrize(("name", "target"), QUANTISED)
+@pytest.mark.parametrize(
+    ("name", "target"), slow_beyond([q for q in QUANTISED if q[0] in FEATURES], QUANTISED)
+)
 def test_float_activations_are_the_dequantised_weights(name: str, target: str) -> None:
     made = case(name)
     want = dequantised_logits(made.folder, target, made.ids)
@@ -187,7 +193,9 @@ def test_plain_attention_is_the_dequantised_reference(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "type_name"), [(n, "f32") for n in CONFIGS] + [(n, "int8") for n in LAYOUTS]
+    ("name", "type_name"),
+    [(n, "int8") for n in LAYOUTS]
+    + slow_beyond([(n, "f32") for n in FEATURES], [(n, "f32") for n in CONFIGS]),
 )
 def test_the_standard_graph_needs_no_onnx_runtime(name: str, type_name: str) -> None:
     made, exactly = case(name), type_name == "f32"

@@ -38,7 +38,8 @@ from tests.kit.exporting import (
 )
 from tests.kit.oracle import oracle_logits
 from tests.kit.paths import GOLDEN, GOLDENS, NANO
-from tests.kit.synth import CONFIGS, LAYOUTS, make_checkpoint
+from tests.kit.synth import CONFIGS, FEATURES, LAYOUTS, make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 EXACT = 1e-10  # mean KL at float activations; 1e-12 was measured
 SHIPPED = dict.fromkeys(
@@ -56,7 +57,11 @@ def exact(folder: Path) -> OnnxModel:
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-@pytest.mark.parametrize("folder", [NANO, GOLDEN / "densefirst"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder",
+    slow_beyond([GOLDEN / "densefirst"], [NANO, GOLDEN / "densefirst"]),
+    ids=lambda p: p.name,
+)
 def test_the_files_are_what_onnx_expects(folder: Path, type_name: str) -> None:
     made = exported(folder, f"onnx:{type_name}")
     onnx.checker.check_model(str(made / "model.onnx"))
@@ -108,7 +113,7 @@ def test_the_files_beside_the_graph(type_name: str) -> None:
     assert tuple(map(int, needs["onnxruntime_min"].split("."))) >= (1, 31)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_beyond(FEATURES, CONFIGS))
 def test_float32_is_the_oracle(name: str) -> None:
     made = case(name)
     model = OnnxModel(exported(made.folder, "onnx:f32"), threads=1)
