@@ -9,6 +9,21 @@ class EmoExportError(Exception):
     exit_code = 2
 
 
+class BadValueError(EmoExportError):
+    """A value that can't be read, packed or written: at `row`, `column` of the rows at hand.
+
+    What catches it knows where these rows come from, and says the place in the whole tensor.
+    """
+
+    def __init__(self, row: int, column: int, reason: str) -> None:
+        super().__init__(f"row {row}, column {column}: {reason}")
+        self.row, self.column, self.reason = row, column, reason
+
+    def below(self, rows: int) -> BadValueError:
+        """The same place, counted from `rows` rows further up."""
+        return BadValueError(self.row + rows, self.column, self.reason)
+
+
 class MissingDependencyError(EmoExportError):
     """Something that this command needs is not installed; names the install command (exit 3)."""
 

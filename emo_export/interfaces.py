@@ -56,6 +56,9 @@ class Format(Protocol):
     def dequantize(self, packed: Packed) -> F32:
         """Packed arrays -> rows (N, C) float32: exactly what an engine reads from the file."""
 
+    def check(self, packed: Packed) -> None:
+        """Raises BadValueError with the first place that is read as other than a finite number."""
+
 
 class Statistics(StrEnum):
     """What a quantiser wants to know of the inputs x (C,) of a matrix."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from emo_export.errors import EmoExportError
+from emo_export.errors import BadValueError, EmoExportError
 from emo_export.interfaces import (
     F32,
     InputStatistics,
@@ -66,7 +66,7 @@ class Piece:
         rows = self.rows
         if self.slot.role == Role.ROUTER and len(rows) != len(product.kept[place.layer]):
             rows = rows[list(product.kept[place.layer])]
-        rows = product.scaled(place, rows, self.dtype)
+        rows = product.scaled(place, rows, self.dtype, self.start)
         return replace(self, step=step_at(self.step, place), slot=place, rows=rows)
 
 
@@ -208,7 +208,8 @@ class _Flow:
                     form.pack(made)
             except EmoExportError as error:
                 tensor = self.source.source.at(self.source.origin(piece.slot))
-                raise EmoExportError(f"{tensor.file}: tensor {tensor.name}: {error}") from error
+                place = error.below(piece.start) if isinstance(error, BadValueError) else error
+                raise EmoExportError(f"{tensor.file}: tensor {tensor.name}: {place}") from error
             return piece, forms
 
         for piece in pieces:
@@ -256,6 +257,7 @@ class _Form:
         key = (id(self._piece.rows), id(self._format), id(output.quantiser), told)
         if key not in made:
             made[key] = self._quantiser.quantize(self._piece.rows, self._told)
+            self._format.check(made[key])
         self._packed = made[key]
 
     def deliver(self) -> None:

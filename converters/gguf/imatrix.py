@@ -21,6 +21,7 @@ from emo_export.files.gguf_header import GgufFile, GgufTensor, read_gguf
 from emo_export.files.gguf_names import EXPERTS, GGUF_NAMES
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig
+from emo_export.model.finite import first
 from emo_export.model.importance import CHUNK, LARGEST, ImportanceMatrix
 from emo_export.model.names import VECTORS, Role, Slot, shape_of, slots
 
@@ -155,12 +156,15 @@ def _values(path: Path, tensor: GgufTensor, shape: tuple[int, int], largest: flo
             f"of {list(shape)}; it is of another model: {REMEDY}"
         )
     values = np.fromfile(path, np.float32, shape[0] * shape[1], offset=tensor.offset)
-    if not np.isfinite(values).all() or (values < 0).any() or (values > largest).any():
+    values = values.reshape(shape)
+    fits = np.isfinite(values) & (values >= 0) & (values <= largest)
+    if not fits.all():
+        row, column = first(~fits)
         raise EmoExportError(
-            f"{path}: {tensor.name} holds a NaN, infinite, negative or absurdly large value; "
-            f"{REMEDY}"
+            f"{path}: {tensor.name} holds a NaN, infinite, negative or absurdly large value: "
+            f"expert {row}, column {column}: {values[row, column]}; {REMEDY}"
         )
-    return values.reshape(shape)
+    return values
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from emo_export.base.llama_library import library_path
 from emo_export.converters.row_tasks import spread
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
+from emo_export.model.importance import steadied
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -64,7 +65,8 @@ def requires_importance(kind: int) -> bool:
 def quantize(rows: F32, kind: int, row_bytes: int, importance: F32 | None) -> Bytes:
     """Rows (N, C) float32, importance (C,) or None -> bytes (N, row_bytes) of ggml type `kind`.
 
-    Raises EmoExportError for importance of another width, or where the type needs one.
+    Raises EmoExportError for importance of another width or that is no number, or where the type
+    needs one.
     """
     if importance is not None and importance.shape != rows.shape[1:]:
         raise EmoExportError(
@@ -73,7 +75,7 @@ def quantize(rows: F32, kind: int, row_bytes: int, importance: F32 | None) -> By
     if importance is None and requires_importance(kind):
         raise EmoExportError(f"ggml type {kind} needs an importance matrix")
     source = np.ascontiguousarray(rows, dtype=np.float32)
-    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    weights = None if importance is None else steadied(np.asarray(importance, np.float32))
     packed = np.empty((source.shape[0], row_bytes), np.uint8)
     _prepare(kind)
     chunk = _library().ggml_quantize_chunk

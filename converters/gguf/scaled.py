@@ -47,7 +47,8 @@ class Scaled:
         A factor moves all of a column, so the columns' importance for the error stays as it was.
         """
         large = rows.copy()
-        large[:, self.first :] *= np.float32(self.factor)
+        with np.errstate(over="ignore"):  # the inner format refuses what is infinite then
+            large[:, self.first :] *= np.float32(self.factor)
         return self.inner.quantize(large, importance)
 
     def dequantize(self, packed: Packed) -> F32:
@@ -55,6 +56,10 @@ class Scaled:
         rows = self.inner.dequantize(packed).copy()
         rows[:, self.first :] /= np.float32(self.factor)
         return rows
+
+    def check(self, packed: Packed) -> None:
+        """As the inner format does."""
+        self.inner.check(packed)
 
 
 @functools.cache

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from emo_export.converters.onnx.search import FACTORS, extremes, searched_scales
 from emo_export.converters.row_tasks import spread
 from emo_export.interfaces import F32, Format, Packed
+from emo_export.model.finite import check_finite
+from emo_export.model.importance import steadied
 from emo_export.model.recipes import BLOCKS_OF
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +40,10 @@ class Float32:
     def dequantize(self, packed: Packed) -> F32:
         """Rows (N, C) float32, unchanged."""
         return packed["weight"]
+
+    def check(self, packed: Packed) -> None:
+        """Raises BadValueError for the first value that is not finite."""
+        check_finite(packed["weight"], "is not a finite number")
 
 
 class IntBlocks:
@@ -62,19 +68,23 @@ class IntBlocks:
     def quantize(self, rows: F32, importance: F32 | None = None) -> Packed:
         """Rows (N, C) float32 -> packed values and scales; C must be a multiple of the block."""
         count, cols = rows.shape
+        weights = None if importance is None else steadied(importance)
         packed = np.empty((count, cols * self.bits // 8), np.uint8)
         scales = np.empty((count, cols // self.block), np.float32)
 
         def work(start: int, stop: int) -> None:
             blocks = rows[start:stop].reshape(stop - start, -1, self.block)
-            scales[start:stop] = self.scales(blocks, importance)
+            scales[start:stop] = self.scales(blocks, weights)
             packed[start:stop] = self.stored(blocks, scales[start:stop])
 
         spread(work, count, cols)
         return {"weight": packed, "scales": scales}
 
     def scales(self, blocks: F32, importance: F32 | None) -> F32:
-        """Scales (N, G) for blocks (N, G, block); importance (G * block,) weighs the columns."""
+        """Scales (N, G) for blocks (N, G, block); importance (G * block,) weighs the columns.
+
+        It must be `steadied`.
+        """
         if self.bits == 8:  # a search gains next to nothing there
             return self.fitting_scales(blocks)
         weights = None if importance is None else importance.reshape(blocks.shape[1:])
@@ -117,6 +127,12 @@ class IntBlocks:
         blocks = stored.reshape(*scales.shape, self.block).astype(np.float32) - self._half
         return (blocks * scales[..., None]).reshape(stored.shape[0], -1)
 
+    def check(self, packed: Packed) -> None:
+        """Raises BadValueError for the first scale with which an integer overflows float32."""
+        with np.errstate(over="ignore"):
+            largest = packed["scales"] * np.float32(self._half)
+        check_finite(largest, f"is what {self.name} makes of its block's largest", self.block)
+
 
 class Int8Rows:
     """Symmetric int8 with one float32 scale for each row: a block of 8 bits as long as the row.
@@ -140,6 +156,10 @@ class Int8Rows:
     def dequantize(self, packed: Packed) -> F32:
         """Packed values and scales -> rows (N, C) float32."""
         return IntBlocks(8, packed["weight"].shape[1]).dequantize(packed)
+
+    def check(self, packed: Packed) -> None:
+        """Raises BadValueError for the first scale with which an integer overflows float32."""
+        IntBlocks(8, packed["weight"].shape[1]).check(packed)
 
 
 _KINDS: tuple[Format, ...] = (

@@ -10,6 +10,7 @@ from emo_export.converters.onnx.formats import IntBlocks
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Format, Packed
 from emo_export.model.grid import Codes, Fixed, Grid
+from emo_export.model.importance import steadied
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class IntGrid:
         """Scales of rows (N, W), as the format chooses them."""
         if rows.shape[1] != self.columns:
             raise EmoExportError(f"{rows.shape[1]} columns in place of a block of {self.columns}")
-        scales = self.format.scales(rows[:, None], importance)
+        weights = None if importance is None else steadied(importance)
+        scales = self.format.scales(rows[:, None], weights)
         half = 1 << (self.format.bits - 1)
         levels = np.arange(-half, half, dtype=np.float32)
         spread = np.repeat(scales, self.columns, axis=1)

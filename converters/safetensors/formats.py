@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from emo_export.interfaces import F32, Packed
+from emo_export.model.finite import check_finite
 from emo_export.model.safetensors_file import ITEM_BYTES
 
 
@@ -43,6 +44,10 @@ class Stored:
             wide <<= 16
             return wide.view(np.float32)
         return raw.view({"F32": "<f4", "F16": "<f2"}[self.name]).astype(np.float32)
+
+    def check(self, packed: Packed) -> None:
+        """Raises BadValueError for the first value that is not finite."""
+        check_finite(self.dequantize(packed), f"is not a finite number of {self.name}")
 
 
 STORED: Mapping[str, Stored] = {name: Stored(name) for name in ("F32", "F16", "BF16")}

@@ -44,7 +44,7 @@ def run_floats(
     whole = Product.whole(lines[0].product.source)
     full, beside = None, []
     if not all(line.product.is_whole for line in lines):
-        full = VariantSink(whole.config, probes)
+        full = VariantSink(whole.config, probes, FULL)
         beside = [Line(whole, listeners=[full.listening(device)])]
     runs, heard = [], []
     for line in lines:
@@ -80,7 +80,7 @@ def golden_of(
     draft: Rows | None = None
     for spec, read_back in artifacts.items():
         steps.on_stage(f"reference on the weights that {spec} holds")
-        sink = VariantSink(config, probes)
+        sink = VariantSink(config, probes, spec)
         try:
             rows = read_back()
             sink.listening(device).run(rows)

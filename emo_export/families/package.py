@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from emo_export.errors import BadValueError, EmoExportError
 from emo_export.interfaces import F32, Packed
+from emo_export.model.finite import check_finite
 from emo_export.model.names import Role, Slot, row_spans, slots
 
 if TYPE_CHECKING:
@@ -58,8 +60,14 @@ class StoredTensor:
         return self.weights.row_bytes(self.slot)
 
     def rows(self, start: int, stop: int) -> F32:
-        """Rows start..stop (stop - start, C), dequantised now."""
-        return self.weights.rows(self.slot, start, stop)
+        """Rows start..stop (stop - start, C), dequantised now.
+
+        Raises EmoExportError for a value that is not finite.
+        """
+        rows = self.weights.rows(self.slot, start, stop)
+        with _told(self.file, self.slot, start):
+            check_finite(rows, f"is not a finite number, as {self.dtype}")
+        return rows
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,31 @@ class Package:
 
 
 def copy_rows(package: Package, product: Product, writer: Writer) -> None:
-    """Write every row of a product of a package as the package stores it."""
+    """Write every row of a product of a package as the package stores it.
+
+    Raises EmoExportError for rows that are not finite numbers.
+    """
     stored = package.weights
     for slot in slots(product.config):
         origin = product.origin(slot)
         if slot.role == Role.ROUTER:
             whole = stored.packed(origin, 0, package.config.layers[slot.layer].num_experts)
             kept = list(product.kept[slot.layer])
+            with _told(package.files[0], origin, 0):
+                writer.format_of(slot).check(whole)
             writer.write(slot, 0, {part: rows[kept] for part, rows in whole.items()})
             continue
         for start, stop in row_spans(slot, product.config):
-            writer.write(slot, start, stored.packed(origin, start, stop))
+            packed = stored.packed(origin, start, stop)
+            with _told(package.files[0], origin, start):
+                writer.format_of(slot).check(packed)
+            writer.write(slot, start, packed)
+
+
+@contextmanager
+def _told(file: Path, slot: Slot, start: int) -> Iterator[None]:
+    """Name the place of a bad value among the rows from `start` on."""
+    try:
+        yield
+    except BadValueError as error:
+        raise EmoExportError(f"{file}: {slot.name}: {error.below(start)}") from error

@@ -26,6 +26,28 @@ LARGEST = 1e20
 """Of a sum. Beyond some 1e38, ggml's quantisers overflow and end the process."""
 
 
+LEAST = np.float32(2.0**-60)
+"""Of a column's importance, as a share of the largest. Where all of a block have none, ggml makes
+zeros of it whatever it holds, and a text that is short leaves many columns without any."""
+
+
+def steadied(importance: F32) -> F32:
+    """Importance (C,) as quantisers take it: the largest in [1, 2), none under LEAST.
+
+    Times a power of two, which changes no rounding, but no product under- or overflows. All ones
+    where there is none at all. Raises EmoExportError for a column's that is negative or not finite.
+    """
+    unfit = ~(np.isfinite(importance) & (importance >= 0))
+    if unfit.any():
+        column = int(unfit.argmax())
+        raise EmoExportError(f"the importance of column {column} is {importance[column]}")
+    largest = importance.max(initial=0)
+    if largest == 0:
+        return np.ones_like(importance)
+    shares: F32 = np.ldexp(importance, 1 - np.frexp(largest)[1])
+    return np.maximum(shares, LEAST)
+
+
 @dataclass
 class ImportanceMatrix:
     """Per matrix: `sums` (C,), the sum of squared inputs, and `counts`, how many tokens it saw.

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.errors import EmoExportError
+from emo_export.errors import BadValueError, EmoExportError
 from emo_export.interfaces import F32
 from emo_export.model.config import EmoConfig, LayerShape
+from emo_export.model.finite import check_finite
 from emo_export.model.names import Role, Slot, row_spans, slots
 from emo_export.model.safetensors_file import rounded
 from emo_export.model.source import Source
@@ -176,23 +177,30 @@ class Product:
         """
         tensor = self.source.at(self.origin(slot))
         if slot.role != Role.ROUTER:
-            return self.scaled(slot, tensor.rows(start, stop), tensor.dtype)
+            return self.scaled(slot, tensor.rows(start, stop), tensor.dtype, start)
         chosen = np.array(self.kept[slot.layer][start:stop])
         first = int(chosen.min())
         rows: F32 = tensor.rows(first, int(chosen.max()) + 1)[chosen - first]
         return rows
 
-    def scaled(self, slot: Slot, rows: F32, dtype: str) -> F32:
+    def scaled(self, slot: Slot, rows: F32, dtype: str, start: int = 0) -> F32:
         """Rows of the source as the product has them, in values that the source's type can hold.
 
-        So an export is the same with a pruned checkpoint in between.
+        So an export is the same with a pruned checkpoint in between. `start` is the first of them.
+        Raises EmoExportError where one becomes infinite.
         """
         if slot.role != Role.DOWN or slot.layer not in self.scales:
             return rows
         if slot.expert in self.config.layers[slot.layer].forced:
             return rows
-        out: F32 = rows * np.float32(self.scales[slot.layer])
-        return rounded(out, dtype)
+        factor = np.float32(self.scales[slot.layer])
+        with np.errstate(over="ignore"):
+            out = rounded(rows * factor, dtype)
+        try:
+            check_finite(out, f"is what becomes of it times {factor}, in {dtype}")
+        except BadValueError as error:
+            raise EmoExportError(f"{self.origin(slot).name}: {error.below(start)}") from error
+        return out
 
 
 def _pruned(raw: Mapping[str, Any], config: EmoConfig, counts: Sequence[int]) -> Mapping[str, Any]:

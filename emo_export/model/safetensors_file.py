@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.errors import EmoExportError
+from emo_export.errors import BadValueError, EmoExportError
 from emo_export.interfaces import F32
+from emo_export.model.finite import check_finite
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
@@ -77,12 +78,14 @@ class LazyTensor:
         if read != raw.nbytes:
             raise EmoExportError(f"{self.file}: ends inside tensor {self.name}; fetch it again")
         values = _to_float32(raw, self.dtype).reshape(stop - start, cols)
-        if not np.isfinite(values).all():
-            beyond = ", or one beyond float32" if self.dtype == "F64" else ""
+        beyond = ", or beyond float32" if self.dtype == "F64" else ""
+        try:
+            check_finite(values, f"is not a finite number{beyond}")
+        except BadValueError as error:
             raise EmoExportError(
-                f"{self.file}: tensor {self.name} holds a NaN or infinite value{beyond}; "
+                f"{self.file}: tensor {self.name}: {error.below(start)}; "
                 "the checkpoint is damaged or its training diverged"
-            )
+            ) from error
         return values
 
 
@@ -97,9 +100,10 @@ def _to_float32(raw: Any, dtype: str) -> F32:
 
 
 def rounded(rows: F32, dtype: str) -> F32:
-    """The nearest values that a tensor of `dtype` holds, ties to even."""
+    """The nearest values that a tensor of `dtype` holds, ties to even; infinite beyond them."""
     if dtype == "F16":
-        return rows.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return rows.astype(np.float16).astype(np.float32)
     if dtype != "BF16":
         return rows
     bits = np.ascontiguousarray(rows).view(np.uint32)

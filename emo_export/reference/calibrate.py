@@ -16,6 +16,7 @@ import torch
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, InputStatistics, Statistics
 from emo_export.model.config import EmoConfig
+from emo_export.model.finite import first
 from emo_export.model.importance import LARGEST, ImportanceMatrix
 from emo_export.model.names import VECTORS, Kind, Role, Slot, Step, slots
 from emo_export.reference.passes import Pass
@@ -121,10 +122,12 @@ def _squares(inputs: Inputs, slot: Slot) -> F32:
     total = torch.zeros(inputs.width, dtype=torch.float64)
     for _, chunk in inputs.chunks():
         total += chunk.double().square_().sum(0).cpu()
-    if not (total <= LARGEST).all():  # a NaN fails too
+    fits = (total <= LARGEST).numpy()  # a NaN fails too
+    if not fits.all():
+        (column,) = first(~fits)
         raise EmoExportError(
-            f"calibration: the inputs of {slot.name} are not finite or absurdly large; "
-            "is the checkpoint damaged?"
+            f"calibration: the inputs of {slot.name} are not finite or absurdly large: column "
+            f"{column}, whose squares sum to {total[column]:.6g}; is the checkpoint damaged?"
         )
     sums: F32 = total.float().numpy()
     return sums

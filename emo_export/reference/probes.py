@@ -15,9 +15,11 @@ import numpy.typing as npt
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
 from emo_export.model.config import EmoConfig
+from emo_export.model.finite import first
 from emo_export.model.product import Product
 from emo_export.model.stop_tokens import stop_tokens
 from emo_export.parity.golden import (
+    ORIGINAL,
     PAD,
     SEQUENCE,
     Golden,
@@ -184,10 +186,13 @@ def domain_names(files: Sequence[Path]) -> list[str]:
 
 
 class VariantSink:
-    """Keeps the logits of the first n sequences and the likelihoods of the rest, piece by piece."""
+    """Keeps the logits of the first n sequences and the likelihoods of the rest, piece by piece.
 
-    def __init__(self, config: EmoConfig, probes: Probes) -> None:
-        self._config, self._probes = config, probes
+    Raises EmoExportError for logits that are not finite; `name` is what it calls the weights then.
+    """
+
+    def __init__(self, config: EmoConfig, probes: Probes, name: str = ORIGINAL) -> None:
+        self._config, self._probes, self._name = config, probes, name
         n, width = probes.input_ids.shape
         self._logits = np.empty((n, width, config.vocab_size), np.float32)
         self._margin = np.full(sum(map(len, probes.sequences)), np.inf, np.float32)
@@ -218,6 +223,7 @@ class VariantSink:
         self._usage = saved["usage"]
 
     def _take_router(self, layer: int, logits: F32) -> None:
+        self._check(logits, f"router logits of layer {layer}", "token", "expert")
         shape = self._config.layers[layer]
         k, routed = shape.num_routed_per_tok, logits[:, list(shape.routed)]
         judged = routed[: self._logits.shape[0] * self._logits.shape[1]]
@@ -237,6 +243,7 @@ class VariantSink:
             counts[columns] = np.bincount(chosen.ravel(), minlength=len(columns))
 
     def _take_logits(self, sequence: int, start: int, piece: F32) -> None:
+        self._check(piece, f"logits of text {sequence}", "position", "token", start)
         stop, n = start + piece.shape[1], len(self._logits)
         if sequence < n:
             self._logits[sequence, :, start:stop] = piece
@@ -250,6 +257,15 @@ class VariantSink:
         self._peak[row, span] = peak
         inside = (ids[1:] >= start) & (ids[1:] < stop)
         self._target[row, span][inside] = scores[inside, ids[1:][inside] - start]
+
+    def _check(self, values: F32, what: str, row: str, column: str, start: int = 0) -> None:
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = first(~finite)
+            raise EmoExportError(
+                f"{self._name}: the reference's {what} are not finite ({row} {at[0]}, {column} "
+                f"{start + at[1]}: {values[at]}); the products of these weights are beyond float32"
+            )
 
     @property
     def usage(self) -> Ids:

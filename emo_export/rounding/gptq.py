@@ -18,6 +18,7 @@ import torch
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Packed
+from emo_export.model.finite import first
 from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
 
@@ -48,8 +49,13 @@ def factor(moments: Tensor, width: int) -> Factor:
     Columns that no input has count as independent of all others. Raises EmoExportError for moments
     that are not finite.
     """
-    if not torch.isfinite(moments).all():
-        raise EmoExportError("the second moments of the calibration text are not finite")
+    finite = torch.isfinite(moments).cpu().numpy()
+    if not finite.all():
+        row, column = first(~finite)
+        raise EmoExportError(
+            "the second moments of the calibration text are not finite: that of columns "
+            f"{row} and {column} is {moments[row, column]}"
+        )
     blocks = moments.diagonal().view(-1, width)
     places = blocks.sum(1).argsort(descending=True, stable=True)
     inside = blocks.argsort(dim=1, descending=True, stable=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from emo_export.errors import BadValueError
 from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
 from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
@@ -37,7 +38,8 @@ class Factors:
 class Gptq:
     """Rounds by second moments where a format has a `grid`, and as the format does where not.
 
-    A row whose outputs the format's own rounding, weighed by importance, changes less gets that.
+    A row whose outputs the format's own rounding, weighed by importance, changes less gets that,
+    and so do the rows beside one that GPTQ moves beyond what the format can store.
     """
 
     format: Format
@@ -60,9 +62,17 @@ class Gptq:
         made = []
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            own = self.format.quantize(some, diagonal)
-            found = round_columns(some, factor, self.grid, diagonal)
-            worse = self._errors(some, found, moments) > self._errors(some, own, moments)
+            try:
+                own = self.format.quantize(some, diagonal)
+            except BadValueError as error:
+                raise error.below(start) from error
+            try:
+                found = round_columns(some, factor, self.grid, diagonal)
+            except BadValueError:  # what earlier columns moved is beyond the format's range
+                made.append(own)
+                continue
+            # An error that is NaN is no better.
+            worse = ~(self._errors(some, found, moments) <= self._errors(some, own, moments))
             made.append({n: np.where(worse[:, None], own[n], part) for n, part in found.items()})
         return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 

@@ -57,7 +57,9 @@ def scales_of(folder: Path, opening: Callable[..., OnnxModel]) -> F32:
         place = cache_folder("kv-scales", "") / f"{prepacked_key(folder).digest}-{METHOD}.npy"
     if place is not None and place.is_file():
         with suppress(OSError, ValueError, EOFError):  # damaged: measured anew
-            return np.asarray(np.load(place, allow_pickle=False), np.float32)
+            scales = np.asarray(np.load(place, allow_pickle=False), np.float32)
+            if np.isfinite(scales).all() and (scales > 0).all():
+                return scales
     most = read_config(folder)["max_position_embeddings"]
     model = opening(context=min(TOKENS, most))
     try:
@@ -85,6 +87,12 @@ def measured(model: OnnxModel) -> F32:
         found = model.keys_and_values()
         peaks = [np.abs(rows).max(1).astype(np.float64) for rows in found]
         peaks[::2] = [_rotated(rows) for rows in found[::2]]
+        for layer, peak in enumerate(peaks):
+            if not np.isfinite(peak).all():
+                raise EmoExportError(
+                    f"the {'values' if layer % 2 else 'keys'} of layer {layer // 2} are not finite "
+                    "on random tokens, so its KV cache can't be int8"
+                )
         largest = peaks if not largest else [*map(np.maximum, largest, peaks)]
     scales = np.maximum(np.stack(largest) * MARGIN / LARGEST, np.finfo(np.float32).tiny)
     return scales.astype(np.float32).reshape(-1, 2, *scales.shape[1:])
