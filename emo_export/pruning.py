@@ -13,6 +13,7 @@ from emo_export.base.disk import check_space, writing
 from emo_export.errors import EmoExportError
 from emo_export.families.package import Package, copy_rows
 from emo_export.files.gguf_header import MAGIC
+from emo_export.files.manifest import BESIDE, PRUNED, Origin, write_for
 from emo_export.files.onnx_needs import REQUIREMENTS
 from emo_export.files.staging import staging
 from emo_export.line import Line, Listener, Output
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
     from emo_export.selection.choice import Choice
 
+OriginOf = Callable[[Product], Origin]
+"""What the manifest says of a product, once it is known which experts it keeps."""
 METADATA = "pruning_metadata.json"
 MADE = ("config.json", METADATA, "*.safetensors", "model.safetensors.index.json")
 """What a pruned checkpoint has of its own; the rest of HUB_FILES goes along unchanged."""
@@ -96,11 +99,15 @@ def prune(
     choice: Choice,
     probes: Probes | None,
     steps: Steps,
+    origin: OriginOf,
     device: str = "cpu",
     overwrite: bool = False,
     resuming: Resuming | None = None,
 ) -> Pruned:
-    """Write the checkpoint; `out` appears only when it is whole. Raises EmoExportError."""
+    """Write the checkpoint and its manifest; `out` appears only when it is whole.
+
+    Raises EmoExportError.
+    """
     _refuse_source(product.source, out)
     with staged(out, overwrite, is_pruned, steps.on_stage, resuming) as (folder, progress):
         writer = make_writer(folder)
@@ -120,6 +127,7 @@ def prune(
         write_json(folder / "config.json", product.raw)
         write_json(folder / METADATA, product.pruning)
         _copy_rest(product.source, folder)
+        _write_manifest(folder, origin(product))
     return Pruned(product, choice, loss)
 
 
@@ -131,6 +139,7 @@ def prune_package(
     choice: Choice,
     probes: Probes | None,
     steps: Steps,
+    origin: OriginOf,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Pruned:
@@ -153,12 +162,21 @@ def prune_package(
         except BaseException:
             writer.abort()
             raise
+        if place.is_dir():
+            _write_manifest(place, origin(product))
+    if out.is_file():
+        write_for(out.with_name(out.name + BESIDE), out.parent, [out], origin(product), {})
     return Pruned(product, choice, loss)
 
 
 def _refuse_source(source: Source, out: Path) -> None:
     if out.exists() and out.samefile(source.path):
         raise EmoExportError(f"{out}: is what is pruned; choose another -o")
+
+
+def _write_manifest(folder: Path, origin: Origin) -> None:
+    inside = sorted(p for p in folder.rglob("*") if p.is_file())
+    write_for(folder / PRUNED, folder, inside, origin, {})
 
 
 def _copy_rest(source: Source, folder: Path) -> None:

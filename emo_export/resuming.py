@@ -26,18 +26,21 @@ from emo_export.files.staging import RESUME, staging
 if TYPE_CHECKING:
     from emo_export.interfaces import PlacedRows
     from emo_export.line import Line
+    from emo_export.model.reads import Reads
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 RECIPE, STATE = "recipe.json", "state.npz"
+READS = "reads"
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Progress:
     """Saves and restores lines; `folder` is where the files of the export are being made."""
 
-    def __init__(self, folder: Path, recipe: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, str], reads: Reads) -> None:
         self._folder, self._place, self._recipe = folder, folder.parent / RESUME, recipe
+        self._reads = reads
         self._state: dict[str, npt.NDArray[Any]] | None = None
 
     @property
@@ -70,6 +73,7 @@ class Progress:
             return 0
         for key, file in _files(lines):
             file.adopt(_aside(file.path), state[key])
+        self._reads.load(str(state[READS]))
         for prefix, load in _loaders(lines):
             size = len(prefix)
             load({name[size:]: state[name] for name in state if name.startswith(prefix)})
@@ -82,6 +86,7 @@ class Progress:
     def save(self, blocks: int, lines: Sequence[Line]) -> None:
         """After so many blocks; what was saved before stays until this is whole."""
         state: dict[str, Any] = {"blocks": np.array(blocks)}
+        state[READS] = np.array(self._reads.save())
         files = list(_files(lines))
         for key, file in files:
             state[key] = file.written()
@@ -105,10 +110,12 @@ class Progress:
 class Resuming:
     """What the files depend on, by what a user calls it: a later run with the same goes on.
 
-    Without `allowed` what an earlier run has left is removed.
+    `reads` has the digests of what was read. Without `allowed` what an earlier run has left is
+    removed.
     """
 
     recipe: Mapping[str, str]
+    reads: Reads
     allowed: bool = True
 
     def wants(self, left: Path, on_stage: Callable[[str], None]) -> bool:
@@ -136,7 +143,7 @@ def staged(
         return
     with staging(out, overwrite, is_ours, lambda left: resuming.wants(left, on_stage)) as folder:
         folder.mkdir(exist_ok=True)
-        progress = Progress(folder, resuming.recipe)
+        progress = Progress(folder, resuming.recipe, resuming.reads)
         progress.find()
         if progress.blocks:
             on_stage(f"going on after layer {progress.blocks - 1}, where a run was interrupted")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.families import FAMILIES
 from emo_export.files.manifest import NAME as MANIFEST
-from emo_export.files.manifest import Problem, verify
 from emo_export.files.target_entry import TargetEntry
+from emo_export.files.verifying import Problem, verify
 from emo_export.parity.golden import Golden
 from emo_export.parity.judge import tolerances, validate_target
 from emo_export.parity.result import EXACT, NotCompared, Result, refused
@@ -150,7 +150,13 @@ def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]
     """
     if not targets or not (folder / MANIFEST).is_file():
         return {}
-    problems = verify(folder)
+    return damage_among(verify(folder), targets)
+
+
+def damage_among(
+    problems: Sequence[Problem], targets: Targets
+) -> Mapping[str, tuple[Problem, ...]]:
+    """Which problems of a folder's files are of each target, or of golden.npz."""
     found = {}
     for spec, entry in targets.items():
         judged = {PurePosixPath(path) for path in (*entry.paths, GOLDEN)}

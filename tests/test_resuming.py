@@ -15,7 +15,8 @@ import pytest
 
 from emo_export.exporting.steps import Steps
 from emo_export.families.options import TargetOptions
-from emo_export.files.manifest import verify
+from emo_export.files.manifest import Manifest
+from emo_export.files.verifying import verify
 from emo_export.jobs.export import export_checkpoint
 from emo_export.jobs.options import ExportOptions, PruneOptions
 from emo_export.jobs.prune import prune_checkpoint
@@ -49,14 +50,13 @@ def options_for(text: Path, method: Method = Method.REAP) -> ExportOptions:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file; of the archive of arrays, which states when it was made, the arrays."""
+    """Every file; of a manifest the digests of what was read, since it states the folder's name."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if path.name == "golden.npz":
-            with np.load(path) as arrays:
-                found |= {f"{name}/{key}": arrays[key].tobytes() for key in arrays.files}
-        elif path.name not in ("manifest.json", "README.md"):  # they state digests and the name
+        if path.name in ("manifest.json", "pruned.manifest.json"):
+            found[name] = str(Manifest.read(path, path.parent).origin.inputs).encode()
+        elif path.name != "README.md":  # it states the name
             found[name] = path.read_bytes()
     return found
 

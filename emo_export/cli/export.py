@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
+from emo_export.cli.command_line import command_line
 from emo_export.cli.work import open_checkpoint, progress_steps, say
 from emo_export.errors import EmoExportError
 from emo_export.exporting.package import ALONE
@@ -52,7 +53,9 @@ def run_export(
             steps.on_types(found)
 
         heard = replace(steps, on_types=on_types)
-        made = export_checkpoint(checkpoint, output, specs, options, heard, used.append)
+        made = export_checkpoint(
+            checkpoint, output, specs, options, heard, used.append, command_line()
+        )
     for matrix in used:
         warn_unseen(matrix)
     for name, one in made.items():

@@ -8,11 +8,9 @@ went away. Where 1, 2 and 3 apply to different targets, the smallest counts.
 from __future__ import annotations
 
 import io
-import json
 import signal
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -27,7 +25,8 @@ from emo_export.cli.plan_command import plan
 from emo_export.cli.prune_command import prune
 from emo_export.cli.sweep_command import sweep
 from emo_export.cli.validate_command import THREADS, validate
-from emo_export.errors import EmoExportError, ParityError
+from emo_export.cli.verify_command import verify
+from emo_export.errors import EmoExportError
 from emo_export.files.kv_cache import KV_CACHES
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -122,29 +121,6 @@ def inspect(path: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
-def verify(folder: Path, as_json: bool) -> None:
-    """Check an exported folder against its manifest.
-
-    \b
-    Example:
-        emo-export verify out
-    """
-    from emo_export.files.manifest import verify as find_problems
-    from emo_export.report.sentences import problem
-
-    problems = find_problems(folder)
-    if as_json:
-        listed = [asdict(one) for one in problems]
-        click.echo(json.dumps({"folder": str(folder), "passed": not problems, "problems": listed}))
-    elif not problems:
-        click.echo(f"{folder}: every file is as the manifest says")
-    if problems:
-        raise ParityError("\n".join(f"{folder}/{problem(one)}" for one in problems))
-
-
-@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(as_json: bool) -> None:
     """Show what this machine has, and lacks for what.
@@ -166,6 +142,7 @@ cli.add_command(plan)
 cli.add_command(prune)
 cli.add_command(sweep)
 cli.add_command(validate)
+cli.add_command(verify)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
+from emo_export.cli.command_line import command_line
 from emo_export.cli.work import open_checkpoint, progress_steps, say
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.report.pruning import loss_table, unsteady_warning
@@ -40,11 +41,11 @@ def run_prune(
 
     if targets or is_package(Path(source)):
         with progress_steps() as steps:
-            made = prune_target(Path(source), targets, output, options, steps)
+            made = prune_target(Path(source), targets, output, options, steps, command_line())
     else:
         checkpoint = open_checkpoint(source)
         with progress_steps() as steps:
-            made = prune_checkpoint(checkpoint, output, options, steps)
+            made = prune_checkpoint(checkpoint, output, options, steps, command_line())
     warning = unsteady_warning(made.choice.layers)
     if warning:
         say(warning)

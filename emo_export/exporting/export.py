@@ -11,6 +11,7 @@ from emo_export.base.disk import check_space
 from emo_export.exporting.float_runs import FloatRun, golden_of, run_floats
 from emo_export.exporting.folder import complete, write_parity
 from emo_export.exporting.package import ALONE, Package
+from emo_export.exporting.provenance import Provenance
 from emo_export.exporting.steps import Steps
 from emo_export.exporting.target import Target
 from emo_export.files.domains import check_links, share, write_domains
@@ -51,6 +52,7 @@ def export(
     steps: Steps,
     *,
     validate: Validate | None,
+    provenance: Provenance,
     device: str = "cpu",
     overwrite: bool = False,
     resuming: Resuming | None = None,
@@ -74,7 +76,7 @@ def export(
         runs = _write_targets(begun, probes, steps, device, traffic, progress)
         _share_trunks(begun)
         made = [
-            _finish(one, run, probes, validate, device, traffic)
+            _finish(one, run, probes, validate, device, traffic, provenance)
             for one, run in zip(begun, runs, strict=True)
         ]
         if ALONE not in packages:
@@ -162,6 +164,7 @@ def _finish(
     validate: Validate | None,
     device: str,
     traffic: Traffic,
+    provenance: Provenance,
 ) -> Exported:
     """Everything of a folder that comes after its weights; the manifest last."""
     folder, steps = begun.folder, begun.steps
@@ -177,5 +180,8 @@ def _finish(
             steps.on_stage("validating with the engines")
             results = validate(folder, entries, golden)
             write_parity(folder / "parity.json", results)
-    manifest = complete(folder, begun.package.product, begun.title, entries, results)
+    steps.on_stage("computing digests")
+    package = begun.package
+    origin = provenance.origin(package.product, package.facts)
+    manifest = complete(folder, package.product, begun.title, entries, results, origin)
     return Exported(manifest, traffic, tuple(results))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from emo_export import __version__
 from emo_export.base.disk import size_of, writing
 from emo_export.card import model_card
 from emo_export.card_running import modelfile, modelfile_name
-from emo_export.files.manifest import Manifest, digest, write_manifest
+from emo_export.files.manifest import Manifest, Origin, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.model.chat_templates import DEFAULT, chat_templates
 from emo_export.model.product import Product
@@ -28,10 +28,12 @@ def complete(
     title: str,
     entries: Mapping[str, TargetEntry],
     results: Sequence[Result],
+    origin: Origin,
 ) -> Manifest:
     """Write what a folder has beside weights and reference; the manifest last.
 
-    `results` of a validation, which go into the card; `title` is the card's.
+    `results` of a validation, which go into the card; `title` is the card's; `origin` goes into
+    the manifest.
     """
     sizes = {
         spec: sum(size_of(folder / path) for path in entry.paths) for spec, entry in entries.items()
@@ -40,7 +42,7 @@ def complete(
         card = model_card(product, title, entries, sizes, results)
         (folder / "README.md").write_text(card, encoding="utf-8")
     _write_modelfiles(folder, entries, product.path)
-    return write_manifest(folder, _source(product), tool_versions(), entries)
+    return write_manifest(folder, origin, entries)
 
 
 def write_parity(path: Path, results: Sequence[Result]) -> None:
@@ -65,22 +67,9 @@ def _write_modelfiles(folder: Path, entries: Mapping[str, TargetEntry], source: 
                 path.write_text(modelfile(entry.path, entry.context, has_template), "utf-8")
 
 
-def _source(product: Product) -> dict[str, Any]:
-    """Where the weights came from, with enough to recognise them again."""
-    checkpoint = product.source
-    return {
-        "name": checkpoint.path.name,
-        "config_sha256": digest(checkpoint.path / "config.json"),
-        "files": {file.name: file.stat().st_size for file in checkpoint.files},
-        "pruning": product.pruning,
-        "kept": None if product.is_whole else product.all_kept,
-        "scales": product.all_scales if product.scales else None,
-    }
-
-
 def tool_versions() -> dict[str, str]:
     """Of this program and of what it converts with."""
-    found = {"emo-export": __version__}
+    found = {"emo-export": __version__, "python": platform.python_version()}
     for name in TOOLS:
         try:
             found[name] = metadata.version(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from emo_export.exporting.target import Target
 from emo_export.interfaces import Format
@@ -46,6 +47,8 @@ class Package:
     measure: Measure = NOTHING
     recipe: Mapping[str, str] = field(default_factory=dict)
     """What it depends on beside the source and the options, by what a user calls it."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest's recipe says of it beside the options."""
 
     def line(self, targets: Sequence[Target]) -> Line:
         """The product on its way to the targets that were made of it."""

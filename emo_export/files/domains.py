@@ -88,5 +88,9 @@ def share(first: Path, other: Path) -> None:
 def write_domains(folder: Path, names: Sequence[str]) -> None:
     """Write domains.json."""
     with writing(folder / NAME):
-        text = json.dumps({"version": VERSION, "domains": list(names)}, indent=2)
-        (folder / NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / NAME).write_text(domains_text(names), encoding="utf-8")
+
+
+def domains_text(names: Sequence[str]) -> str:
+    """What domains.json holds, to the byte."""
+    return json.dumps({"version": VERSION, "domains": list(names)}, indent=2) + "\n"

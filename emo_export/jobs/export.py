@@ -12,6 +12,7 @@ from emo_export.base.install import CONVERT, need
 from emo_export.errors import EmoExportError
 from emo_export.exporting.export import Exported, Validate, export
 from emo_export.exporting.package import Measure, Package
+from emo_export.exporting.provenance import Provenance
 from emo_export.exporting.steps import QUIET, Steps
 from emo_export.families import FAMILIES, target_maker
 from emo_export.families.options import TargetOptions
@@ -35,6 +36,7 @@ from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import ImportanceMatrix
 from emo_export.model.pooled import Pooled
 from emo_export.model.product import Product
+from emo_export.model.reads import Reads
 from emo_export.model.recipes import AUTO
 from emo_export.model.rounding import Rounding
 from emo_export.planning.export_need import STATES
@@ -58,11 +60,13 @@ def export_checkpoint(
     options: ExportOptions,
     steps: Steps = QUIET,
     on_matrix: Callable[[ImportanceMatrix], None] = lambda matrix: None,
+    command: str | None = None,
 ) -> dict[str, Exported]:
     """Export a checkpoint as the options say, and tell `steps` what goes on.
 
     By name of the options' domains, in `output / name`; without domains it is one, `ALONE`,
     and `output` itself. `on_matrix` gets each importance matrix that was used, once it is filled.
+    `command`, if it was one, goes into the manifest.
     Raises EmoExportError when it can't be made; a target that is out of tolerance is told in the
     results.
     """
@@ -71,6 +75,12 @@ def export_checkpoint(
     asked = [Spec.parse(spec) for spec in specs]
     _check_auto(asked, options)
     validate = _validate(asked, options, steps)
+    rounding = options.chosen_rounding
+    stated = replace(
+        options, rounding=rounding, targets=replace(options.targets, rounding=rounding)
+    )
+    provenance = Provenance.of_checkpoint(checkpoint, stated, command)
+    checkpoint = checkpoint.heard_by(provenance.reads)
     if options.golden or any(options.texts.values()):
         prepare_torch(options.device, checkpoint.nbytes)
     probes = _probes(checkpoint, options, steps)
@@ -80,15 +90,17 @@ def export_checkpoint(
         matrices.append(matrix)
     if options.targets.share_trunk:
         packages = _with_one_trunk(packages)
+    reads = provenance.reads
     made = export(
         packages,
         output,
         probes,
         steps,
         validate=validate,
+        provenance=provenance,
         device=options.device,
         overwrite=options.overwrite,
-        resuming=_resuming(checkpoint, asked, options, list(packages.values()), probes),
+        resuming=_resuming(checkpoint, asked, options, list(packages.values()), probes, reads),
     )
     for matrix in matrices:
         if matrix is not None:
@@ -177,7 +189,13 @@ def _package(
         "choice of experts": str((selection, product.kept)),
         "importance matrix": "" if options.imatrix is None else digest(options.imatrix),
     }
-    return Package(product, make, measure, recipe), matrix
+    told: dict[str, Any] = {
+        "heldout_sha256": None if probes is None else digest_of(probes.sequences),
+        "calibration_sha256": digest_of(sequences) if sequences else None,
+        "calibration_tokens": sum(map(len, sequences)),
+        "imatrix_sha256": recipe["importance matrix"] or None,
+    }
+    return Package(product, make, measure, recipe, told), matrix
 
 
 def _own(sample: Sample, product: Product, targets: int, device: str) -> Callable[[], Calibration]:
@@ -240,6 +258,7 @@ def _resuming(
     options: ExportOptions,
     packages: Sequence[Package],
     probes: Probes | None,
+    reads: Reads,
 ) -> Resuming:
     """All that the files of an export depend on."""
     target = str(
@@ -254,4 +273,4 @@ def _resuming(
     recipe = recipe_of(checkpoint, target, probes)
     for name in packages[0].recipe:
         recipe[name] = str([package.recipe[name] for package in packages])
-    return Resuming(recipe, options.resume)
+    return Resuming(recipe, reads, options.resume)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emo_export.base.install import need
 from emo_export.errors import EmoExportError
+from emo_export.exporting.provenance import Provenance
 from emo_export.exporting.steps import Steps
 from emo_export.families import FAMILIES
 from emo_export.jobs.auto_keep import resolved
@@ -26,15 +27,25 @@ from emo_export.runtimes.package import chosen_targets
 
 if TYPE_CHECKING:
     from emo_export.reference.probes import Probes
+    from emo_export.text.sample import Sample
     from emo_export.text.tokenizer import Encode
 
 
 def prune_checkpoint(
-    checkpoint: Checkpoint, output: Path, options: PruneOptions, steps: Steps
+    checkpoint: Checkpoint,
+    output: Path,
+    options: PruneOptions,
+    steps: Steps,
+    command: str | None = None,
 ) -> Pruned:
-    """A checkpoint with the experts that a text needs. Raises EmoExportError."""
+    """A checkpoint with the experts that a text needs, and pruned.manifest.json in it.
+
+    `command`, if it was one, goes into that. Raises EmoExportError.
+    """
     need(["torch"], "convert", "prune")
     options.check()
+    provenance = Provenance.of_checkpoint(checkpoint, options, command)
+    checkpoint = checkpoint.heard_by(provenance.reads)
     prepare_torch(options.device, checkpoint.nbytes)
     sample = read_sample(options.text, Product.whole(checkpoint))
     steps.on_texts(sample.texts)
@@ -55,19 +66,26 @@ def prune_checkpoint(
         choice,
         probes,
         steps,
+        partial(provenance.origin, facts=_facts(sample, probes)),
         options.device,
         options.overwrite,
-        Resuming(recipe, options.resume),
+        Resuming(recipe, provenance.reads, options.resume),
     )
 
 
 def prune_target(
-    path: Path, targets: Sequence[str], output: Path, options: PruneOptions, steps: Steps
+    path: Path,
+    targets: Sequence[str],
+    output: Path,
+    options: PruneOptions,
+    steps: Steps,
+    command: str | None = None,
 ) -> Pruned:
     """A .gguf file or an ONNX folder with the experts that a text needs, its bytes copied.
 
     `path` is one, or an exported folder with one target or with one of `targets`. The result, at
-    `output`, is of the same kind. Raises EmoExportError.
+    `output`, is of the same kind. pruned.manifest.json is in a folder, OUTPUT.manifest.json beside
+    a file; `command`, if it was one, goes into it. Raises EmoExportError.
     """
     need(["torch"], "convert", "prune")
     options.check()
@@ -83,6 +101,7 @@ def prune_target(
         )
     entry = next(iter(found.values()))
     package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
+    provenance = Provenance.of_package(package, options, command)
     prepare_torch(options.device, package.nbytes)
     with package.tokenizer() as encode:
         sample = read_sample(options.text, Product.whole(package), encode)
@@ -100,9 +119,19 @@ def prune_target(
         choice,
         probes,
         steps,
+        partial(provenance.origin, facts=_facts(sample, probes)),
         options.device,
         options.overwrite,
     )
+
+
+def _facts(sample: Sample, probes: Probes | None) -> dict[str, Any]:
+    """What the manifest tells of texts."""
+    return {
+        "heldout_sha256": None if probes is None else digest_of(probes.sequences),
+        "calibration_sha256": digest_of(sample.sequences),
+        "calibration_tokens": sample.tokens,
+    }
 
 
 def _loss_probes(

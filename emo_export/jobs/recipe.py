@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emo_export.exporting.folder import tool_versions
+from emo_export.files.manifest import VERSION as MANIFEST_VERSION
 from emo_export.interfaces import Ids
 from emo_export.model.checkpoint import Checkpoint
 
@@ -24,6 +25,7 @@ def recipe_of(checkpoint: Checkpoint, target: str, probes: Probes | None) -> dic
         "checkpoint": str([str(checkpoint.path.resolve()), *stats]),
         "version": str(sorted(tool_versions().items())),
         "target": target,
+        "manifest": str(MANIFEST_VERSION),
         "held-out text": "" if probes is None else digest_of(probes.sequences),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.matching import match
 from emo_export.model.names import Slot
 from emo_export.model.notes import Note
+from emo_export.model.reads import Reads
 from emo_export.model.safetensors_file import LazyTensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -59,6 +61,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def at(self, slot: Slot) -> LazyTensor:
         """The tensor of a slot."""
         return self._tensors[slot.name]
+
+    def heard_by(self, reads: Reads) -> Checkpoint:
+        """The same, whose bytes `reads` hears of as they are read."""
+        tensors = {name: replace(t, on_read=reads.feed) for name, t in self._tensors.items()}
+        return Checkpoint(self.path, self.raw, self.config, tensors, self.notes)
 
     @property
     def nbytes(self) -> int:

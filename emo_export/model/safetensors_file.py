@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,19 @@ MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A shape, an element type and a place in a file; nothing is read until asked."""
+    """A shape, an element type and a place in a file; nothing is read until asked.
+
+    `on_read` hears of bytes that are read: the tensor, the first one's place in it, the bytes.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     file: Path
     offset: int
+    on_read: Callable[[LazyTensor, int, memoryview], None] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +57,8 @@ class LazyTensor:
             raise ValueError(f"{self.name}: no rows {start}..{stop} of matrix {index}")
         offset = self.offset + (index * rows + start) * self.row_bytes
         name = f"{self.name}[{index}, {start}:{stop}]"
-        return LazyTensor(name, (stop - start, cols), self.dtype, self.file, offset)
+        shape = (stop - start, cols)
+        return LazyTensor(name, shape, self.dtype, self.file, offset, self.on_read)
 
     def rows(self, start: int, stop: int) -> F32:
         """Rows start..stop as float32, (stop - start, C); a vector counts as one row.
@@ -77,6 +84,8 @@ class LazyTensor:
             ) from error
         if read != raw.nbytes:
             raise EmoExportError(f"{self.file}: ends inside tensor {self.name}; fetch it again")
+        if self.on_read is not None:
+            self.on_read(self, start * cols * item, raw.data.cast("B"))
         values = _to_float32(raw, self.dtype).reshape(stop - start, cols)
         beyond = ", or beyond float32" if self.dtype == "F64" else ""
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from emo_export.base.strict_dataclass import read_dataclass
 from emo_export.errors import EmoExportError, NotEnoughTextError, ParityError
-from emo_export.files.manifest import Problem
+from emo_export.files.verifying import Problem
 from emo_export.parity.by_position import ByPosition, DomainFigures
 from emo_export.parity.estimates import Interval
 from emo_export.parity.golden import ORIGINAL, Measured

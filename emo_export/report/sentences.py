@@ -13,7 +13,19 @@ from emo_export.errors import (
     NotEnoughTextError,
     ParityError,
 )
-from emo_export.files.manifest import ABSENT, CONTENT, SIZE, UNLISTED, Problem
+from emo_export.files.parts import HEADER, PADDING, TENSOR
+from emo_export.files.verifying import (
+    ABSENT,
+    CONTENT,
+    LINK,
+    SIZE,
+    SPECIAL,
+    UNLISTED,
+    UNREADABLE,
+    Place,
+    Problem,
+    Shared,
+)
 from emo_export.parity.estimates import SEQUENCES, Interval
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import (
@@ -186,6 +198,9 @@ def tokenizer(failure: TokenizerFailure | None) -> Iterator[str]:
         yield f"tokens {list(failure.endless)} do not end a text"
 
 
+MOST_PLACES = 8
+
+
 def problem(found: Problem) -> str:
     """What is wrong with a file, beginning with its path in the folder."""
     if found.what == SIZE:
@@ -194,8 +209,37 @@ def problem(found: Problem) -> str:
         ABSENT: "is missing",
         CONTENT: "its content differs from the manifest's SHA-256",
         UNLISTED: "is not in the manifest",
+        LINK: "is a symbolic link, where export wrote a file",
+        SPECIAL: "is no file",
+        UNREADABLE: "can't be read",
     }
-    return f"{found.path}: {told[found.what]}"
+    text = f"{found.path}: {told[found.what]}"
+    if not found.places:
+        return text
+    named = [place(one) for one in found.places[:MOST_PLACES]]
+    left = len(found.places) - len(named)
+    more = f" and {left} more" if left else ""
+    return f"{text}, in {', '.join(named)}{more}"
+
+
+def place(found: Place) -> str:
+    """A part of a file."""
+    if found.kind == HEADER:
+        return "the header"
+    if found.kind == TENSOR:
+        return f"tensor {found.name}"
+    if found.kind == PADDING:
+        return f"the padding after {f'tensor {found.name}' if found.name else 'the header'}"
+    raise ValueError(f"{found.kind} is no part of a file that is known")
+
+
+def shared(found: Shared) -> str:
+    """That a file is reached from elsewhere."""
+    names = "another name" if found.names == 1 else f"{found.names} other names"
+    return (
+        f"{found.path}: has {names} outside the folder (hard links); what is written there "
+        "changes it"
+    )
 
 
 def not_compared(why: NotCompared) -> str:

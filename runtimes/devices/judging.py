@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError
-from emo_export.files.manifest import Problem
 from emo_export.files.target_entry import TargetEntry
+from emo_export.files.verifying import Problem
 from emo_export.parity.result import HERE, Refusal, Result, refused
 from emo_export.runtimes.devices.device import judge_target
 from emo_export.runtimes.devices.memory.of_device import MemoryVerdict, try_targets

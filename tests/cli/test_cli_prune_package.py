@@ -46,6 +46,8 @@ def test_float32_packages_choose_what_their_checkpoint_does(
     assert found["pruning"][kept] == want["pruning"][kept]
     for key in ("before", "after"):
         assert whole_loss(found)[key] == pytest.approx(whole_loss(want)[key], rel=1e-4)
+    for made in ("checkpoint", "small.gguf"):
+        assert emo("verify", tmp_path / made).code == 0
     runtime = open_runtime(tmp_path / "small.gguf", 1)
     ids = tokenizer_of(tmp_path / "small.gguf", runtime).encode(TEXT)
     assert len(ids) > 9 and runtime.vocab_size == 512

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emo_export.errors import EmoExportError
-from emo_export.files.manifest import write_manifest
+from emo_export.files.manifest import Origin, write_manifest
 from emo_export.files.target_entry import TargetEntry
 from emo_export.inspect.checkpoint import inspect_path, size_text
 from emo_export.model.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def package(small_exports: Files, tmp_path: Path) -> Path:
         },
     }
     entries = {name: TargetEntry.from_dict(Spec.parse(name), t) for name, t in targets.items()}
-    write_manifest(folder, {"name": "synth"}, {"emo-export": "0"}, entries)
+    write_manifest(folder, Origin({"name": "synth"}, {"emo-export": "0"}), entries)
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_export.files.manifest import FileEntry, Manifest
+from emo_export.files.manifest import FileEntry, Manifest, Origin
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.by_position import ByPosition, DomainFigures
 from emo_export.parity.golden import Golden
@@ -25,8 +25,7 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 NAN = float("nan")
 DOMAINS = ("c", "dictionary", "man", "perldoc", "python", "scripture")
 MANIFEST = Manifest(
-    {"name": "emo", "config_sha256": "0" * 64, "files": {}, "pruning": None},
-    {"emo-export": "0.1.0", "torch": "2"},
+    Origin({"name": "emo", "pruning": None}, {"emo-export": "0.1.0", "torch": "2"}),
     {"gguf:q4_0": TargetEntry(Spec(GGUF, "q4_0"), "model-Q4_0.gguf", {"embed": "q8_0"})},
     (FileEntry("model-Q4_0.gguf", 14_203_936, "0" * 64),),
 )

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.files.manifest import Problem
 from emo_export.files.target_entry import TargetEntry
+from emo_export.files.verifying import Problem
 from emo_export.parity.result import Crash, NotCompared, Refusal, Result
 from emo_export.report.html import page as report_html
 from emo_export.report.html import words as report_words
@@ -119,7 +119,8 @@ def test_parts_that_are_not_there() -> None:
 
 def test_a_pruned_checkpoint_is_told() -> None:
     pruning = {"original_model": "big", "prune_keep_k": 32, "pruning_method": "easy-ep"}
-    manifest = replace(MANIFEST, source=dict(MANIFEST.source) | {"pruning": pruning})
+    origin = replace(MANIFEST.origin, source=dict(MANIFEST.source) | {"pruning": pruning})
+    manifest = replace(MANIFEST, origin=origin)
     text = page([passing()], manifest=manifest).text
     assert "pruned before the export (from big, 32 experts kept a layer, method easy-ep)" in text
 
@@ -143,7 +144,7 @@ def test_everything_is_escaped() -> None:
     golden = replace(with_domains(), domains=(evil, "b"))
     manifest = replace(
         MANIFEST,
-        tools={evil: evil},
+        origin=replace(MANIFEST.origin, tools={evil: evil}),
         targets={evil: TargetEntry(Spec(GGUF, evil), evil, {evil: evil})},
     )
     for memory in (hostile.memory, {"samples": samples, evil: [evil]}):

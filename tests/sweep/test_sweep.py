@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from emo_export.files.manifest import Manifest, verify
+from emo_export.files.manifest import Manifest
+from emo_export.files.verifying import verify
 from tests.kit.command import NOT_FAILED, Emo
 from tests.kit.paths import GOLDEN
 from tests.kit.processes import wait_for

@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer
 
 from emo_export.converters.gguf.imatrix import read_imatrix
-from emo_export.files.manifest import verify
+from emo_export.files.verifying import verify
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.importance import CHUNK, IMATRIX, ImportanceMatrix
 from emo_export.model.names import Role

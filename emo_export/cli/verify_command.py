@@ -1,0 +1,27 @@
+"""The `verify` command: whether files are the ones that were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def verify(path: Path, as_json: bool) -> None:
+    """Check every byte against the manifest.
+
+    PATH is a folder that export made, with one package or with those of domains, or what prune
+    made. Where bytes of a GGUF file, of ONNX data or of safetensors differ, the tensor is named.
+    Needs no engine. Exit code 0: all is as it was written; 1: something differs;
+    2: there is no manifest that can be read.
+
+    \b
+    Example:
+        emo-export verify out
+    """
+    from emo_export.cli.verify import run_verify
+
+    run_verify(path, as_json)

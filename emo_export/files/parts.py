@@ -1,0 +1,154 @@
+"""Which bytes of a file belong to which tensor, as its header says, and their digests.
+
+A file is its header, its tensors and the padding between and after them. A header or a tensor has
+a SHA-256 of its own; padding is zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from emo_export.errors import EmoExportError
+from emo_export.files.gguf_header import read_gguf
+from emo_export.files.onnx_header import read_onnx
+from emo_export.model.safetensors_file import read_header
+
+HEADER, TENSOR, PADDING = "header", "tensor", "padding"
+PIECE = 1 << 20
+"""Bytes that are read and hashed at a time."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """`bytes` bytes of a file from byte `offset`; `name` is that of the tensor, or the one before.
+
+    `kind` is header, tensor or padding.
+    """
+
+    kind: str
+    name: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A header or a tensor, and the SHA-256 of its bytes."""
+
+    span: Span
+    sha256: str
+
+
+def tensor_spans(folder: Path, files: Sequence[Path]) -> dict[Path, list[Span]]:
+    """The tensors of each GGUF file, each data file of an ONNX graph and each safetensors file.
+
+    In order of their bytes. Raises EmoExportError for a header that can't be read, and for tensors
+    that overlap.
+    """
+    found: dict[Path, list[Span]] = {}
+    for path in files:
+        if path.suffix == ".gguf":
+            found[path] = [
+                Span(TENSOR, t.name, t.offset, t.nbytes) for t in read_gguf(path).tensors
+            ]
+        elif path.suffix == ".safetensors":
+            tensors = read_header(path).values()
+            found[path] = [Span(TENSOR, t.name, t.offset, t.nbytes) for t in tensors]
+        elif path.suffix == ".onnx":
+            for tensor in read_onnx(path).initializers:
+                if tensor.location and tensor.length:
+                    place = path.parent / tensor.location
+                    span = Span(TENSOR, tensor.name, tensor.offset, tensor.length)
+                    found.setdefault(place, []).append(span)
+    return {path: _ordered(path, spans) for path, spans in found.items() if path in files}
+
+
+def _ordered(path: Path, spans: Sequence[Span]) -> list[Span]:
+    """By offset; tensors with the very same bytes, as tied ones are, are told together."""
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda s: (s.offset, s.bytes, s.name)):
+        last = found[-1] if found else Span(HEADER, "", 0, 0)
+        if found and (span.offset, span.bytes) == (last.offset, last.bytes):
+            found[-1] = Span(TENSOR, f"{last.name}, {span.name}", span.offset, span.bytes)
+        elif span.offset < last.offset + last.bytes:
+            raise EmoExportError(f"{path}: tensors {last.name} and {span.name} overlap")
+        else:
+            found.append(span)
+    return found
+
+
+def covering(spans: Sequence[Span], size: int) -> Iterator[Span]:
+    """Every byte of a file of `size` bytes: spans in order, and padding where none is."""
+    at, name = 0, ""
+    for span in spans:
+        if span.offset > at:
+            yield Span(PADDING, name, at, span.offset - at)
+        yield span
+        at, name = span.offset + span.bytes, span.name or name
+    if at < size:
+        yield Span(PADDING, name, at, size - at)
+
+
+def digest_parts(path: Path, tensors: Sequence[Span]) -> tuple[str, tuple[Part, ...]]:
+    """SHA-256 of a file and of each of its parts, in one read.
+
+    Raises EmoExportError where bytes between tensors are not zero: nothing would account for them.
+    """
+    size = path.stat().st_size
+    begin = tensors[0].offset if tensors else size
+    header = [Span(HEADER, "", 0, begin)] if begin else []
+    whole, parts = hashlib.sha256(), []
+    # hashlib frees the interpreter, so that both digests of a piece are computed at once.
+    with path.open("rb") as handle, ThreadPoolExecutor(1) as beside:
+        for span in covering([*header, *tensors], size):
+            own = hashlib.sha256()
+            for piece in pieces(handle, span):
+                hashing = beside.submit(whole.update, piece)
+                own.update(piece)
+                hashing.result()
+            if span.kind != PADDING:
+                parts.append(Part(span, own.hexdigest()))
+            elif own.hexdigest() != zeros(span.bytes):
+                raise EmoExportError(f"{path}: the bytes after tensor {span.name} are no tensor's")
+    return whole.hexdigest(), tuple(parts)
+
+
+def differing(
+    path: Path,
+    spans: Sequence[Span],
+    expected: Mapping[Span, str],
+    on_bytes: Callable[[int], None] = lambda nbytes: None,
+) -> list[Span]:
+    """Those of some spans of a file whose SHA-256 isn't as expected; padding must be zeros."""
+    found = []
+    with path.open("rb") as handle:
+        for span in spans:
+            own = hashlib.sha256()
+            for piece in pieces(handle, span):
+                own.update(piece)
+                on_bytes(len(piece))
+            if own.hexdigest() != (expected.get(span) or zeros(span.bytes)):
+                found.append(span)
+    return found
+
+
+def pieces(handle: BinaryIO, span: Span) -> Iterator[bytes]:
+    """The bytes of a span, as many as there are."""
+    handle.seek(span.offset)
+    left = span.bytes
+    while left and (piece := handle.read(min(PIECE, left))):
+        left -= len(piece)
+        yield piece
+
+
+def zeros(nbytes: int) -> str:
+    """SHA-256 of so many zero bytes."""
+    found = hashlib.sha256()
+    for at in range(0, nbytes, PIECE):
+        found.update(bytes(min(PIECE, nbytes - at)))
+    return found.hexdigest()
