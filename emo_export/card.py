@@ -13,6 +13,7 @@ from emo_export.model.product import Product
 from emo_export.model.recipes import AUTO
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
+from emo_export.report.markdown import code, plain
 from emo_export.report.pruning import STEPS, steps_of
 from emo_export.report.recipes import shown_types
 from emo_export.report.sentences import interval, not_compared, tokenizer
@@ -28,7 +29,7 @@ def model_card(
     """Markdown with a YAML head, as the Hugging Face hub reads it."""
     parts = [
         _head(targets),
-        f"# {name}",
+        f"# {plain(name)}",
         _verdict(results),
         _about(product),
         _files(targets, sizes),
@@ -68,16 +69,16 @@ def _about(product: Product) -> str:
     experts = " or ".join(map(str, counts))
     text = (
         f"An EMO mixture-of-experts language model, exported by emo-export {__version__} from the "
-        f"checkpoint `{product.path.name}`: {config.num_hidden_layers} layers, hidden size "
+        f"checkpoint {code(product.path.name)}: {config.num_hidden_layers} layers, hidden size "
         f"{config.hidden_size}, {experts} experts in a layer{_shared(config)}, of which a token "
         f"uses {config.num_experts_per_tok}, vocabulary {config.vocab_size}."
     )
     pruning = product.pruning
     if pruning:
         text += (
-            f" It was pruned from `{pruning.get('original_model')}`: "
-            f"{pruning.get('prune_keep_k')} experts were kept in each layer "
-            f"(method: {pruning.get('pruning_method')})."
+            f" It was pruned from {code(str(pruning.get('original_model')))}: "
+            f"{plain(str(pruning.get('prune_keep_k')))} experts were kept in each layer "
+            f"(method: {plain(str(pruning.get('pruning_method')))})."
         )
         if pruning.get("routed_scale_per_layer"):
             text += " The routed ones were scaled, so that together they weigh what all weighed."
@@ -139,7 +140,7 @@ def _importance(targets: Mapping[str, TargetEntry]) -> Iterator[str]:
         if made is not None:
             yield (
                 f"- Quantised with the importance matrix `{made.file}` of {made.tokens} "
-                f"tokens of {made.source}; llama-quantize can read it too."
+                f"tokens of {plain(made.source)}; llama-quantize can read it too."
             )
             return
 
@@ -170,7 +171,7 @@ def _parity(results: Sequence[Result]) -> str:
     ]
     lines += [
         "",
-        f"Perplexity over {first.heldout_tokens} tokens of {first.heldout_source}. "
+        f"Perplexity over {first.heldout_tokens} tokens of {plain(first.heldout_source)}. "
         "`emo-export validate` on this folder repeats these figures.",
     ]
     return "\n".join(lines)
@@ -192,7 +193,7 @@ def _losses(results: Sequence[Result]) -> str:
         "|---|---|" + "---|" * len(STEPS),
     ]
     lines += [
-        f"| {r.target} | " + " | ".join(line) + " |"
+        f"| {r.target} | " + " | ".join(map(plain, line)) + " |"
         for r in told
         if r.losses is not None
         for line in steps_of(r.losses)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.disk import writing
+from emo_export.base.shown import on_one_line
 from emo_export.converters.gguf.graph import choose_arch
 from emo_export.converters.gguf.keys import add_importance_keys, add_keys
 from emo_export.converters.gguf.layout import Cut, Layout
@@ -216,7 +217,7 @@ class GgufWriter:
 
     def add_keys(self, writer: gguf.GGUFWriter) -> None:
         """Add every key of the header but the architecture."""
-        writer.add_name(_harmless(self._model_name))
+        writer.add_name(_harmless(on_one_line(self._model_name)))
         writer.add_basename("emo")
         writer.add_file_type(FILE_TYPES[self._scheme.spec.type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

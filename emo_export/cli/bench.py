@@ -21,6 +21,7 @@ from emo_export.bench.bandwidth import measure as measure_bandwidth
 from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit_together, measure
 from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
 from emo_export.bench.view import render
+from emo_export.cli.output import say
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.read_per_token import (
     check_olmoe,
@@ -63,7 +64,6 @@ def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> Non
     available = available_memory()
     machine = {check.name: check.found for check in (*cpu_checks(), memory_check())}
     together = _together(subjects, options, available)
-    say = partial(click.echo, err=True)
     say("measuring read bandwidth")
     before = measure_bandwidth(threads)
     results = measure(subjects, settings, partial(Child, module=CHILD), together, say)
@@ -140,10 +140,9 @@ def _together(subjects: Sequence[Subject], options: BenchOptions, available: int
     together = fit_together(subjects, available, buffer_bytes())
     if not together:
         needed = buffer_bytes() + sum(subject.needs for subject in subjects)
-        click.echo(
+        say(
             f"all models at once would take about {needed / 1e9:.1f} GB of memory, more than "
             f"{MEMORY_MARGIN:.0%} of the {(available or 0) / 1e9:.1f} GB that are available: each "
-            "is opened anew in every round",
-            err=True,
+            "is opened anew in every round"
         )
     return together

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from emo_export.cli.output import stdout
+from emo_export.cli.output import put, say, stderr, stdout
 from emo_export.errors import EmoExportError
 
 if TYPE_CHECKING:
@@ -58,20 +58,19 @@ def setup(onnxruntime: str | None, rootfs: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(content | {"versions": versions}, indent=2))
         return
     for name, version in versions.items():
-        click.echo(f"{name}: {version}")
-    click.echo(f"ready in {folder} ({bytes_of(folder) / 1e6:.0f} MB): {', '.join(PROFILES)}")
+        put(f"{name}: {version}")
+    put(f"ready in {folder} ({bytes_of(folder) / 1e6:.0f} MB): {', '.join(PROFILES)}")
 
 
 @contextmanager
 def _told() -> Iterator[Progress]:
     """A bar on stderr where that is a terminal, plain lines elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bar
 
     from emo_export.runtimes.devices.emulated.fetch import Progress
 
-    console = Console(stderr=True)
+    console = stderr()
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn())
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False)
@@ -153,18 +152,16 @@ def clean(device: str | None) -> None:
             "what all emulated devices run on"
         )
     for path in removed:
-        click.echo(f"removed {path}")
-    click.echo(
-        f"{device}: {nbytes / 1e6:.1f} MB removed" if removed else f"{device}: nothing to remove"
-    )
+        put(f"removed {path}")
+    put(f"{device}: {nbytes / 1e6:.1f} MB removed" if removed else f"{device}: nothing to remove")
 
 
 def _clean_here() -> None:
     from emo_export.runtimes.devices.emulated.place import place, remove_all
 
     folder = place()
-    nbytes = remove_all(folder, lambda text: click.echo(text, err=True))
+    nbytes = remove_all(folder, say)
     if nbytes:
-        click.echo(f"removed {folder}: {nbytes / 1e6:.1f} MB")
+        put(f"removed {folder}: {nbytes / 1e6:.1f} MB")
     else:
-        click.echo(f"{folder}: nothing is set up")
+        put(f"{folder}: nothing is set up")

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.command_line import command_line
-from emo_export.cli.work import open_checkpoint, progress_steps, say
+from emo_export.cli.output import say
+from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError
 from emo_export.exporting.package import ALONE
 from emo_export.parity.result import as_json
@@ -133,8 +134,7 @@ def warn_unseen(matrix: ImportanceMatrix) -> None:
         return
     named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen[:MOST_NAMED])
     more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
-    click.echo(
+    say(
         f"warning: {len(unseen)} expert{'s' * (len(unseen) > 1)} saw no token of {matrix.source}: "
-        f"quantised with even weights ({named}{more}); more text, or of more kinds, helps",
-        err=True,
+        f"quantised with even weights ({named}{more}); more text, or of more kinds, helps"
     )

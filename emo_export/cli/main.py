@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from emo_export import __version__
+from emo_export.base.shown import on_one_line, shown
 from emo_export.cli.bench_command import bench
 from emo_export.cli.device_command import device
 from emo_export.cli.domains_command import domains
@@ -176,13 +177,16 @@ def main() -> None:
 def _explained(error: BaseException) -> tuple[int, str]:
     """The exit code of what ended a command, and what to tell of it."""
     if isinstance(error, EmoExportError):
-        return error.exit_code, "\n".join(f"error: {line}" for line in str(error).splitlines())
+        lines = shown(str(error)).split("\n")
+        return error.exit_code, "\n".join(f"error: {line}" for line in lines)
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, click.ClickException):
         usage = io.StringIO()
         error.show(usage)
         return error.exit_code, usage.getvalue().rstrip("\n")
+    if isinstance(error, UnicodeEncodeError):  # libraries take neither such paths nor such texts
+        return 2, f"error: a path or a text is not UTF-8: {on_one_line(str(error.object)[:500])}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return 2, f"error: {where}{error.strerror or error}"

@@ -4,25 +4,88 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 import click
-from rich.console import Console
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    HighlighterType,
+    JustifyMethod,
+    OverflowMethod,
+    RenderableType,
+)
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
 
+from emo_export.base.shown import on_one_line, shown
 from emo_export.errors import EmoExportError
 
 
-class _Out(Console):
-    """Stdout as rich prints it; a reader that went away is not rich's business."""
+class Page(Console):
+    """A stream as rich prints on it, where no text is markup or moves the cursor.
+
+    A reader that went away is not rich's business.
+    """
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """A text of a table, which takes as much room as it is shown with."""
+        return super().render_str(
+            shown(text),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=emoji,
+            markup=markup,
+            highlight=highlight,
+            highlighter=highlighter,
+        )
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """What is printed: rich's own commands as they are, texts as they may be shown."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
 
     def on_broken_pipe(self) -> None:
+        """Leave it to `Commands`."""
         raise BrokenPipeError
 
 
 def stdout() -> Console:
     """The console for data."""
     # A pipe has no width, and what goes into one must not be folded.
-    return _Out(width=None if sys.stdout.isatty() else 400, highlight=False)
+    width = None if sys.stdout.isatty() else 400
+    return Page(width=width, highlight=False, markup=False, emoji=False)
+
+
+def stderr() -> Console:
+    """The console for what goes on."""
+    return Page(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def put(line: str) -> None:
+    """Print a line of text for the user to stdout."""
+    click.echo(shown(line))
+
+
+def say(line: str) -> None:
+    """Tell the user something that is not data: a line on stderr, whatever names are in it."""
+    click.echo(on_one_line(line), err=True)
 
 
 class Commands(click.Group):
@@ -47,7 +110,7 @@ class Commands(click.Group):
 def tell(text: str) -> None:
     """Write to stderr; where that fails there is nobody to tell, and the exit code must do."""
     try:
-        click.echo(text, err=True)
+        click.echo(shown(text), err=True)
     except OSError:
         _drop(sys.stderr)
 

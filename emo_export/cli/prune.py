@@ -13,7 +13,8 @@ from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.command_line import command_line
-from emo_export.cli.work import open_checkpoint, progress_steps, say
+from emo_export.cli.output import say
+from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.report.pruning import loss_table, unsteady_warning
 from emo_export.runtimes.ort.family import MODEL

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from emo_export.base.shown import shown
 from emo_export.cli.targets import OnnxSettings, open_with
 from emo_export.errors import EmoExportError
 
@@ -46,7 +47,8 @@ def run_text(
             top_p=sampling.top_p,
             seed=sampling.seed,
         ):
-            sys.stdout.write(piece)
+            # A terminal obeys what it reads; a file or a pipe gets the text as it is.
+            sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         sys.stdout.flush()

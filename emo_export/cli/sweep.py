@@ -11,7 +11,8 @@ from rich.console import Console
 
 from emo_export.base.disk import write_whole, writing
 from emo_export.base.install import CONVERT, need
-from emo_export.cli.work import open_checkpoint, say
+from emo_export.cli.output import say
+from emo_export.cli.work import open_checkpoint
 from emo_export.errors import EmoExportError
 from emo_export.report.sweep import LEGEND, check, line, sweep_table
 

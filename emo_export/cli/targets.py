@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from emo_export.cli.output import say
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Runtime
 from emo_export.runtimes.families import family_at
@@ -43,6 +42,6 @@ def open_with(
         from emo_export.runtimes.ort.prepacked import default_cache, prepacked_copy
 
         cache = settings.cache or default_cache()
-        prepacked = prepacked_copy(path, cache, lambda text: click.echo(text, err=True))
+        prepacked = prepacked_copy(path, cache, say)
     spin = settings.spin is not False
     return open_runtime(path, threads, prepacked=prepacked, spin=spin, kv_cache=kv_cache)

@@ -15,11 +15,8 @@ from rich.console import Console
 
 from emo_export.base.disk import check_writable
 from emo_export.base.install import CONVERT, need
-from emo_export.cli.work import (
-    open_checkpoint,
-    progress_steps,
-    say,
-)
+from emo_export.cli.output import say
+from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from emo_export.cli.work import say
+from emo_export.cli.output import put, say, stderr
 from emo_export.errors import ParityError
 from emo_export.files.verifying import verify_path
 from emo_export.report.sentences import problem, shared
@@ -45,14 +44,14 @@ def run_verify(path: Path, in_json: bool) -> None:
         click.echo(json.dumps(told, indent=2))
     elif not wrong:
         what = f"{found.files} files, {found.bytes / 1e6:.1f} MB"
-        click.echo(f"{path}: every byte is as it was written ({what})")
+        put(f"{path}: every byte is as it was written ({what})")
     if wrong:
         raise ParityError("\n".join(wrong))
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    console = Console(stderr=True)
+    console = stderr()
     columns = BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield progress

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -17,6 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from emo_export.cli.output import say, stderr
 from emo_export.report.checkpoint import note
 from emo_export.report.pruning import keep_table
 from emo_export.report.recipes import types_sentence, types_table
@@ -32,17 +31,12 @@ if TYPE_CHECKING:
     from emo_export.text.places import Texts
 
 
-def say(text: str) -> None:
-    """Tell the user something that is not data."""
-    click.echo(text, err=True)
-
-
 def open_checkpoint(source: str) -> Checkpoint:
     """A local folder or a Hugging Face id, opened and accounted for."""
     from emo_export.model.checkpoint import Checkpoint
     from emo_export.model.hub import locate
 
-    checkpoint = Checkpoint.open(locate(source, progress=Console(stderr=True).is_terminal))
+    checkpoint = Checkpoint.open(locate(source, progress=stderr().is_terminal))
     if checkpoint.config.max_position_embeddings < 0:
         say(
             f"{source}: max_position_embeddings is -1 (unknown); assuming "
@@ -100,7 +94,7 @@ def where(slot: Slot) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A bar that is there while the work goes on."""
-    console = Console(stderr=True)
+    console = stderr()
     columns = (
         TextColumn("{task.description:22}"),
         BarColumn(bar_width=20),

@@ -92,6 +92,12 @@ def _take(final: Path, hidden: Path) -> int:
 
 
 def _refuse(final: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    try:
+        os.fspath(final.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise EmoExportError(
+            f"{final}: is not UTF-8, and the engines open no such path; choose another"
+        ) from error
     if not os.path.lexists(final):
         return
     ours = is_ours(final)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from emo_export.parity.losses import Loss
 
@@ -49,7 +50,7 @@ def domains_table(rows: Sequence[Chosen], title: str) -> Table:
     table.add_row("all experts", "", *(f"{one.before:.1f}" for one in rows[0].loss))
     for row in rows:
         cells = [
-            f"[bold]{one.after:.1f}[/bold]" if one.domain == row.chosen_on else f"{one.after:.1f}"
+            Text(f"{one.after:.1f}", "bold" if one.domain == row.chosen_on else "")
             for one in row.loss
         ]
         table.add_row(row.chosen_on, row.method, *cells)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emo_export import __version__
 from emo_export.base.disk import write_whole
+from emo_export.base.shown import shown
 from emo_export.parity.result import NOT_ENOUGH
 from emo_export.report.sentences import MORE_TEXT, about_row, beside, faults, intervals, tokenizer
 
@@ -144,21 +145,12 @@ def _table(result: Result) -> str:
     from emo_export.report.text import details, facts
 
     text = io.StringIO()
-    page = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
+    page = Console(file=text, width=WIDTH, color_system=None, force_terminal=False, markup=False)
     for line in dict.fromkeys((*details([result], page), *facts([result]), *beside(result))):
         page.print(line, markup=False, highlight=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def _clean(text: str) -> str:
-    """The text, with characters that XML 1.0 has no place for spelled out (ESC becomes x1b)."""
-    return "".join(char if _is_xml(ord(char)) else ascii(char)[1:-1] for char in text)
-
-
-def _is_xml(code: int) -> bool:
-    return (
-        code in (0x9, 0xA, 0xD)
-        or 0x20 <= code <= 0xD7FF
-        or 0xE000 <= code <= 0xFFFD
-        or 0x10000 <= code <= 0x10FFFF
-    )
+    """The text as it may be shown, and without what else XML 1.0 has no place for."""
+    return shown(text).replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from emo_export import __version__
 from emo_export.base import disk
 from emo_export.base.install import install_command
+from emo_export.base.shown import shown
 from emo_export.errors import MissingDependencyError
 from emo_export.files.manifest import Manifest
 from emo_export.parity.golden import ORIGINAL, Golden
@@ -111,6 +112,7 @@ def environment() -> Environment:
     environment = Environment(
         loader=DictLoader({name: folder.joinpath(name).read_text("utf-8") for name in TEMPLATES}),
         autoescape=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
