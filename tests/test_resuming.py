@@ -89,8 +89,8 @@ def test_it_goes_on_after_the_last_whole_layer(
     export_checkpoint(source, tmp_path / "whole", TARGETS, options)
     want = files_of(tmp_path / "whole")
     rng = random.Random(7)
-    resumed = 0
-    for number in range(2):
+    resumed, times = 0, 2 if rounding == Rounding.GPTQ else 1
+    for number in range(times):
         out = tmp_path / f"out{number}"
         for _ in range(number + 1):
             stop = Stop(rng.uniform(0.45, 0.98) * source.nbytes)
@@ -102,7 +102,7 @@ def test_it_goes_on_after_the_last_whole_layer(
         resumed += any("going on after layer" in stage for stage in last.stages)
         assert files_of(out) == want
         assert not list(tmp_path.glob(f".out{number}*")) and not verify(out)
-    assert resumed == 2
+    assert resumed == times
 
 
 @pytest.mark.slow

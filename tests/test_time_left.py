@@ -19,6 +19,7 @@ def test_no_test_begins_too_late(monkeypatch: pytest.MonkeyPatch, left: float) -
         time_left.check("tests/test_a.py::test_b")
 
 
+@pytest.mark.slow
 def test_a_day_has_its_order(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

@@ -92,6 +92,7 @@ def test_short_memory_opens_one_at_a_time(
     assert "more than 95% of the 0.3 GB that are available: each is opened anew" in done.err
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_damaged_is_named(out: Path, tmp_path: Path, emo: Emo) -> None:
     absent = emo("bench", tmp_path / "absent.gguf")
     assert absent.code == 2 and "no such file" in absent.err
@@ -151,6 +152,7 @@ def interrupted(out: Path, log: Path, disturb: signal.Signals, child: bool) -> t
     return code, log.read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_children_too(out: Path, tmp_path: Path) -> None:
     code, said = interrupted(out, tmp_path / "log", signal.SIGINT, child=False)
     assert code == 130

@@ -87,15 +87,20 @@ def test_validate_prints_a_table(quantised: Path, emo: Emo) -> None:
     assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
-def test_validate_one_target(package: Path, tmp_path: Path, emo: Emo) -> None:
-    def targets(done: Done) -> list[str]:
-        assert done.code == 0
-        return [report["target"] for report in json.loads(done.out)["targets"]]
+def targets(done: Done) -> list[str]:
+    assert done.code == 0
+    return [report["target"] for report in json.loads(done.out)["targets"]]
 
+
+def test_validate_one_target(package: Path, emo: Emo) -> None:
     assert targets(emo("validate", package, "--target", "onnx:f32", "--json")) == ["onnx:f32"]
     assert targets(emo("validate", package / "model-F32.gguf", "--json")) == ["gguf:f32"]
     assert emo("validate", package, "--target", "gguf:q4_0").code == 2
-    # Away from its folder, a model has no golden.npz and no manifest beside it.
+
+
+@pytest.mark.slow
+def test_validate_away_from_its_folder(package: Path, tmp_path: Path, emo: Emo) -> None:
+    """Where a model has no golden.npz and no manifest beside it."""
     alone = Path(shutil.copy(package / "model-F32.gguf", tmp_path / "alone.gguf"))
     folder = shutil.copytree(package / "onnx-f32", tmp_path / "folder")
     refused = emo("validate", alone)

@@ -163,6 +163,7 @@ def test_two_exports_are_the_same_and_importance_matters(
     }
 
 
+@pytest.mark.slow
 def test_validate_with_the_reference_reads_the_weights_back(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:
@@ -297,6 +298,7 @@ def test_a_name_that_is_not_unicode_is_no_surprise_at_the_end(tmp_path: Path, em
     assert done.code == 0 and "# caf?" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_back_keeps_no_other_from_being_judged(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:

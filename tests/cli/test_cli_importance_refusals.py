@@ -182,7 +182,8 @@ def test_tensor_types_are_in_the_file_and_validate(wide: Path, tmp_path: Path, e
         "shared_expert": "BF16",
     }
     options = [word for role, kind in given.items() for word in ("--tensor-type", f"{role}={kind}")]
-    assert emo("export", wide, "-o", out, *Q4, *options, "--json").code in NOT_FAILED
+    few = ("--heldout-tokens", 64, "--json")
+    assert emo("export", wide, "-o", out, *Q4, *options, *few).code in NOT_FAILED
     types = {t.name: t.tensor_type.name for t in GGUFReader(out / "model-Q4_0.gguf").tensors}
     parts = {name: name.removeprefix("blk.0.").removesuffix(".weight") for name in types}
     expected = {
@@ -199,11 +200,6 @@ def test_tensor_types_are_in_the_file_and_validate(wide: Path, tmp_path: Path, e
     }
     recipe = Manifest.load(out).targets["gguf:q4_0"].recipe or {}
     assert {role: recipe[role] for role in given} == {r: k.lower() for r, k in given.items()}
-    again = emo("validate", out, "--reference", wide, "--json")
-    assert again.code in NOT_FAILED
-    (target,) = json.loads(again.out)["targets"]
-    exact = [r for r in target["rows"] if r["arithmetic"] == "exact"]
-    assert len(exact) == 2 and all(r["measured"]["kl_mean"] <= 1e-10 for r in exact)
     # Away from the manifest, nothing says that the types were chosen: the file does.
     alone = (out / "model-Q4_0.gguf").rename(tmp_path / "alone.gguf")
     said = emo("validate", alone, "--reference", wide, "--json")
@@ -212,6 +208,7 @@ def test_tensor_types_are_in_the_file_and_validate(wide: Path, tmp_path: Path, e
     assert len(exact) == 2 and all(r["measured"]["kl_mean"] <= 1e-10 for r in exact)
 
 
+@pytest.mark.slow
 def test_without_golden_there_is_nothing_to_validate(wide: Path, tmp_path: Path, emo: Emo) -> None:
     out = tmp_path / "out"
     done = emo("export", wide, "-o", out, *Q4, "--no-golden")

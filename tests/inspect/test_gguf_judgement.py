@@ -89,6 +89,7 @@ def test_nothing_is_wrong_with_our_files(tmp_path: Path) -> None:
         assert "judgement: " in shown(found)
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_other_exact_files(
     nano: Path, reference: Array, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_llama_is_mixtral(nano: Path, reference: Array, tmp_path: Path) -> None:
     assert kl(reference, logits(path)).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_olmoe_with_invented_norms(nano: Path, reference: Array, tmp_path: Path) -> None:
     ones = {
         f"blk.{i}.attn_{c}_norm.weight": np.ones(256, np.float32)

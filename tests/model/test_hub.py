@@ -94,6 +94,7 @@ def test_a_plan_fetches_no_weights(tmp_path: Path) -> None:
     assert hub.fetched() == {name for name in files if not name.endswith(".safetensors")}
 
 
+@pytest.mark.slow
 def test_a_second_run_fetches_nothing(tmp_path: Path) -> None:
     with Hub(REPO, _files(GOLDEN / "base")) as hub:
         first = _locate(REPO, hub.endpoint, tmp_path)

@@ -26,6 +26,7 @@ from tests.bench.test_doctor import LAPTOP, PI4, PI5, machine
 from tests.kit.command import Emo
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO
+from tests.kit.tiers import slow_beyond
 
 MIB = 1 << 20
 CHILD = """
@@ -175,6 +176,7 @@ def test_a_stale_copy_is_replaced(folder: Path, cache: Path, tmp_path: Path) -> 
     assert {path for path in cache.iterdir() if path.is_dir()} == {new, kept, foreign}
 
 
+@pytest.mark.slow
 def test_other_weights_with_the_same_bytes_and_time_are_noticed(folder: Path, cache: Path) -> None:
     old = prepacked_copy(folder, cache, lambda text: None)
     data = folder / "model.onnx.data"
@@ -230,7 +232,10 @@ def test_cpus_are_told_apart(tmp_path: Path) -> None:
     assert cpu_identity(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "written", "missing", "record", "no record"])
+@pytest.mark.parametrize(
+    "damage",
+    slow_beyond(["written", "record"], ["truncated", "written", "missing", "record", "no record"]),
+)
 def test_a_damaged_copy_is_made_again(damage: str, folder: Path, cache: Path) -> None:
     copy = prepacked_copy(folder, cache, lambda text: None)
     data, record = copy / "model.onnx.data", copy / "prepacked.json"
@@ -276,6 +281,7 @@ def test_an_interrupted_build_leaves_nothing_under_the_name(
     assert unfinished(cache) == [] and mine.is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_copy(folder: Path, cache: Path) -> None:
     both = [child(CHILD, folder, cache, MIB) for _ in range(2)]
     done = [process.communicate(timeout=120) for process in both]
@@ -316,7 +322,7 @@ def test_graphs_that_gain_little_are_refused(target: str, cache: Path) -> None:
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+@pytest.mark.parametrize("kind", slow_beyond(["link"], ["file", "link", "broken link"]))
 def test_what_stands_under_our_names_is_replaced(
     kind: str, folder: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_llama_cpp_on_the_twin_is_the_dequantised_reference(pair: list[Path]) ->
     model.close()
 
 
+@pytest.mark.slow
 def test_tensors_are_float32_of_the_same_values(pair: list[Path]) -> None:
     source, twin = (GGUFReader(path) for path in pair)
     assert [t.name for t in source.tensors] == [t.name for t in twin.tensors]

@@ -28,6 +28,7 @@ from tests.kit.command import Emo
 from tests.kit.exporting import export_to, exported
 from tests.kit.paths import NANO
 from tests.kit.synth import make_checkpoint
+from tests.kit.tiers import slow_beyond
 
 Change = Callable[[dict[str, Any]], object]
 # What no file can mend: a text ends at a NUL, and U+0085 is no white space.
@@ -98,7 +99,7 @@ def test_the_trained_model_s_tokenizer() -> None:
     assert found.bos_token_id == 4075
 
 
-@pytest.mark.parametrize("kind", ["trained", "probing"])
+@pytest.mark.parametrize("kind", slow_beyond(["probing"], ["trained", "probing"]))
 @pytest.mark.parametrize("name", [n for n in FORMS if not n.startswith(("llama-3", "starcoder"))])
 def test_splits_that_it_makes_alike(name: str, kind: str, tmp_path: Path) -> None:
     content = tokenizer_json(kind, FORMS[name]) if kind == "probing" else json.loads(trained(name))

@@ -22,6 +22,7 @@ from emo_export.model.recipes import ONNX_RECIPES
 from tests.converters.onnx.test_to_onnx import EXACT, SHIPPED, Session
 from tests.kit.exporting import TIGHT, Array, assert_same, case, dequantised_logits, exported, kl
 from tests.kit.paths import NANO
+from tests.kit.tiers import slow_beyond
 
 # Head sizes of 16 go through GroupQueryAttention, of 8, 12 and 24 through the other two ways.
 NAMES = ["gqa", "odd_40_24", "head_dim", "two_shared", "always_active", "dense_middle"]
@@ -99,7 +100,7 @@ def uses_gqa(folder: Path) -> bool:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("target", FLOATS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_beyond(["gqa", "head_dim"], NAMES))
 def test_rows_are_their_sequences(name: str, target: str, side: str) -> None:
     made = case(name)
     folder = exported(made.folder, target)

@@ -56,6 +56,7 @@ def device(far_side: str = ECHO) -> AdbDevice:
     return AdbDevice(None, runtime_with(far_side), no_root, lambda text: None)
 
 
+@pytest.mark.slow
 def test_sends_the_targets_that_were_asked_for_and_only_once(phone: Phone, package: Path) -> None:
     there = device().place(package, TARGETS)
     place = Path(f"{phone.folder}/files{there}")
@@ -101,6 +102,7 @@ def test_refuses_before_sending_where_there_is_no_room(phone: Phone, package: Pa
         device().place(package, TARGETS)
 
 
+@pytest.mark.slow
 def test_removes_what_a_killed_run_left(phone: Phone, package: Path) -> None:
     old, young = (phone.tmp / "emo-export" / name for name in ("run-old", "run-young"))
     for left in (old, young):

@@ -37,6 +37,7 @@ def written(emo: Emo, package: Path, tmp_path: Path, *options: str) -> tuple[int
     return done.code, content, page
 
 
+@pytest.mark.slow
 def test_a_target_in_enough_memory(package: Path, tmp_path: Path, emo: Emo) -> None:
     asked = ("--target", "gguf:f32", "--ram", "2GB", "--context", "256")
     code, (made,), page = written(emo, package, tmp_path, *asked)

@@ -270,6 +270,7 @@ def run(spec: str, ram: int, context: int = 1024) -> tuple[Fit, MemoryFound]:
     return fit, memory
 
 
+@pytest.mark.slow
 def test_real_runs_with_room() -> None:
     """The weights are 9.1 MB apart, and so is what the targets need (libraries are shared)."""
     totals = {}
@@ -301,6 +302,7 @@ def test_too_large_fails_and_the_next_smaller_is_named() -> None:
     assert "; gguf:q8_0 of this package needs " in said["gguf:f32"]
 
 
+@pytest.mark.slow
 def test_the_context_counts() -> None:
     full, _ = run("gguf:q8_0", parse_size("300MB"))
     half, _ = run("gguf:q8_0", parse_size("300MB"), 512)

@@ -85,6 +85,7 @@ def test_a_run_on_a_device_says_what_export_measured(exported: Path) -> None:
         assert found.machine["near"] == "side" and found.machine["python"]
 
 
+@pytest.mark.slow
 def test_a_share_of_the_tokens_is_judged_like_the_whole(exported: Path) -> None:
     share = Share(sequences=1, positions=5, heldout_tokens=8, greedy_steps=3)
     whole = Golden.load(exported / "golden.npz")
