@@ -7,6 +7,7 @@ a SHA-256 of its own; padding is zeros.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Part:
 
 
 def tensor_spans(folder: Path, files: Sequence[Path]) -> dict[Path, list[Span]]:
-    """The tensors of each GGUF file, each data file of an ONNX graph and each safetensors file.
+    """The tensors of each GGUF file, data file of an ONNX graph, safetensors file and archive.
 
     In order of their bytes. Raises EmoExportError for a header that can't be read, and for tensors
     that overlap.
@@ -59,6 +60,8 @@ def tensor_spans(folder: Path, files: Sequence[Path]) -> dict[Path, list[Span]]:
         elif path.suffix == ".safetensors":
             tensors = read_header(path).values()
             found[path] = [Span(TENSOR, t.name, t.offset, t.nbytes) for t in tensors]
+        elif path.suffix == ".npz":
+            found[path] = _arrays(path)
         elif path.suffix == ".onnx":
             for tensor in read_onnx(path).initializers:
                 if tensor.location and tensor.length:
@@ -66,6 +69,21 @@ def tensor_spans(folder: Path, files: Sequence[Path]) -> dict[Path, list[Span]]:
                     span = Span(TENSOR, tensor.name, tensor.offset, tensor.length)
                     found.setdefault(place, []).append(span)
     return {path: _ordered(path, spans) for path, spans in found.items() if path in files}
+
+
+def _arrays(path: Path) -> list[Span]:
+    """The arrays of an archive with their local headers, and its directory, which comes last."""
+    with zipfile.ZipFile(path) as archive:
+        starts = {one.header_offset: one.filename for one in archive.infolist()}
+        directory = archive.start_dir
+    ends = [*sorted(starts)[1:], directory]
+    return [
+        *(
+            Span(TENSOR, starts[start].removesuffix(".npy"), start, end - start)
+            for start, end in zip(sorted(starts), ends, strict=True)
+        ),
+        Span(HEADER, "", directory, path.stat().st_size - directory),
+    ]
 
 
 def _ordered(path: Path, spans: Sequence[Span]) -> list[Span]:

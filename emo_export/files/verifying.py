@@ -104,7 +104,7 @@ def verify_path(
     Of domains, every one. `on_start` hears how many bytes there are, `on_bytes`, from several
     threads, of those that were read. Raises EmoExportError without a manifest that can be read.
     """
-    manifests = _manifests(path)
+    manifests = manifests_of(path)
     read = {place: Manifest.read(place, folder) for place, folder in manifests.items()}
     total = sum(entry.bytes for manifest in read.values() for entry in manifest.files)
     on_start(total)
@@ -137,7 +137,7 @@ def verify_path(
     )
 
 
-def _manifests(path: Path) -> dict[Path, Path]:
+def manifests_of(path: Path) -> dict[Path, Path]:
     """The manifests that speak of a path, each with the folder of its files."""
     if path.is_file():
         beside = path.with_name(path.name + BESIDE)

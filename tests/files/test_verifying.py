@@ -5,10 +5,8 @@ Where a tensor lies is asked of gguf-py, onnx and safetensors, not of the header
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -16,7 +14,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx.external_data_helper import ExternalDataInfo
 from safetensors.numpy import save_file
 
 from emo_export.files.domains import write_domains
@@ -36,6 +33,7 @@ from emo_export.files.verifying import (
     verify_path,
 )
 from emo_export.spec import GGUF, Spec
+from tests.kit.flipping import flip, tensors_at
 
 SHAPES = {"first": (3, 5), "second": (2, 7), "third": (1, 9)}
 WEIGHTS = {name: np.full(shape, 1.5, np.float32) for name, shape in SHAPES.items()}
@@ -72,6 +70,7 @@ def folder(tmp_path: Path) -> Path:
     write_gguf(made / "a.gguf")
     write_onnx(made / "onnx")
     save_file(WEIGHTS, made / "b.safetensors")
+    np.savez_compressed(made / "golden.npz", **{"gguf:f32/logits": WEIGHTS["first"], "b": [1]})
     (made / "card.md").write_text("# card\n")
     seal(made)
     return made
@@ -82,34 +81,15 @@ def seal(folder: Path) -> None:
     write_manifest(folder, Origin(command="emo-export"), {"gguf:f32": target})
 
 
-def tensors_at(folder: Path) -> Iterator[tuple[str, str, int, int]]:
-    """(file, tensor, first byte, end)."""
-    for tensor in gguf.GGUFReader(folder / "a.gguf").tensors:
-        start = int(tensor.data_offset)
-        yield "a.gguf", tensor.name, start, start + int(tensor.n_bytes)
-    model = onnx.load(str(folder / "onnx" / "model.onnx"), load_external_data=False)
-    for tensor in model.graph.initializer:
-        info = ExternalDataInfo(tensor)
-        yield "onnx/model.onnx.data", tensor.name, info.offset or 0, info.offset + info.length
-    raw = (folder / "b.safetensors").read_bytes()
-    head = int.from_bytes(raw[:8], "little")
-    for name, entry in json.loads(raw[8 : 8 + head]).items():
-        begin, end = entry["data_offsets"]
-        yield "b.safetensors", name, 8 + head + begin, 8 + head + end
-
-
-def flip(path: Path, at: int, bit: int = 0) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1 << bit]))
-
-
 def test_a_bit_is_found_and_its_tensor_named_wherever_it_is(folder: Path) -> None:
     assert verify(folder) == []
     known = list(tensors_at(folder))
-    assert {file for file, *_ in known} == {"a.gguf", "onnx/model.onnx.data", "b.safetensors"}
+    assert {file for file, *_ in known} == {
+        "a.gguf",
+        "onnx/model.onnx.data",
+        "b.safetensors",
+        "golden.npz",
+    }
     seen = set()
     for entry in Manifest.load(folder).files:
         path = folder / entry.path
