@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export.base.disk import check_space, writing
+from emo_export.base.disk import allocated, check_space, writing
 from emo_export.errors import EmoExportError
 from emo_export.families.package import Package, copy_rows
 from emo_export.files.gguf_header import MAGIC
@@ -111,8 +111,10 @@ def prune(
     _refuse_source(product.source, out)
     with staged(out, overwrite, is_pruned, steps.on_stage, resuming) as (folder, progress):
         writer = make_writer(folder)
-        if progress is None or not progress.blocks:
-            check_space(out, sum(decl.nbytes for decl in writer.declarations()))
+        needed = sum(decl.nbytes for decl in writer.declarations()) - allocated(folder)
+        check_space(out, needed)
+        if progress is not None:
+            progress.needed = needed
         steps.on_start((), product.source.nbytes)
         try:
             writer.open()

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.base.disk import writing
+from emo_export.base.disk import allocated, check_space, writing
 from emo_export.files.staging import RESUME, staging
+from emo_export.model.names import shape_of, slots
 
 if TYPE_CHECKING:
     from emo_export.interfaces import PlacedRows
@@ -42,6 +43,8 @@ class Progress:
         self._folder, self._place, self._recipe = folder, folder.parent / RESUME, recipe
         self._reads = reads
         self._state: dict[str, npt.NDArray[Any]] | None = None
+        self.needed = 0
+        """Bytes that what is made still takes on this disk."""
 
     @property
     def blocks(self) -> int:
@@ -67,7 +70,14 @@ class Progress:
         self._state = state
 
     def restore(self, lines: Sequence[Line]) -> int:
-        """Bring lines, whose writers are open, to where the earlier run was; the next block."""
+        """Bring lines, whose writers are open, to where the earlier run was; the next block.
+
+        Raises EmoExportError where the disk has no room for what `save` will put there beside.
+        """
+        # The new state lies beside the one before until it is whole.
+        there = allocated(self._place) if self._place.is_dir() else 0
+        final = self._folder.parent.parent / self._folder.name
+        check_space(final, self.needed + max(0, 2 * _most_saved(lines) - there))
         state, self._state = self._state, None
         if state is None:
             return 0
@@ -177,6 +187,17 @@ def _files(lines: Sequence[Line]) -> Iterator[tuple[str, PlacedRows]]:
         for number, output in enumerate(line.outputs):
             for index, file in enumerate(output.writer.placed()):
                 yield f"written/{at}/{number}/{index}", file
+
+
+def _most_saved(lines: Sequence[Line]) -> int:
+    """Bytes of what is saved, at most: arrays have their size from the beginning, sums come."""
+    arrays = sum(array.nbytes for _, found in _savers(lines) for array in found.values())
+    flags = sum(file.written().nbytes for _, file in _files(lines))
+    sums = 0
+    for line in lines:
+        widths = sum(shape_of(slot, line.product.config)[-1] for slot in slots(line.product.config))
+        sums += 4 * widths * (len(line.listeners) + len(line.outputs))
+    return arrays + flags + sums
 
 
 def _savers(lines: Sequence[Line]) -> Iterator[tuple[str, Arrays]]:

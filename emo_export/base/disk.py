@@ -40,10 +40,15 @@ def writing(path: Path) -> Iterator[None]:
         raise EmoExportError(f"{path}: cannot be written ({error.strerror}){advice}") from error
 
 
+def free_on(folder: Path) -> tuple[int, int]:
+    """The disk that `folder` is or will be on, as a number, and the bytes free there."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return existing.stat().st_dev, shutil.disk_usage(existing).free
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Raise EmoExportError when the disk of `folder` has fewer than `needed` bytes free."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_on(folder)[1]
     if free < needed:
         raise EmoExportError(
             f"{folder}: needs {needed / 1e6:.1f} MB, its disk has {free / 1e6:.1f} MB free"
@@ -111,6 +116,11 @@ def flush_all(place: Path) -> None:
     for path in (*place.rglob("*"), place):
         if not path.is_symlink():
             flush(path)
+
+
+def allocated(folder: Path) -> int:
+    """Bytes of the disk that the files of a folder take; what was never written takes none."""
+    return sum(512 * path.lstat().st_blocks for path in folder.rglob("*") if path.is_file())
 
 
 def size_of(path: Path) -> int:

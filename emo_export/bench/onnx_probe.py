@@ -6,7 +6,9 @@ from emo_export.files.onnx_needs import version_numbers
 from emo_export.model.recipes import ONNXRUNTIME_MIN
 
 # The last line are the operators with a CPU kernel; some builds do not tell.
-PROBE = """import onnxruntime as o
+PROBE = """import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as o
 print(o.__version__, *o.get_available_providers())
 try:
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def as kernels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emo_export.base.disk import check_space
+from emo_export.base.disk import allocated, check_space, free_on
 from emo_export.exporting.float_runs import FloatRun, golden_of, run_floats
 from emo_export.exporting.folder import complete, write_parity
 from emo_export.exporting.package import ALONE, Package
@@ -69,7 +70,7 @@ def export(
         begun = [_begin(name, package, folder, out, steps) for name, package in packages.items()]
         if any(target.entry.trunk is not None for one in begun for target in one.targets):
             check_links(folder)
-        _check_space(begun, out, probes, progress)
+        _check_space(begun, folder, out, probes, progress, validate, steps)
         targets = [target for one in begun for target in one.targets]
         steps.on_start(targets, begun[0].package.product.source.nbytes)
         traffic = Traffic()
@@ -106,11 +107,19 @@ def _begin(domain: str, package: Package, folder: Path, out: Path, steps: Steps)
 
 
 def _check_space(
-    begun: Sequence[_Begun], out: Path, probes: Probes | None, progress: Progress | None
+    begun: Sequence[_Begun],
+    folder: Path,
+    out: Path,
+    probes: Probes | None,
+    progress: Progress | None,
+    validate: Validate | None,
+    steps: Steps,
 ) -> None:
-    if progress is not None and progress.blocks:
-        return  # the files are there, at their full size
-    needed = 0
+    """Of the targets, golden.npz, and what the last step, validating, takes in TMPDIR for a while.
+
+    The latter is told alone: a target is then not compared with exact arithmetic.
+    """
+    needed = -allocated(folder)  # what an interrupted run has written
     for one in begun:
         product, variants = one.package.product, len(one.targets)
         needed += sum(target.nbytes for target in one.targets)
@@ -118,6 +127,17 @@ def _check_space(
             variants += 0 if product.is_whole else 1
             needed += probes.golden_bytes(variants, product.config)
     check_space(out, needed)
+    if progress is not None:
+        progress.needed = needed
+    twin = max((target.twin_nbytes for one in begun for target in one.targets), default=0)
+    temporary = Path(tempfile.gettempdir())
+    disk, free = free_on(temporary)
+    free -= needed if disk == free_on(folder)[0] else 0
+    if validate is not None and probes is not None and free < twin:
+        steps.on_stage(
+            f"{temporary}: has {free / 1e6:.1f} MB free, and comparing GGUF with exact arithmetic "
+            f"needs {twin / 1e6:.1f} MB: it will be left out; set TMPDIR to a larger disk"
+        )
 
 
 def _write_targets(

@@ -33,6 +33,8 @@ class Target:
     """The grid of one of its formats; None for one that can't be rounded column by column."""
     trunk: Collection[str] = ()
     """The tensors in its entry's trunk."""
+    twin_nbytes: int = 0
+    """Bytes in TMPDIR that comparing it with exact arithmetic takes."""
     domain: str = ""
     """The domain whose folder it goes to, where an export makes several."""
 

@@ -138,7 +138,8 @@ class Gguf:
                 rounding=options.rounding,
             )
             weights = partial(_weights, folder / place, config)
-            return Target(entry, writer, scheme, weights, grid_of, writer.trunk)
+            twin = 4 * sum(math.prod(decl.shape) for decl in writer.declarations())
+            return Target(entry, writer, scheme, weights, grid_of, writer.trunk, twin)
 
         return {spec: partial(make, spec) for spec in specs}
 

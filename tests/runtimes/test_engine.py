@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,12 @@ from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import read_requirements
 from emo_export.inspect.checkpoint import inspect_path
 from emo_export.model.recipes import ONNX_RECIPES
-from emo_export.runtimes.ort.engine import check_engine, import_onnxruntime, missing_kernels
+from emo_export.runtimes.ort.engine import (
+    TELEMETRY,
+    check_engine,
+    import_onnxruntime,
+    missing_kernels,
+)
 from emo_export.runtimes.ort.model import OnnxModel
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO
@@ -162,3 +169,12 @@ def test_doctor_tells_the_graphs_of_an_engine() -> None:
     assert described(f"1.31.1 {providers}\n.RMSNormalization .Gather").endswith("graphs standard")
     assert described(f"1.25.0 {providers}").endswith("graphs if, standard")
     assert described(f"1.21.0 {providers}\n{contrib}").endswith("graphs none")
+
+
+def test_onnxruntime_tells_nobody_and_leaves_nothing(tmp_path: Path) -> None:
+    """Loading it alone would make a file in TMPDIR, and one with a number of this device."""
+    line = "from emo_export.runtimes.ort.engine import import_onnxruntime as load; load()"
+    environment = {key: value for key, value in os.environ.items() if key != TELEMETRY}
+    environment |= dict.fromkeys(("TMPDIR", "HOME", "XDG_CACHE_HOME"), str(tmp_path))
+    subprocess.run([sys.executable, "-c", line], env=environment, check=True)
+    assert not list(tmp_path.rglob("*"))
