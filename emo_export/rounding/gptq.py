@@ -26,6 +26,8 @@ DAMPING = 0.01
 """Of the mean diagonal, added to it, so that inputs that hardly vary decide little."""
 PASSES = 2
 """Over all columns, once more, after GPTQ."""
+TOGETHER = 32
+"""Columns of a block whose errors reach the block's later ones in one product."""
 TRIES = 6
 """Each with ten times the damping, where the second moments can't be inverted."""
 
@@ -131,17 +133,29 @@ class _Block:
             torch.from_numpy(part).to(device).T[self._inside].contiguous()
             for part in (self._fixed.scale, self._fixed.offset)
         )
-        self._divisor = torch.where(self._scale == 0, 1.0, self._scale)
         self._codes = torch.empty(columns.shape, dtype=torch.uint8, device=device)
         self.values = torch.empty_like(columns)
+        divisor = torch.where(self._scale == 0, 1.0, self._scale)
+        # Taken apart once: most of a small operation's time is what leads to it.
+        self._columns = [
+            _Column(*parts)
+            for parts in zip(
+                self._scale, self._offset, divisor, self._codes, self.values, strict=True
+            )
+        ]
 
     def correct(self, columns: Tensor, upper: Tensor) -> Tensor:
         """Round columns (W, N), moved on the way; the errors (W, N) that move those to come."""
-        errors = torch.empty_like(columns)
-        for j, column in enumerate(columns):
-            self._round(j, column)
-            errors[j] = (column - self.values[j]) / upper[j, j]
-            columns[j + 1 :] -= upper[j, j + 1 :, None] * errors[j]
+        errors, pivots = torch.empty_like(columns), upper.diagonal().tolist()
+        for start in range(0, len(columns), TOGETHER):
+            some = slice(start, min(start + TOGETHER, len(columns)))
+            for j, (column, error) in enumerate(
+                zip(columns[some], errors[some], strict=True), start
+            ):
+                self._round(j, column)
+                torch.sub(column, self._columns[j].values, out=error).div_(pivots[j])
+                columns[j + 1 : some.stop].addr_(upper[j, j + 1 : some.stop], error, alpha=-1)
+            columns[some.stop :].addmm_(upper[some, some.stop :].T, errors[some], alpha=-1)
         return errors
 
     def settle(self, slopes: Tensor, moments: Tensor) -> None:
@@ -149,10 +163,14 @@ class _Block:
 
         `slopes` (W, N) are half the error's derivatives, `moments` (W, W) those of the columns.
         """
-        for j, slope in enumerate(slopes):
-            before = self.values[j].clone()
-            self._round(j, before - slope / moments[j, j])
-            slopes[j + 1 :] += moments[j, j + 1 :, None] * (self.values[j] - before)
+        moved, pivots = self.values.clone(), moments.diagonal().tolist()
+        for start in range(0, len(slopes), TOGETHER):
+            some = slice(start, min(start + TOGETHER, len(slopes)))
+            for j, (slope, change) in enumerate(zip(slopes[some], moved[some], strict=True), start):
+                self._round(j, torch.sub(change, slope, alpha=1 / pivots[j]))
+                torch.sub(self._columns[j].values, change, out=change)
+                slopes[j + 1 : some.stop].addr_(moments[j, j + 1 : some.stop], change)
+            slopes[some.stop :].addmm_(moments[some, some.stop :].T, moved[some])
 
     def packed(self, grid: Grid) -> Packed:
         """In the format."""
@@ -161,7 +179,18 @@ class _Block:
         return grid.pack(self._fixed, np.ascontiguousarray(codes.T.cpu().numpy()))
 
     def _round(self, j: int, column: Tensor) -> None:
-        place = (column - self._offset[j]) / self._divisor[j]
-        code = torch.bucketize(place, self._between)
-        self._codes[j] = code
-        self.values[j] = self._levels[code] * self._scale[j] + self._offset[j]
+        one = self._columns[j]
+        code = torch.bucketize(torch.sub(column, one.offset).div_(one.divisor), self._between)
+        one.codes.copy_(code)
+        torch.addcmul(one.offset, self._levels[code], one.scale, out=one.values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Of a block's column, for all rows (N,): views of what the block holds."""
+
+    scale: Tensor
+    offset: Tensor
+    divisor: Tensor
+    codes: Tensor
+    values: Tensor

@@ -13,7 +13,7 @@ from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
 from emo_export.rounding.gptq import Factor, factor, round_columns
 
-ROWS = 512
+ROWS = 1024
 """Rows that are rounded at a time: some 30 bytes are held for each of their weights."""
 
 
