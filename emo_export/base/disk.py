@@ -27,6 +27,11 @@ def cache_folder(name: str, remedy: str) -> Path:
     return base / "emo-export" / name
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that is this user's alone, and those above it; one that is there stays so."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failed write into an error that says which file and why.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from emo_export.base.disk import cache_folder, write_whole
+from emo_export.base.disk import cache_folder, make_private, write_whole
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 from emo_export.runtimes.ort.folder import read_config
@@ -71,7 +71,7 @@ def scales_of(folder: Path, opening: Callable[..., OnnxModel]) -> F32:
         np.save(stored, scales)
         # A disk that is full or read-only, or another process that writes: they are measured again.
         with suppress(OSError, EmoExportError):
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_private(place.parent)
             write_whole(place, stored.getvalue())
     return scales
 

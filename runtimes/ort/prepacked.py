@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from emo_export.base.disk import cache_folder, flush, writing
+from emo_export.base.disk import cache_folder, flush, make_private, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.onnx_header import read_onnx
@@ -57,7 +57,7 @@ def prepacked_copy(
     if not _wrong(place):
         return place
     with writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
+        make_private(cache)
     with _locked(cache, say):
         _remove_unfinished(cache)
         _remove_stale(cache, key, place, say)

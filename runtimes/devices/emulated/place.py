@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from emo_export.base.disk import cache_folder, writing
+from emo_export.base.disk import cache_folder, make_private, writing
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.emulated.emulation import Version
@@ -66,7 +66,7 @@ def locked(folder: Path, on_stage: Callable[[str], None]) -> Iterator[None]:
 
 def _claim(folder: Path) -> None:
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         if not (folder / MARK).exists():
             refuse_foreign(folder)
         (folder / MARK).touch()
