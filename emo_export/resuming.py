@@ -59,9 +59,11 @@ class Progress:
     def find(self) -> None:
         """Look for what an earlier run has saved, and put its files aside."""
         try:
-            with np.load(self._place / STATE, allow_pickle=False) as stored:
-                state = {name: stored[name] for name in stored.files}
-            for relative in json.loads(str(state["files"])):
+            state = read_npz(self._place / STATE, "what an export saves of its progress")
+            places = json.loads(str(state["files"]))
+            if not all(map(self._is_inside, places)) or state["blocks"].shape:
+                return
+            for relative in places:
                 path, aside = self._folder / relative, _aside(self._folder / relative)
                 if not aside.is_file():
                     path.rename(aside)

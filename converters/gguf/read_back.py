@@ -1,11 +1,12 @@
 """The weights that a GGUF file holds, as the model's own matrices: what an engine computes with.
 
-gguf-py reads and dequantises; `Layout` says what of a matrix lies where. Nothing of the checkpoint
+gguf-py dequantises; `Layout` says what of a matrix lies where. Nothing of the checkpoint
 and of how the file was quantised is needed, so that this holds for a file of any quantiser.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gguf
@@ -15,11 +16,10 @@ from gguf.quants import dequantize
 
 from emo_export.converters.gguf.graph import choose_arch
 from emo_export.converters.gguf.layout import Layout
-from emo_export.converters.gguf.reader import GgufReader
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.gguf.writer import rope_permutation
 from emo_export.errors import EmoExportError
-from emo_export.files.gguf_header import read_gguf
+from emo_export.files.gguf_header import GgufTensor, read_gguf
 from emo_export.files.gguf_parts import part_paths, read_model
 from emo_export.interfaces import F32, Packed
 from emo_export.model.config import EmoConfig
@@ -39,14 +39,15 @@ class GgufWeights:
         With `scheme` their types, too; without, they are what they are. Raises EmoExportError for
         a damaged file, and for one of another model, architecture or scheme.
         """
-        header = read_model(path)  # before gguf-py opens it
+        header = read_model(path)
         arch = str(header.keys.get("general.architecture"))
         self._config, self._path, self.arch = config, path, arch
         types = scheme or gguf_scheme("f32", config, arch=choose_arch(config, arch))
         self._layout = Layout(config, arch, types)
-        self._tensors, self._file_of = {}, {}
+        self._tensors: dict[str, GgufTensor] = {}
+        self._file_of: dict[str, Path] = {}
         for part in part_paths(path, header):
-            for tensor in GgufReader(part).tensors:
+            for tensor in read_gguf(part).tensors:
                 self._tensors[tensor.name], self._file_of[tensor.name] = tensor, part
         self._permuted = arch == "deepseek"
         extra = self._tensors.keys() - {name for name, _, _ in self._layout.declared}
@@ -59,15 +60,14 @@ class GgufWeights:
             if name not in self._tensors:
                 raise EmoExportError(f"{path}: has no tensor {name}; it is of another model")
             found = self._tensors[name]
-            dimensions = tuple(int(n) for n in reversed(found.shape))
-            if dimensions != shape:
+            if found.shape != shape:
                 raise EmoExportError(
-                    f"{path}: {name} is of shape {list(dimensions)}, this model has {list(shape)}"
+                    f"{path}: {name} is of shape {list(found.shape)}, this model has {list(shape)}"
                 )
-            if scheme is not None and found.tensor_type != kind.kind:
+            if scheme is not None and found.type != kind.kind.name:
                 raise EmoExportError(
-                    f"{path}: is not what manifest.json says: {name} is "
-                    f"{found.tensor_type.name.lower()}, its recipe {kind.name}"
+                    f"{path}: is not what manifest.json says: {name} is {found.type.lower()}, "
+                    f"its recipe {kind.name}"
                 )
 
     def rows(self, slot: Slot, start: int, stop: int) -> F32:
@@ -120,16 +120,16 @@ class GgufWeights:
         if cuts == []:
             return "f32"
         name = cuts[0].tensor if cuts else self._layout.name_of(slot)
-        return str(self._tensors[name].tensor_type.name.lower())
+        return str(self._tensors[name].type.lower())
 
     def _width(self, name: str, cols: int) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[self._tensors[name].tensor_type]
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self._tensors[name].type]]
         return cols // block * size
 
     def _packed_cuts(self, slot: Slot) -> npt.NDArray[np.uint8]:
         cuts = self._layout.cuts(slot)
         rows, cols = shape_of(slot, self._config)
-        kinds = {self._tensors[cut.tensor].tensor_type.name.lower() for cut in cuts}
+        kinds = {self._tensors[cut.tensor].type.lower() for cut in cuts}
         if len(kinds) != 1:
             raise EmoExportError(
                 f"{self._path}: {slot.name} is stored as {' and '.join(sorted(kinds)) or 'nothing'}"
@@ -145,15 +145,16 @@ class GgufWeights:
     def _read(self, name: str, start: int, stop: int) -> F32:
         """Rows of a tensor, all of its leading dimensions counted as one."""
         tensor = self._tensors[name]
-        rows = self._stored(name, start, stop).view(tensor.data.dtype)
-        values: F32 = np.ascontiguousarray(dequantize(rows, tensor.tensor_type), np.float32)
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        rows = self._stored(name, start, stop)
+        values: F32 = np.ascontiguousarray(dequantize(rows, kind), np.float32)
         return values
 
     def _stored(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         tensor = self._tensors[name]
-        width = tensor.data.shape[-1] * tensor.data.itemsize
-        # Not through the reader's map, whose pages would count as memory of this process.
-        offset, count = int(tensor.data_offset) + start * width, (stop - start) * width
+        width = tensor.nbytes // math.prod(tensor.shape[:-1])
+        # Not through a map, whose pages would count as memory of this process.
+        offset, count = tensor.offset + start * width, (stop - start) * width
         stored = np.fromfile(self._file_of[name], np.uint8, count, offset=offset)
         if stored.size != count:
             raise EmoExportError(f"{self._file_of[name]}: ends inside {name}")

@@ -17,14 +17,14 @@ from typing import Any
 
 import gguf
 from gguf import TokenType
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import pre_tokenizers
 
-from emo_export.base.json_file import read_json, read_text
 from emo_export.converters.split import NOT_UTF8, split_of
 from emo_export.errors import EmoExportError
 from emo_export.model.chat_templates import DEFAULT, chat_templates
 from emo_export.model.config import EmoConfig
 from emo_export.model.stop_tokens import stop_tokens
+from emo_export.text.tokenizer_file import open_library, read_tokenizer_json
 
 # Texts that llama.cpp takes for special tokens whatever their type in the file says.
 CLAIMED = frozenset(
@@ -100,8 +100,8 @@ def read_tokenizer(folder: Path, config: EmoConfig) -> GgufTokenizer | None:
 
 
 def _parse(folder: Path, path: Path, config: EmoConfig) -> GgufTokenizer:
-    content = read_json(path)
-    model = content.get("model") or {}
+    content = read_tokenizer_json(path)
+    model = content["model"]
     pre = _check_kind(path, content, model)
     if not model.get("merges"):
         raise EmoExportError(f"{path}: a BPE without merges; llama.cpp does not load one")
@@ -222,10 +222,7 @@ def _check_order(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_added(path: Path, content: Mapping[str, Any]) -> None:
     """The tokenizers library renumbers added tokens that leave a gap; GGUF could not follow."""
-    try:
-        tokenizer = Tokenizer.from_str(read_text(path))
-    except Exception as error:  # the library raises plain Exception
-        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
+    tokenizer = open_library(path)
     for added in content.get("added_tokens", ()):
         found = tokenizer.token_to_id(added["content"])
         if found != added["id"]:

@@ -18,9 +18,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from emo_export.base.json_file import read_json
 from emo_export.converters.split import NOT_UTF8, spellings, split_of
 from emo_export.errors import EmoExportError
+from emo_export.text.tokenizer_file import read_tokenizer_json
 
 SPLITS = ("cl100k", "gpt-2", "qwen2", "qwen3.5")
 # It knows no possessive quantifiers, as in tiktoken's spelling of the same split.
@@ -35,7 +35,10 @@ def why_no_genai(checkpoint: Path, stops: Sequence[int]) -> str:
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return ""
-    content = read_json(path)
+    try:
+        content = read_tokenizer_json(path)
+    except EmoExportError as error:
+        return str(error)
     try:
         return _unlike(path, respelt(content) or content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from emo_export.converters.onnx.experts.routing import router_rows
 from emo_export.converters.onnx.kinds import KINDS
 from emo_export.converters.onnx.layout import Layout, Place
 from emo_export.errors import EmoExportError
+from emo_export.files.onnx_data import check_data
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_names import ANGLES
 from emo_export.interfaces import F32, Packed
@@ -39,7 +40,9 @@ class OnnxWeights:
         """
         self._folder, self._config, self._scheme = folder, config, scheme
         model = folder / "model.onnx"
-        self._stored = {tensor.name: tensor for tensor in read_onnx(model).initializers}
+        file = read_onnx(model)
+        check_data(model, file)
+        self._stored = {tensor.name: tensor for tensor in file.initializers}
         angles = self._stored.get(ANGLES[0])
         if angles is None:
             raise EmoExportError(

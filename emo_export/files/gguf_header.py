@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from emo_export.base.plain_file import open_plain
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_types import ARRAY, BOOL, SCALARS, STRING, TENSOR_TYPES, VALUE_NAMES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-MAX_HEADER = 100_000_000  # bytes; the headers of the largest vocabularies have about 20 MB
+MAX_HEADER = 64 << 20  # bytes; the headers of the largest vocabularies have about 20 MB
 MAX_KEY = 65_535
 MAX_NAME = 64
 MAX_DIMS = 4
 MAX_DEPTH = 3  # of arrays within arrays
 MAX_KEYS = 4096  # and as many arrays; real files have about 40
-MAX_TENSORS = 200_000
+MAX_TENSORS = 16_384  # a stack of experts is one
+MAX_TEXT = 1 << 20  # bytes of the value of a key
+MAX_ITEMS = 1_500_000  # of all arrays; Gemma's tokens, scores, types and merges are 1.3 million
+MAX_KEPT = 200_000  # values that are kept, in all
 KEPT_ITEMS = 256  # longer arrays are summarised
 FIRST_ITEMS = 4  # of a summarised array
 MIN_PAIR = 8 + 4 + 1  # bytes of the shortest key/value pair: empty key, type, one byte
@@ -96,11 +101,9 @@ def read_item(path: Path, array: GgufArray, index: int) -> Any:
 
 
 def _with_reader(path: Path, read: Callable[[_Reader], Any]) -> Any:
-    if not path.is_file():
-        raise EmoExportError(f"{path}: is not a file")
     try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
+        with open_plain(path) as handle:
+            size = os.fstat(handle.fileno()).st_size
             if size < len(MAGIC) or handle.read(len(MAGIC)) != MAGIC:
                 raise EmoExportError(f"{path}: is not a GGUF file (it does not begin with GGUF)")
             with mmap.mmap(handle.fileno(), min(size, MAX_HEADER), access=mmap.ACCESS_READ) as raw:
@@ -118,7 +121,7 @@ class _Reader:
         self._path, self._raw, self._size = path, raw, size
         self._end = len(raw)
         self._at = len(MAGIC)
-        self._arrays = 0
+        self._arrays = self._items = self._kept = 0
 
     def file(self) -> GgufFile:
         version = self._version()
@@ -182,7 +185,7 @@ class _Reader:
         self._at += size
         return value
 
-    def _string(self, what: str, limit: int = MAX_HEADER) -> str:
+    def _string(self, what: str, limit: int = MAX_TEXT) -> str:
         length = self._number("Q", f"the length of {what}")
         if length > limit:
             self._refuse(f"{what} has {length} bytes, at most {limit} are allowed")
@@ -196,6 +199,9 @@ class _Reader:
         return text
 
     def _value(self, kind: int, key: str, depth: int) -> Any:
+        self._kept += 1
+        if self._kept > MAX_KEPT:
+            self._refuse(f"has more than {MAX_KEPT} values at {key!r}, more than any model")
         if kind == STRING:
             return self._string(f"the value of {key!r}")
         if kind == ARRAY:
@@ -220,6 +226,9 @@ class _Reader:
             self._refuse(f"key {key!r} is an array of type {kind}, which does not exist")
         item = struct.calcsize(f"<{SCALARS[kind][1]}") if kind in SCALARS else 8
         self._fits(count, 12 if kind == ARRAY else item, f"an array of {count} in {key!r}")
+        self._items += count
+        if self._items > MAX_ITEMS:
+            self._refuse(f"has more than {MAX_ITEMS} values in arrays, at {key!r}")
         if count <= KEPT_ITEMS:
             return [self._value(kind, key, depth + 1) for _ in range(count)]
         start = self._at

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
+from emo_export.base.plain_file import open_plain
 from emo_export.errors import EmoExportError
 
 MAX_FILE = 1 << 31  # protobuf's limit
-MAX_FIELDS = 2_000_000  # of all messages; a graph with one `If` per expert has some 100 000
+MAX_FIELDS = 400_000  # of all messages; a graph with one `If` per expert has some 100 000
+MAX_NAME, MAX_TEXT = 1 << 16, 1 << 20  # bytes of a name; of a value of the metadata
 MAX_DEPTH, MAX_RANK = 8, 16  # of graphs within graphs; of a tensor
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 # TensorProto.DataType from 1 on: name and bits of an element
@@ -63,13 +67,16 @@ class OnnxFile:
 
 def read_onnx(path: Path) -> OnnxFile:
     """Read model.onnx. Raises EmoExportError naming the file and what is malformed in it."""
-    size = path.stat().st_size if path.is_file() else 0
-    if not 0 < size < MAX_FILE:
-        raise EmoExportError(f"{path}: is no file of 1 to {MAX_FILE - 1} bytes")
     try:
-        with path.open("rb") as f, mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ) as raw:
-            return _Reader(path, raw).model(size)
-    except (OSError, ValueError) as error:  # ValueError: it shrank, or is not UTF-8
+        with open_plain(path) as f:
+            size = os.fstat(f.fileno()).st_size
+            if not 0 < size < MAX_FILE:
+                raise EmoExportError(f"{path}: is no file of 1 to {MAX_FILE - 1} bytes")
+            with mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ) as raw:
+                return _Reader(path, raw).model(size)
+    except UnicodeDecodeError as error:
+        raise EmoExportError(f"{path}: has a name that is not UTF-8 ({error.reason})") from error
+    except (OSError, ValueError) as error:  # ValueError: it shrank
         raise EmoExportError(f"{path}: cannot be read ({error})") from error
 
 
@@ -133,8 +140,11 @@ class _Reader:
             self._refuse(f"there is a number ({value}) where bytes belong")
         return value
 
-    def _text(self, value: Value) -> str:
-        return self._raw[slice(*self._span(value))].decode("utf-8")
+    def _text(self, value: Value, most: int = MAX_NAME) -> str:
+        begin, end = self._span(value)
+        if end - begin > most:
+            self._refuse(f"a text at byte {begin} has {end - begin} bytes, more than {most}")
+        return self._raw[begin:end].decode("utf-8")
 
     def _pair(self, value: Value) -> tuple[Value, Value]:
         """Fields 1 and 2 of a message; one that is absent is empty."""
@@ -143,7 +153,7 @@ class _Reader:
 
     def _strings(self, fields: list[tuple[int, Value]], wanted: int) -> dict[str, str]:
         pairs = [self._pair(value) for number, value in fields if number == wanted]
-        return {self._text(key): self._text(text) for key, text in pairs}
+        return {self._text(key): self._text(text, MAX_TEXT) for key, text in pairs}
 
     def _graph(self, span: Value, model: OnnxFile, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -165,16 +175,19 @@ class _Reader:
             elif number == 7:
                 domain = self._text(value) + "."
             elif number == 5:  # an attribute, which may hold graphs
-                for inner, graph in self._fields(value):
+                for inner, part in self._fields(value):
                     if inner in (6, 11):
-                        self._graph(graph, model, depth + 1)
+                        self._graph(part, model, depth + 1)
+                    elif inner in (5, 10) and self._tensor(part).location:
+                        self._refuse("a constant of a node lies in external data")
         model.ops[domain.removeprefix(".") + kind] += 1
 
     def _tensor(self, span: Value) -> OnnxTensor:
         fields = [f for f in self._fields(span) if f[0] in (1, 2, 8, 13, 14)]
         found = dict(fields)
         name, kind = self._text(found.get(8, (0, 0))), self._int(found.get(2, 0))
-        shape = [size for number, value in fields if number == 1 for size in self._dims(value)]
+        sizes = (size for number, value in fields if number == 1 for size in self._dims(value))
+        shape = list(islice(sizes, MAX_RANK + 1))
         if kind not in ELEMENTS or len(shape) > MAX_RANK or max(shape, default=0) >= 1 << 63:
             self._refuse(f"initializer {name!r} has shape {shape[:MAX_RANK]} and type {kind}")
         nbytes = -(-math.prod(shape) * ELEMENTS[kind][1] // 8)
@@ -182,7 +195,7 @@ class _Reader:
         if found.get(14) == 1:  # TensorProto.EXTERNAL
             keys |= self._strings(fields, 13)
             places = keys["offset"], keys["length"]
-            if not all(re.fullmatch("[0-9]{1,400}", n) for n in places) or not keys["location"]:
+            if not all(re.fullmatch("[0-9]{1,18}", n) for n in places) or not keys["location"]:
                 self._refuse(f"initializer {name!r} has external data at {keys!r:.200}")
         place = keys["location"], int(keys["offset"]), int(keys["length"])
         return OnnxTensor(name, tuple(shape), ELEMENTS[kind][0], nbytes, *place)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from emo_export.base.install import install_command
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufArray
+from emo_export.files.onnx_data import leads_out
 from emo_export.files.onnx_header import OnnxFile, OnnxTensor, read_onnx
 from emo_export.files.onnx_names import ANGLES, part_of
 from emo_export.files.onnx_needs import REQUIREMENTS, read_requirements
@@ -124,7 +125,7 @@ def _external(
     sizes: dict[str, int | None] = {}
     for location, end in ends.items():
         path = folder / location
-        if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
+        if leads_out(location):
             warnings.append(f"external data {location!r} lies outside: ONNX Runtime refuses it")
             continue
         if path.is_symlink():

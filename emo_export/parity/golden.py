@@ -7,8 +7,6 @@ quantisation costs). Letters: n sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.disk import writing
+from emo_export.base.npz_file import read_npz
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids, Runtime
 
@@ -32,19 +31,6 @@ MOST_SEQUENCES = 6  # for each HELDOUT_TOKENS of text
 LOGIT_BYTES = 64 << 20  # of their logits; a vocabulary of 100352 gets 3 sequences
 
 F64 = npt.NDArray[np.float64]
-
-# What numpy, zipfile and zlib raise for a file that is damaged or something else.
-_DAMAGE = (
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def sequences_kept(tokens: int, vocab_size: int, heldout: int = HELDOUT_TOKENS) -> int:
@@ -153,9 +139,8 @@ class Golden:
     @classmethod
     def load(cls, path: Path) -> Golden:
         """Read golden.npz. Raises EmoExportError when it is missing, damaged or not ours."""
+        arrays = read_npz(path, "a golden.npz of emo-export")
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
             names = sorted({key.split("/")[0] for key in arrays if "/" in key})
             variants = {
                 name: Variant(
@@ -180,7 +165,7 @@ class Golden:
             )
             golden.check()
             return golden
-        except _DAMAGE as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise EmoExportError(f"{path}: is not a golden.npz of emo-export ({error})") from error
 
 

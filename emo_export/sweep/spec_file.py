@@ -56,6 +56,7 @@ class SweepOptions:
     torch_device: str = "cpu"
 
 
+MOST_BYTES = 1 << 20  # what tomllib takes grows faster than the text
 LEAST = {"calibration_tokens": 2, "heldout_tokens": 2, "seed": 0, "context": 2}
 ONE_OF: Mapping[str, Collection[object]] = {
     "block_size": (32, 64, 128),
@@ -85,8 +86,8 @@ def read_spec(path: Path) -> SweepSpec:
     another type, and for files that are not there.
     """
     try:
-        raw = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        raw = tomllib.loads(read_text(path, MOST_BYTES))
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits, too
         raise EmoExportError(f"{path}: is not TOML ({error})") from error
     required = ("checkpoint", "keep", "targets", "domains")
     top = _Table(raw, str(path), (*required, "methods", "judge", "options"), required)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from emo_export.base.json_file import parse_object
+from emo_export.base.plain_file import open_plain
 from emo_export.errors import EmoExportError
 from emo_export.text.places import JSON_LINES
 
 FIELD = "text"
-LONGEST_LINE = 64 << 20
+LONGEST_LINE = 16 << 20
 """Characters of a line of JSON, which is parsed as a whole."""
 
 
@@ -63,7 +65,7 @@ def _read(file: Path, field: str, cut: Callable[[TextIO], Iterator[str]]) -> Ite
 
 
 def _plain(file: Path, field: str, cut: Callable[[TextIO], Iterator[str]]) -> Iterator[Document]:
-    with file.open(encoding="utf-8-sig") as handle:
+    with TextIOWrapper(open_plain(file), encoding="utf-8-sig") as handle:
         for text in cut(handle):
             if "\0" in text:
                 raise EmoExportError(f"{file}: is not readable text: it holds zero bytes")
@@ -75,7 +77,7 @@ def _json_lines(
 ) -> Iterator[Document]:
     number = 0
     # A line ends at a line feed alone: JSON takes a carriage return for white space.
-    with file.open(encoding="utf-8-sig", newline="\n") as handle:
+    with TextIOWrapper(open_plain(file), encoding="utf-8-sig", newline="\n") as handle:
         while line := handle.readline(LONGEST_LINE):
             number += 1
             if len(line) == LONGEST_LINE:
@@ -90,12 +92,7 @@ def _json_lines(
 
 def _field(file: Path, number: int, line: str, field: str) -> str:
     """The text of a line; empty for null."""
-    try:
-        content: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EmoExportError(f"{file}: line {number} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise EmoExportError(f"{file}: line {number} is not a JSON object")
+    content = parse_object(line, f"{file}: line {number}")
     if field not in content:
         raise EmoExportError(
             f'{file}: line {number} has no "{field}" but {_some(content)}; '

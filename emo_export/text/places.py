@@ -117,7 +117,7 @@ def readable_twice(places: Sequence[Path]) -> Iterator[list[Path]]:
     with Scratch("text") as folder:
         yield [
             _copied(place, folder / str(number))
-            if place == STDIN or (place.exists() and not place.is_file() and not place.is_dir())
+            if place == STDIN or place.is_fifo()
             else place
             for number, place in enumerate(places)
         ]

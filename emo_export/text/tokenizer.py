@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emo_export.base.json_file import read_text
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Ids
+from emo_export.text.tokenizer_file import library_errors, open_library
 
 Encode = Callable[[str], Ids]
 """Text -> token ids (T,)."""
@@ -31,21 +31,16 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Encode | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(read_text(path))
-    except Exception as error:  # the library raises plain Exception
-        raise EmoExportError(f"{path}: is not a tokenizer.json ({error})") from error
+    tokenizer = open_library(path)
     largest = max(tokenizer.get_vocab(True).values(), default=-1)
     if largest >= vocab_size:
         raise EmoExportError(f"{path}: token id {largest} is not below vocab_size {vocab_size}")
-    # A file may carry the settings of a training run; the model itself reads all of a text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda text: np.array(
-        tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64
-    )
+
+    def encode(text: str) -> Ids:
+        with library_errors(path):
+            return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    return encode
 
 
 def why_no_tokenizer(folder: Path) -> str:

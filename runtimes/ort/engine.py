@@ -10,6 +10,7 @@ from typing import Any
 
 from emo_export.base.install import install_command
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.onnx_data import check_data
 from emo_export.files.onnx_header import read_onnx
 from emo_export.files.onnx_needs import Requirements, export_again, read_requirements
 
@@ -59,14 +60,18 @@ def check_engine(folder: Path) -> Requirements:
     """What the graph needs, once the installed ONNX Runtime is known to have it.
 
     Raises EmoExportError for a version that is too old, a graph that this emo-export does not know,
-    and operators without a CPU kernel here; each says what to do.
+    operators without a CPU kernel here, and a graph that is damaged or whose weights are; each says
+    what to do.
     """
     ort = import_onnxruntime()
     needs = read_requirements(folder)
     needs.check(folder, ort.__version__)
+    if not (folder / MODEL).is_file():  # it may be given as bytes
+        return needs
+    file = read_onnx(folder / MODEL)
+    check_data(folder / MODEL, file)
     # Other tools' graphs may use operators that ONNX Runtime replaces by functions.
-    if needs.graph and (folder / MODEL).is_file():
-        file = read_onnx(folder / MODEL)
+    if needs.graph:
         missing = missing_kernels(file.ops, file.opsets)
         if missing:
             raise EmoExportError(

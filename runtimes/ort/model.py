@@ -66,12 +66,12 @@ class OnnxModel:
         self.context_length = _context(folder, config["max_position_embeddings"], context)
         self._cache_shape = (config["num_key_value_heads"], config["head_dim"])
         self._needs: Requirements = check_engine(folder)
-        if graph is None and not (folder / MODEL).is_file():
-            raise EmoExportError(f"there is no {MODEL} in {folder}")
         if graph is not None and prepacked is not None:
             raise EmoExportError(
                 "a graph of its own has its weights elsewhere than a prepacked copy"
             )
+        if graph is None and not (folder / MODEL).is_file():
+            raise EmoExportError(f"there is no {MODEL} in {folder}")
         self._threads = physical_cores() if threads is None else threads
         if self._threads < 1:
             raise EmoExportError(f"threads is {threads}, expected 1 or more")

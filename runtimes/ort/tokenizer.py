@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.base.install import install_command
-from emo_export.base.json_file import read_json, read_text
+from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.text.tokenizer_file import library_errors, open_library
 
 
 class HfTokenizer:
@@ -17,16 +18,8 @@ class HfTokenizer:
     def __init__(self, folder: Path) -> None:
         """Raises EmoExportError for files that are missing, broken or not byte-level BPE."""
         tokenizers = _import_tokenizers()
-        path = folder / "tokenizer.json"
-        read_json(path)  # a sentence for a missing or broken file
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(read_text(path))
-        # The library raises plain Exception.
-        except Exception as error:
-            raise EmoExportError(f"{path} is not a tokenizer: {error}") from error
-        # A file may carry the settings of a training run; the model itself reads all of a text.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._path = path = folder / "tokenizer.json"
+        self._tokenizer = open_library(path)
         if not isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel):
             raise EmoExportError(f"{path} is not byte-level BPE, the only kind that EMO has")
         self._added = self._tokenizer.get_added_tokens_decoder()
@@ -34,7 +27,8 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> token ids; special tokens are recognised in the text, none are added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(self._path):
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def piece(self, token: int) -> bytes:

@@ -279,7 +279,7 @@ def test_bad_headers_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.gguf"):
-        with pytest.raises(EmoExportError, match="is not a file"):
+        with pytest.raises(EmoExportError, match=r"is a folder|there is no file"):
             read_gguf(path)
 
 

@@ -39,7 +39,7 @@ def test_the_tensors_of_all_files_are_found(tmp_path: Path) -> None:
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     first = part(tmp_path, 0, "a")
-    with pytest.raises(EmoExportError, match=r"00002-of-00002\.gguf: is not a file"):
+    with pytest.raises(EmoExportError, match=r"there is no file .*00002-of-00002\.gguf"):
         read_model(first)
     part(tmp_path, 1, "b")
     with pytest.raises(EmoExportError, match=r"has 3 tensors .*, its files 2"):

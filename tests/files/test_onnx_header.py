@@ -178,7 +178,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "number without end": (HEAD + b"\x80" * 5, "has no end"),
     "number too long": (HEAD + b"\xff" * 30, "has no end"),
     "fixed64 cut": (HEAD + bytes([99 << 3 & 127 | 1]) + b"\0" * 3, ""),
-    "not UTF-8": (HEAD + field(2, b"\xff\xfe") + field(7, b""), "utf-8"),
+    "not UTF-8": (HEAD + field(2, b"\xff\xfe") + field(7, b""), "UTF-8"),
     "element type": (model(field(2, 99) + field(8, b"w")), "type 99"),
     "negative dimension": (model(field(1, (1 << 64) - 1) + field(2, 1)), "shape"),
     "rank": (model(field(1, 2) * 40 + field(2, 1)), "shape"),
@@ -224,7 +224,7 @@ def test_weights_inside_are_stepped_over(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.onnx"):
-        with pytest.raises(EmoExportError, match="is no file"):
+        with pytest.raises(EmoExportError, match=r"is a folder|there is no file"):
             read_onnx(path)
 
 

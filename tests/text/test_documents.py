@@ -56,7 +56,7 @@ def test_what_holds_no_text_is_refused(name: str, content: bytes, tmp_path: Path
 
 
 def test_a_file_that_is_not_there_or_not_utf8_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EmoExportError, match=r"nowhere\.txt: is not readable"):
+    with pytest.raises(EmoExportError, match=r"there is no file .*nowhere\.txt"):
         texts(tmp_path / "nowhere.txt")
     path = tmp_path / "old.c"
     path.write_bytes(b"/* caf\xe9 */")
@@ -70,10 +70,10 @@ def test_a_file_that_is_not_there_or_not_utf8_is_named(tmp_path: Path) -> None:
         ("plain", "is not JSON"),
         ('{"content": "x"}', 'has no "text" but "content"; .*--field'),
         ("{}", 'has no "text" but nothing'),
-        ('["text"]', "is not a JSON object"),
-        ('"text"', "is not a JSON object"),
-        ("7", "is not a JSON object"),
-        ("null", "is not a JSON object"),
+        ('["text"]', "holds .* expected an object"),
+        ('"text"', "holds .* expected an object"),
+        ("7", "holds .* expected an object"),
+        ("null", "holds .* expected an object"),
         ('{"text": "x"', "is not JSON"),
         ('{"text": 5}', '"text" is a int, not text'),
         ('{"text": ["x"]}', '"text" is a list, not text'),
@@ -91,7 +91,7 @@ def test_lines_without_text_are_refused(line: str, said: str, tmp_path: Path) ->
 def test_a_line_without_an_end_is_refused_before_memory_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert LONGEST_LINE == 64 << 20
+    assert LONGEST_LINE == 16 << 20
     monkeypatch.setattr("emo_export.text.documents.LONGEST_LINE", 2 << 20)
     path = tmp_path / "endless.jsonl"
     with path.open("wb") as file:

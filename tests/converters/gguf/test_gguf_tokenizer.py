@@ -149,7 +149,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "post-processor TemplateProcessing would add tokens",
     ),
     "wordpiece": (lambda c: c["model"].update(type="WordPiece"), "'WordPiece'; GGUF takes 'BPE'"),
-    "no model": (lambda c: c.pop("model"), "tokenizer model None"),
+    "no model": (lambda c: c.pop("model"), "it has no model"),
     "dropout": (lambda c: c["model"].update(dropout=0.1), "dropout = 0.1"),
     "prefix": (lambda c: c["model"].update(continuing_subword_prefix="##"), "subword_prefix"),
     "suffix": (lambda c: c["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),

@@ -62,8 +62,8 @@ def test_what_is_no_gguf(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_folder_and_nothing(tmp_path: Path) -> None:
-    assert "is not a file" in refused(tmp_path)
-    assert "is not a file" in refused(tmp_path / "absent.gguf")
+    assert "is a folder" in refused(tmp_path)
+    assert "there is no file" in refused(tmp_path / "absent.gguf")
 
 
 def test_a_model(small_exports: dict[str, Path]) -> None:
