@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+LONGEST_LINE = 4000
+
 
 class EmoExportError(Exception):
     """Wrong usage or wrong input: says what was found, where, and what to do (exit code 2)."""
 
     exit_code = 2
+
+    def __init__(self, text: str) -> None:
+        """A line of more than LONGEST_LINE characters, which quotes a file, is cut."""
+        super().__init__("\n".join(map(_cut, text.split("\n"))))
+
+
+def _cut(line: str) -> str:
+    more = len(line) - LONGEST_LINE
+    return line if more <= 0 else f"{line[:LONGEST_LINE]}… ({more} more characters)"
 
 
 class BadValueError(EmoExportError):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emo_export.base.disk import writing
+from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 
 NAME = "domains.json"
@@ -38,11 +39,11 @@ def read_domains(folder: Path) -> list[str]:
     """The names, in the order in which they were given. Raises EmoExportError."""
     path = folder / NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         names, version = raw["domains"], raw["version"]
         if version != VERSION or not names or not all(map(_NAMES.fullmatch, names)):
             raise ValueError(f"version {version}, domains {names!r:.200}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise EmoExportError(f"{path}: is no list of domains of emo-export ({error})") from error
     return list(names)
 

@@ -21,7 +21,7 @@ from emo_export.base.plain_file import open_plain
 from emo_export.errors import EmoExportError
 
 MAX_FILE = 1 << 31  # protobuf's limit
-MAX_FIELDS = 400_000  # of all messages; a graph with one `If` per expert has some 100 000
+MAX_FIELDS = 250_000  # of all messages; a graph with one `If` per expert has some 100 000
 MAX_NAME, MAX_TEXT = 1 << 16, 1 << 20  # bytes of a name; of a value of the metadata
 MAX_DEPTH, MAX_RANK = 8, 16  # of graphs within graphs; of a tensor
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types

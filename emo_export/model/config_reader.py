@@ -12,6 +12,7 @@ from emo_export.model.config_keys import IGNORED_KEYS, NEUTRAL_ONLY, OPTIONAL_KE
 # Far above any model; a larger count in a damaged file would fill the memory before any check.
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65536
+MAX_NUMBER = 1 << 31
 
 
 class ConfigReader:
@@ -55,8 +56,9 @@ class ConfigReader:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             self.refuse(f"{key} is {value!r}, expected an integer of at least {low}")
-        if high is not None and value > high:
-            self.refuse(f"{key} is {value}, more than the {high} that this tool reads")
+        high = MAX_NUMBER if high is None else high
+        if value > high:
+            self.refuse(f"{key} is {value!r:.60}, more than the {high} that this tool reads")
         return value
 
     def optional_integer(self, key: str) -> int | None:

@@ -116,9 +116,7 @@ def readable_twice(places: Sequence[Path]) -> Iterator[list[Path]]:
         raise EmoExportError('"-", standard input, can be read only once')
     with Scratch("text") as folder:
         yield [
-            _copied(place, folder / str(number))
-            if place == STDIN or place.is_fifo()
-            else place
+            _copied(place, folder / str(number)) if place == STDIN or place.is_fifo() else place
             for number, place in enumerate(places)
         ]
 

@@ -96,7 +96,7 @@ def _checked(path: Path, text: str) -> dict[str, Any]:
             refuse(f"an added token has the id {number!r:.60}")
     for step in _steps(content.get("normalizer")):
         kind = step.get("type")
-        if kind not in NORMALIZERS:
+        if not isinstance(kind, str) or kind not in NORMALIZERS:
             refuse(f"it has the normalizer {kind!r:.60}")
     for regex in _regexes(content):
         if problem := too_slow(regex):

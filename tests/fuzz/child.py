@@ -1,0 +1,58 @@
+"""One reader under libFuzzer: ends when it has had its executions, or at the first that goes wrong.
+
+    python -m tests.fuzz.child READER FOLDER RESULT [flags of libFuzzer and folders with a corpus]
+
+Only our own modules are instrumented. RESULT gets, as JSON, the memory before the first execution
+and the CPU seconds of the slowest.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["emo_export"]):
+    from tests.fuzz.readers import MEMORY, READERS, SECONDS, attempt, lay
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Fuzz until libFuzzer ends the process."""
+    name, place, result, *flags = sys.argv[1:]
+    reader = READERS[name]
+    folder = lay(reader, Path(place))
+    attempt(reader, folder, b"")  # what is imported inside functions is no memory of a file
+    for path in sorted(Path(flags[-1]).iterdir())[:3]:
+        attempt(reader, folder, path.read_bytes())
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    # libFuzzer's own tables are some 100 MB of address space, which it may take later.
+    limit = pages * resource.getpagesize() + MEMORY + (128 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    slowest = 0.0
+    told = {"resident": _resident(), "slowest": slowest}
+    Path(result).write_text(json.dumps(told), "ascii")
+
+    def once(content: bytes) -> None:
+        nonlocal slowest
+        start = time.process_time()
+        attempt(reader, folder, content)
+        taken = time.process_time() - start
+        if taken > slowest:
+            slowest = taken
+            Path(result).write_text(json.dumps({**told, "slowest": slowest}), "ascii")
+        assert taken < SECONDS, f"{taken:.2f} CPU seconds"
+
+    atheris.Setup(["fuzz", *flags], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
