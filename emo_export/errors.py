@@ -15,11 +15,6 @@ class EmoExportError(Exception):
         super().__init__("\n".join(map(_cut, text.split("\n"))))
 
 
-def _cut(line: str) -> str:
-    more = len(line) - LONGEST_LINE
-    return line if more <= 0 else f"{line[:LONGEST_LINE]}… ({more} more characters)"
-
-
 class BadValueError(EmoExportError):
     """A value that can't be read, packed or written: at `row`, `column` of the rows at hand.
 
@@ -54,3 +49,8 @@ class ParityError(EmoExportError):
     """An exported model is outside its tolerance, or a file differs from its digest (exit 1)."""
 
     exit_code = 1
+
+
+def _cut(line: str) -> str:
+    more = len(line) - LONGEST_LINE
+    return line if more <= 0 else f"{line[:LONGEST_LINE]}… ({more} more characters)"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from emo_export.base.disk import allocated, check_space, writing
+from emo_export.base.json_file import read_json
+from emo_export.base.npz_file import read_npz
+from emo_export.errors import EmoExportError
 from emo_export.files.staging import RESUME, staging
 from emo_export.model.names import shape_of, slots
 
@@ -33,7 +35,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 RECIPE, STATE = "recipe.json", "state.npz"
 READS = "reads"
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGE = (EmoExportError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 class Progress:
@@ -70,6 +72,13 @@ class Progress:
         except _DAMAGE:
             return  # what can't be read is begun anew
         self._state = state
+
+    def _is_inside(self, relative: object) -> bool:
+        """Whether something is the name of a file of ours; another would be renamed."""
+        if not isinstance(relative, str):
+            return False
+        path = (self._folder / relative).resolve()
+        return path.is_relative_to(self._folder.resolve())
 
     def restore(self, lines: Sequence[Line]) -> int:
         """Bring lines, whose writers are open, to where the earlier run was; the next block.
@@ -172,10 +181,10 @@ def staged(
 def differing(folder: Path, recipe: Mapping[str, str]) -> list[str] | None:
     """What of a recipe an earlier run had otherwise: none, some, or None for nothing to go on."""
     try:
-        found = json.loads((folder / RESUME / RECIPE).read_text("utf-8"))
-        if not (folder / RESUME / STATE).is_file() or not isinstance(found, dict):
+        found = read_json(folder / RESUME / RECIPE)
+        if not (folder / RESUME / STATE).is_file():
             return None
-    except (OSError, ValueError):
+    except EmoExportError:
         return None
     return [key for key in {**found, **recipe} if found.get(key) != recipe.get(key)]
 

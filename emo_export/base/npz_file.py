@@ -87,7 +87,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         if any(n < 0 or n >= 1 << 63 for n in shape) or begin + nbytes != member.file_size:
             raise ValueError(f"{member.filename} has other bytes than its shape and type take")
         raw = np.empty(nbytes, np.uint8)
-        place = memoryview(raw)
+        place = raw.data
         while place:
             count = inside.readinto(place)  # type: ignore[attr-defined]
             if not count:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.base.disk import write_whole
+from emo_export.base.json_file import read_json
 from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import is_domains, read_domains
@@ -139,7 +140,7 @@ class Manifest:
     def read(cls, path: Path, folder: Path) -> Manifest:
         """Read a manifest of files in `folder`. Raises EmoExportError."""
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = raw["version"]
             if type(version) is not int or version not in READ:
                 raise EmoExportError(

@@ -165,12 +165,14 @@ def _onnx_bytes(path: Path) -> None:
 
 
 def _resume(path: Path) -> None:
-    from emo_export.resuming import Progress
+    from emo_export.model.reads import Reads
+    from emo_export.resuming import RESUME, Progress
 
-    inner = path.parent / ".resume"
-    inner.mkdir(exist_ok=True)
-    path.replace(inner / "state.npz")
-    Progress(path.parent, {"a": "b"}).find()
+    made, state = path.parent / "made", path.parent / RESUME
+    for folder in (made, state):
+        folder.mkdir(exist_ok=True)
+    path.replace(state / path.name)
+    Progress(made, {}, Reads()).find()
 
 
 def _manifest(path: Path) -> None:

@@ -242,7 +242,7 @@ CASES: Mapping[str, Mapping[str, Callable[[], bytes] | bytes]] = {
         "no directory": b"PK\5\6" + bytes(18),
     },
     "resume": {
-        "above": lambda: member(RESUME_NAMES, "files", np.array('["../outside"]'), 128),
+        "above": lambda: member(RESUME_NAMES, "files", np.array('["../../outside"]'), 128),
     },
     "tokenizer": {
         "deep": lambda: tokenizer(normalizer=json.loads("[" * 60 + "]" * 60)),
