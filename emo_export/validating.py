@@ -5,20 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from emo_export.errors import EmoExportError, MissingDependencyError
-from emo_export.families import FAMILIES
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.target_entry import TargetEntry
 from emo_export.files.verifying import Problem, verify
+from emo_export.judging.here import judge
 from emo_export.parity.golden import Golden
-from emo_export.parity.judge import tolerances, validate_target
-from emo_export.parity.result import EXACT, NotCompared, Result, refused
+from emo_export.parity.result import Result, refused
 from emo_export.runtimes.devices.far.machine import machine_facts
-from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
+from emo_export.runtimes.opening import missing_engine
 from emo_export.runtimes.package import chosen_targets
 from emo_export.spec import Spec
 
@@ -32,6 +30,9 @@ Reference = Callable[[Path, Targets, Golden | None], tuple[Golden, Unreadable]]
 """(folder, targets, stored golden or None) -> one computed now, and the targets it can't be for."""
 
 
+Judging = Callable[[Spec, Path, Golden, int | None, str | None], Result]
+
+
 def validate_here(
     path: Path,
     only: Sequence[str] = (),
@@ -40,13 +41,15 @@ def validate_here(
     repeat: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda text: None,
     kv_cache: str | None = None,
+    judging: Judging = judge,
 ) -> list[Result]:
     """Judge the targets that a path means with this machine's engines, one after the other.
 
     `path` is a folder that export made (`only`: some of its targets) or a single model. What the
     engines compute is compared with golden.npz, or with what `reference` makes. `repeat` are the
     options that the results' command lines get. With a `kv_cache`, one of KV_CACHES, what
-    is compared with the float original has it. A target that can't be judged keeps no other from
+    is compared with the float original has it. `judging` opens an engine: in this process, or, as
+    `judge_apart`, in one of its own. A target that can't be judged keeps no other from
     it. Raises EmoExportError when there is nothing to compare with.
     """
     folder, targets = chosen_targets(path, only)
@@ -75,7 +78,7 @@ def validate_here(
         else:
             try:
                 on_stage(f"validating {spec}")
-                result = judge(entry.spec, folder / entry.path, golden, threads, kv_cache)
+                result = judging(entry.spec, folder / entry.path, golden, threads, kv_cache)
             except EmoExportError as error:
                 result = refused(spec, error)
         again = _command(path, spec, repeat)
@@ -121,26 +124,6 @@ def validate_new(
         result = judge(entry.spec, folder / entry.path, golden)
         results.append(replace(result, machine=machine))
     return results
-
-
-def judge(
-    spec: Spec, path: Path, golden: Golden, threads: int | None = None, kv_cache: str | None = None
-) -> Result:
-    """Judge the target at a path with its engine, with float activations too where they differ.
-
-    Raises EmoExportError when the engine can't open it.
-    """
-    shipped = partial(open_runtime, path, threads, parity=True)
-    lossy = partial(open_runtime, path, threads, kv_cache=kv_cache) if kv_cache else None
-    validate = partial(
-        validate_target, spec, golden, shipped, partial(tokenizer_of, path), open_lossy=lossy
-    )
-    if EXACT not in tolerances(spec):
-        return validate()
-    with FAMILIES[spec.family].exact(path, threads) as exact:
-        if isinstance(exact, NotCompared):
-            return validate(not_compared=exact)
-        return validate(open_exact=exact)
 
 
 def damaged(folder: Path, targets: Targets) -> Mapping[str, tuple[Problem, ...]]:

@@ -22,6 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from emo_export.judging.here import judge
+from emo_export.parity.golden import Golden
+from emo_export.parity.result import Result
+from emo_export.spec import Spec
 from tests.kit import time_left
 from tests.kit.command import Done, Emo, exit_code_of
 from tests.kit.exporting import exported
@@ -87,7 +91,14 @@ def synth(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def emo(capfd: pytest.CaptureFixture[str]) -> Emo:
+def emo(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Emo:
+    """The command line here; `validate` too, whose processes tests/judging/ tries."""
+
+    def here(spec: Spec, path: Path, golden: Golden, *options: Any, timeout: float) -> Result:
+        return judge(spec, path, golden, *options)
+
+    monkeypatch.setattr("emo_export.cli.validate.judge_apart", here)
+
     def call(*arguments: object) -> Done:
         capfd.readouterr()
         code = exit_code_of(*arguments)

@@ -35,7 +35,7 @@ ORDER = (
     {"card"},
     {"exporting"},
     {"families", "measuring"},
-    {"planning"},
+    {"planning", "judging"},
     {"validating", "pruning"},
     {"jobs"},
     {"testing", "sweep"},

@@ -20,6 +20,7 @@ from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
+from emo_export.judging.apart import TIMEOUT, judge_apart
 from emo_export.parity.result import Result, as_json
 from emo_export.report.html import page as report_html
 from emo_export.report.junit import write_junit
@@ -41,6 +42,7 @@ class ValidateOptions:
     only: tuple[str, ...] = ()
     reference: str | None = None
     threads: int | None = None
+    timeout: float | None = None
     torch_device: str = "cpu"
     html: Path | None = None
     junit: Path | None = None
@@ -55,6 +57,8 @@ class ValidateOptions:
                 "--reference computes the reference here; devices take it from golden.npz: leave "
                 "one of --reference and --device or --ram out"
             )
+        if self.devices.asked and self.timeout is not None:
+            raise EmoExportError("--timeout is for engines here; it has no effect on devices")
         if self.junit is not None:
             check_writable(self.junit)
         if self.html is not None:
@@ -94,11 +98,12 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
     repeat += [] if threads is None else ["--threads", str(threads)]
     kv_cache = options.devices.kv_cache
     repeat += [] if kv_cache is None else ["--kv-cache", kv_cache]
+    judging = partial(judge_apart, timeout=options.timeout or TIMEOUT)
     if source is None:
-        return validate_here(path, options.only, threads, None, repeat, say, kv_cache)
+        return validate_here(path, options.only, threads, None, repeat, say, kv_cache, judging)
     with progress_steps() as steps:
         reference = partial(_reference, source, device, steps)
-        return validate_here(path, options.only, threads, reference, repeat, say, kv_cache)
+        return validate_here(path, options.only, threads, reference, repeat, say, kv_cache, judging)
 
 
 def _reference(

@@ -18,6 +18,12 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
 @click.option("--reference", metavar="CHECKPOINT", help="Compute the reference anew from this.")
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End an engine that neither opens a model nor reads a text in so long.  [default: 3600]",
+)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
     "--device",
@@ -65,6 +71,7 @@ def validate(
     only: tuple[str, ...],
     reference: str | None,
     threads: int | None,
+    timeout: float | None,
     torch_device: str,
     devices: tuple[str, ...],
     ram: str | None,
@@ -83,7 +90,8 @@ def validate(
 
     PATH is a folder that export made, a model inside one, or (with --reference) any .gguf file or
     ONNX folder by itself, whoever quantised it. With --device it runs there: under emulation (set
-    up at the first use), over ssh or over adb. Exit 0 within tolerance, 1 outside, 2 when a model
+    up at the first use), over ssh or over adb. Each engine runs in a process of its own: one that
+    crashes or hangs fails its own target alone. Exit 0 within tolerance, 1 outside, 2 when a model
     can't be read, 3 when an engine is missing; of several, the smallest.
 
     \b
@@ -101,5 +109,7 @@ def validate(
     asked = DeviceOptions(
         devices, limit, context or 0, tokens, threads, setup, bench, rootfs, onnxruntime, kv_cache
     )
-    options = ValidateOptions(only, reference, threads, torch_device, html, junit, as_json, asked)
+    options = ValidateOptions(
+        only, reference, threads, timeout, torch_device, html, junit, as_json, asked
+    )
     run_validate(path, options, stdout())

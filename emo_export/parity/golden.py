@@ -116,7 +116,7 @@ class Golden:
             if not np.isfinite(variant.heldout_nll[:, 1:][scored]).all():
                 raise ValueError(f"likelihoods of {name} are not finite")
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, compressed: bool = True) -> None:
         """Write golden.npz."""
         arrays: dict[str, Any] = {
             "input_ids": self.input_ids,
@@ -134,7 +134,7 @@ class Golden:
             for part, array in vars(variant).items():  # asdict would copy
                 arrays[f"{name}/{part}"] = array
         with writing(path), path.open("wb") as handle:
-            np.savez_compressed(handle, **arrays)
+            (np.savez_compressed if compressed else np.savez)(handle, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Golden:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from emo_export.base.install import need
@@ -23,6 +23,16 @@ from emo_export.spec import GGUF, Spec
 
 UNWEIGHED = ("f32", "f16", "bf16", "q8_0")
 """Types to which importance adds nothing."""
+
+
+_FATAL: Mapping[str, Callable[[float], bool]] = {
+    "block_count": lambda value: value >= 1,
+    "rope.dimension_count": lambda value: value >= 0 and value % 2 == 0,
+    "attention.key_length": lambda value: value >= 2 and value % 2 == 0,
+    "attention.value_length": lambda value: value >= 2 and value % 2 == 0,
+    "attention.layer_norm_rms_epsilon": lambda value: 0 <= value < 1,
+}
+"""Keys, and what they may be: other values fail an assertion there."""
 
 
 class LlamaFamily:
@@ -101,7 +111,7 @@ class LlamaFamily:
         from emo_export.runtimes.llama.model import LlamaCpp
 
         _checked(path, kv_cache)
-        _check_experts(path, read_model(path))  # a crafted header hangs or kills other readers
+        _check_keys(path, read_model(path))  # a crafted header hangs or kills other readers
         return LlamaCpp(path, threads=threads, context=context, parity=parity, kv_cache=kv_cache)
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
@@ -117,9 +127,16 @@ class LlamaFamily:
         return {}
 
 
-def _check_experts(path: Path, file: GgufFile) -> None:
-    """Refuse counts of experts at which llama.cpp ends the process instead of answering."""
+def _check_keys(path: Path, file: GgufFile) -> None:
+    """Refuse values at which llama.cpp ends the process instead of answering."""
     arch = str(file.keys.get("general.architecture"))
+    for key, fits in _FATAL.items():
+        value = file.keys.get(f"{arch}.{key}")
+        if value is not None and not (isinstance(value, int | float) and fits(value)):
+            raise EmoExportError(
+                f"{path}: {arch}.{key} is {value!r:.60}, which llama.cpp can't open; convert the "
+                "checkpoint again"
+            )
     count, used = (file.keys.get(f"{arch}.{key}") for key in ("expert_count", "expert_used_count"))
     if isinstance(count, int) and count > 0 and not (isinstance(used, int) and 0 < used <= count):
         raise EmoExportError(
