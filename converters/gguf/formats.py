@@ -12,8 +12,9 @@ import gguf
 import numpy as np
 
 from emo_export.converters.gguf import libggml
+from emo_export.errors import BadValueError
 from emo_export.interfaces import F32, Packed
-from emo_export.model.finite import check_finite, check_within
+from emo_export.model.finite import check_finite, check_within, first
 
 # The largest magnitude that a type stores: of f16 itself, of its f16 scale times the largest
 # integer, and of bf16. Beyond it the file would hold infinities. With importance, ggml's search for
@@ -37,6 +38,8 @@ SCALES_AT: Mapping[str, tuple[int, ...]] = {
     "q2_k": (80, 82),
 }
 """The bytes of a block at which a float16 begins."""
+EXPONENTS = {"f16": np.uint16(0x7C00), "bf16": np.uint16(0x7F80)}
+"""All bits of an exponent, which NaN and infinity have."""
 MXFP4_LEAST = 2.0**-125
 """Of a block's largest, for an exponent that is not negative."""
 E8M0_NAN = 255
@@ -100,8 +103,14 @@ class GgmlFormat:
     def check(self, packed: Packed) -> None:
         """Raises BadValueError for the first value or scale that is not finite."""
         rows = np.ascontiguousarray(packed["rows"])
-        if self.block == 1:
-            check_finite(self.dequantize(packed), f"is not a finite number of {self.name}")
+        if self.kind == _KIND.F32:
+            check_finite(rows.view(np.float32), "is not a finite number")
+            return
+        if self.name in EXPONENTS:  # their bits tell it much faster than numpy does
+            bad = rows.view(np.uint16) & EXPONENTS[self.name] == EXPONENTS[self.name]
+            if bad.any():
+                row, column = first(bad)
+                raise BadValueError(row, column, f"is not a finite number of {self.name}")
             return
         blocks = rows.reshape(len(rows), -1, self._block_bytes)
         if self.kind == _KIND.MXFP4:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt  # rich needs it, too
+from safetensors.numpy import load_file, save_file
 
-from tests.kit.command import NOT_FAILED, Emo
+from tests.kit.command import NOT_FAILED, Emo, run_here
 from tests.kit.paths import NANO, ROOT
 from tests.kit.synth import make_checkpoint
 
@@ -169,3 +174,65 @@ def test_a_hostile_config_is_refused_as_text(
     done = emo("export", synth, "-o", tmp_path / "out", "--to", "gguf:q4_0")
     assert done.code == 2 and "Traceback" not in done.err and "script" in done.err
     harmless(done.out + done.err)
+
+
+def test_hostile_tensors_are_refused_as_text(synth: Path, tmp_path: Path, emo: Emo) -> None:
+    tensors = load_file(synth / "model.safetensors")
+    save_file(tensors | {HOSTILE: np.zeros((2, 2), np.float32)}, synth / "model.safetensors")
+    for arguments in (
+        ("export", synth, "-o", tmp_path / "out", "--to", "gguf:q4_0"),
+        ("inspect", synth),
+    ):
+        done = emo(*arguments)
+        assert "Traceback" not in done.err and "script" in done.err + done.out
+        harmless(done.out + done.err)
+
+
+def test_a_hostile_gguf_is_told_of_as_text(tmp_path: Path, emo: Emo) -> None:
+    path = tmp_path / f"model{NAME}{NO_TEXT}.gguf"
+    writer = gguf.GGUFWriter(tmp_path / "made.gguf", "deepseek")
+    writer.add_name(HOSTILE)
+    writer.add_string(f"emo.{HOSTILE}", HOSTILE)
+    writer.add_token_list([HOSTILE, "b"])
+    writer.add_chat_template(HOSTILE)
+    writer.add_tensor(f"blk.0.{HOSTILE[:40]}", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "made.gguf").rename(path)
+    for arguments in (("inspect", path), ("inspect", path, "--json"), ("run", path, "-p", "x")):
+        done = emo(*arguments)
+        assert done.code in (0, 2) and "Traceback" not in done.err
+        harmless(done.out + done.err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_model_writes_moves_no_terminal(terminal: bool, tmp_path: Path) -> None:
+    """A head that knows two tokens, ESC and BEL, of which one is always the likelier."""
+    folder = make_checkpoint(tmp_path / "made", num_hidden_layers=1, vocab_size=512)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    tensors = load_file(folder / "model.safetensors")
+    head = np.zeros_like(tensors["lm_head.weight"])
+    head[vocabulary["\u011b"]] = 1  # byte-level BPE spells 0x1b and 0x07 so
+    head[vocabulary["\u0107"]] = -1
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+    assert run_here("export", folder, "-o", tmp_path / "out", "--to", "gguf:f32").code in NOT_FAILED
+    command = [sys.executable, "-m", "emo_export.cli.main", "run", str(tmp_path / "out")]
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    try:
+        done = subprocess.run(
+            [*command, "-p", "x", "-n", "5", "--temperature", "0"],
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        written = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    raw, spelled = {b"\x1b", b"\x07"}, {rb"\x1b", rb"\x07"}
+    assert any(each in written for each in spelled) == terminal
+    assert any(each in written for each in raw) != terminal

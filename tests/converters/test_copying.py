@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import onnx
 import pytest
+from gguf import GGUFReader
 from onnx import numpy_helper
 
 from emo_export.converters.gguf.graph import FORCE
@@ -25,6 +26,7 @@ from emo_export.families import FAMILIES
 from emo_export.families.package import Package, copy_rows
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
+from emo_export.model.names import Role, Slot
 from emo_export.model.product import Product
 from emo_export.parity.result import NotCompared
 from emo_export.pruning import write_json
@@ -245,3 +247,31 @@ def test_a_bias_that_forces_is_an_expert_of_every_token() -> None:
     assert raw["always_active_experts_per_layer"] == [[1, 5], [1, 5]] and FORCE > 1
     told = EmoConfig.from_dict(raw).layers
     assert told == Checkpoint.open(checkpoint_of("always_active")).config.layers
+
+
+@pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
+def test_a_scale_that_is_no_number_is_not_copied(target: str, tmp_path: Path) -> None:
+    """Its place is told: the tensor, and the row and column at which the block begins."""
+    whole = exported(checkpoint_of("base"), target)
+    copy = shutil.copyfile if whole.is_file() else shutil.copytree
+    made = Path(copy(whole, tmp_path / whole.name))
+    package = package_at(made)
+    slot = Slot(Role.Q, 0)
+    if target == "gguf:q4_0":
+        path = made
+        (tensor,) = (t for t in GGUFReader(path).tensors if t.name == "blk.0.attn_q.weight")
+        place, bad = int(tensor.data_offset), np.float16(np.inf).tobytes()
+    else:
+        (path,) = made.rglob("model.onnx.data")
+        graph = onnx.load(path.with_name("model.onnx"), load_external_data=False).graph
+        scales = next(t for t in graph.initializer if "qkv" in t.name and "scales" in t.name)
+        offset = next(entry.value for entry in scales.external_data if entry.key == "offset")
+        place, bad = int(offset), np.float32(np.nan).tobytes()
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(bad)
+    kept = some_of(package.config)
+    with pytest.raises(EmoExportError, match=rf"{slot.name}: row 0, column 0: (inf|nan) is"):
+        pruned(package, kept, tmp_path / "out")
+    with pytest.raises(EmoExportError, match=rf"{slot.name}: row 0, column 0: .* as "):
+        package.at(slot).rows(0, 1)

@@ -140,7 +140,7 @@ class Adb:
 
     def push(self, local: Path, remote: str) -> None:
         """Copy a file there. Raises EmoExportError when that fails."""
-        done = self._run(*self._to, "push", str(local), remote)
+        done = self._run(*self._to, "push", str(local.absolute()), remote)
         if done.returncode != 0:
             raise EmoExportError(
                 f"adb could not copy {local} to {remote} on the phone {self.phone.serial}: "
