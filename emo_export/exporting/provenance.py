@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emo_export.errors import EmoExportError
 from emo_export.exporting.folder import tool_versions
@@ -20,9 +20,6 @@ from emo_export.model.hub import SMALL_FILES
 from emo_export.model.product import Product
 from emo_export.model.reads import Reads
 from emo_export.spec import Spec
-
-if TYPE_CHECKING:
-    from emo_export.families.package import Package
 
 EPOCH = "SOURCE_DATE_EPOCH"
 NO_MATTER = ("overwrite", "resume")
@@ -54,11 +51,11 @@ class Provenance:
         return cls(_digested(folder, paths), Reads(), _told(options), command, _date())
 
     @classmethod
-    def of_package(cls, package: Package, options: object, command: str | None) -> Provenance:
-        """Of a job on a target, whose files are digested now. Raises as `of_checkpoint` does."""
-        files = [path for path in package.files if path.is_file()]
-        inputs = _digested(files[0].parent, files)
-        return cls(inputs, Reads(), _told(options), command, _date())
+    def of_files(
+        cls, folder: Path, files: Sequence[Path], options: object, command: str | None
+    ) -> Provenance:
+        """Of a job on files of a folder, which are digested now. Raises as `of_checkpoint` does."""
+        return cls(_digested(folder, files), Reads(), _told(options), command, _date())
 
     def origin(self, product: Product, facts: Mapping[str, Any]) -> Origin:
         """What the manifest of a product says; `facts` join the options in the recipe."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emo_export.base.disk import write_whole
@@ -183,7 +183,7 @@ def _origin(raw: Mapping[str, Any], version: int) -> Origin:
             raise ValueError(f"{name} is {raw[name]!r:.60}")
     inputs = tuple(
         InputEntry(
-            _text(one["path"], "an input"),
+            _below(_text(one["path"], "an input")),
             _count(one["bytes"], one["path"]),
             one.get("sha256"),
             one.get("header_sha256"),
@@ -194,6 +194,13 @@ def _origin(raw: Mapping[str, Any], version: int) -> Origin:
     return Origin(
         source, tools, inputs, _object(raw["recipe"], "recipe"), raw["command"], raw["date"]
     )
+
+
+def _below(path: str) -> str:
+    """A path of an input, which is looked for in whatever folder the user names."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"an input at {path!r:.80} lies outside its folder")
+    return path
 
 
 def _file_entry(raw: Mapping[str, Any]) -> FileEntry:

@@ -106,6 +106,9 @@ def verify_path(
     """
     manifests = manifests_of(path)
     read = {place: Manifest.read(place, folder) for place, folder in manifests.items()}
+    for place, manifest in read.items():
+        if path.is_file() and path.name not in {entry.path for entry in manifest.files}:
+            raise EmoExportError(f"{place}: names no file {path.name}; was it renamed?")
     total = sum(entry.bytes for manifest in read.values() for entry in manifest.files)
     on_start(total)
     top = path if path.is_dir() else path.parent

@@ -12,6 +12,9 @@ from emo_export.errors import EmoExportError
 from emo_export.exporting.provenance import Provenance
 from emo_export.exporting.steps import Steps
 from emo_export.families import FAMILIES
+from emo_export.files.manifest import NAME as MANIFEST
+from emo_export.files.manifest import Manifest
+from emo_export.files.target_entry import TargetEntry
 from emo_export.jobs.auto_keep import resolved
 from emo_export.jobs.heldout import choose_heldout
 from emo_export.jobs.options import PruneOptions
@@ -23,6 +26,7 @@ from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.pruning import Pruned, make_safetensors, prune, prune_package
 from emo_export.resuming import Resuming
+from emo_export.runtimes.families import LIGHT
 from emo_export.runtimes.package import chosen_targets
 
 if TYPE_CHECKING:
@@ -101,7 +105,7 @@ def prune_target(
         )
     entry = next(iter(found.values()))
     package = FAMILIES[entry.spec.family].package(entry, folder / entry.path)
-    provenance = Provenance.of_package(package, options, command)
+    provenance = _provenance(folder, entry, options, command)
     prepare_torch(options.device, package.nbytes)
     with package.tokenizer() as encode:
         sample = read_sample(options.text, Product.whole(package), encode)
@@ -123,6 +127,26 @@ def prune_target(
         options.device,
         options.overwrite,
     )
+
+
+def _provenance(
+    folder: Path, entry: TargetEntry, options: PruneOptions, command: str | None
+) -> Provenance:
+    """Of a target. Raises EmoExportError where its files are not those of its manifest."""
+    place = folder / entry.path
+    base = place if place.is_dir() else folder
+    inside = sorted(path for path in place.rglob("*") if path.is_file())
+    files = inside or LIGHT[entry.spec.family].files(place)
+    found = Provenance.of_files(base, files, options, command)
+    if (folder / MANIFEST).is_file():
+        listed = {one.path: one.sha256 for one in Manifest.load(folder).files}
+        for file, one in zip(files, found.inputs, strict=True):
+            if listed.get(file.relative_to(folder).as_posix()) not in (None, one.sha256):
+                raise EmoExportError(
+                    f"{file}: is not the one that export wrote; emo-export verify {folder} tells "
+                    "where it differs"
+                )
+    return found
 
 
 def _facts(sample: Sample, probes: Probes | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from emo_export.files.manifest import BESIDE, PRUNED, InputEntry, Manifest
 from tests.kit.command import Emo
 from tests.kit.exporting import exported
+from tests.kit.flipping import flip
 from tests.kit.packages import SMALL_TARGETS, package
 from tests.kit.paths import GOLDEN
 
@@ -106,6 +108,19 @@ def test_a_pruned_file_has_its_manifest_beside_it(tmp_path: Path, emo: Emo) -> N
     (problem,) = json.loads(wrong.out)["problems"]
     assert wrong.code == 1 and problem["path"] == "c.gguf"
     assert [place["kind"] for place in problem["places"]] == ["tensor"]
-    beside.unlink()
-    none = emo("verify", out)
-    assert none.code == 2 and "c.gguf.manifest.json" in none.err
+    renamed = out.rename(tmp_path / "d.gguf")
+    beside.rename(tmp_path / f"d.gguf{BESIDE}")
+    other = emo("verify", renamed)
+    assert other.code == 2 and "names no file d.gguf" in other.err
+    (tmp_path / f"d.gguf{BESIDE}").unlink()
+    none = emo("verify", renamed)
+    assert none.code == 2 and "d.gguf.manifest.json" in none.err
+
+
+def test_a_damaged_package_is_not_pruned(tmp_path: Path, emo: Emo) -> None:
+    copy = shutil.copytree(package(GOLDEN / "base", SMALL_TARGETS), tmp_path / "copy")
+    flip(copy / "onnx-f32" / "model.onnx.data", 70_001, 2)
+    args = ("--target", "onnx:f32", "--keep", 6, "--calibration", copy / "README.md", "--no-loss")
+    done = emo("prune", copy, "-o", tmp_path / "small", *args)
+    assert done.code == 2 and "model.onnx.data: is not the one that export wrote" in done.err
+    assert not (tmp_path / "small").exists()
