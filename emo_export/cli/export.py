@@ -17,6 +17,7 @@ from emo_export.cli.output import say
 from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError
 from emo_export.exporting.package import ALONE
+from emo_export.model.rounding import Rounding
 from emo_export.parity.result import as_json
 from emo_export.report.sentences import check
 from emo_export.report.text import show
@@ -59,6 +60,8 @@ def run_export(
         )
     for matrix in used:
         warn_unseen(matrix)
+        if options.chosen_rounding == Rounding.GPTQ:
+            warn_few(matrix)
     for name, one in made.items():
         _say_size(output / name, one)
     judged = options.validate and options.golden
@@ -129,12 +132,31 @@ def _say_size(folder: Path, made: Exported) -> None:
 
 def warn_unseen(matrix: ImportanceMatrix) -> None:
     """Name the experts that the calibration text never reached."""
-    unseen = list(dict.fromkeys((slot.layer, slot.expert) for slot in matrix.unseen()))
-    if not unseen:
-        return
-    named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen[:MOST_NAMED])
-    more = f" and {len(unseen) - MOST_NAMED} more" if len(unseen) > MOST_NAMED else ""
-    say(
-        f"warning: {len(unseen)} expert{'s' * (len(unseen) > 1)} saw no token of {matrix.source}: "
-        f"quantised with even weights ({named}{more}); more text, or of more kinds, helps"
-    )
+    unseen = dict.fromkeys((slot.layer, slot.expert) for slot in matrix.unseen())
+    if unseen:
+        say(
+            f"warning: {_experts(len(unseen))} saw no token of {matrix.source}: quantised with "
+            f"even weights ({_named([f'{expert} of layer {at}' for at, expert in unseen])}); more "
+            "text, or of more kinds, helps"
+        )
+
+
+def warn_few(matrix: ImportanceMatrix) -> None:
+    """Name the experts of which GPTQ learns more from their layer than from their own tokens."""
+    few = sorted(matrix.few().items(), key=lambda pair: pair[1])
+    if few:
+        told = [f"{expert} of layer {at}: {count:,}" for (at, expert), count in few]
+        say(
+            f"note: {_experts(len(few))} saw fewer tokens of {matrix.source} than their matrices "
+            f"have columns ({_named(told)}); GPTQ leans on the mean of their layer there, more "
+            "text helps"
+        )
+
+
+def _experts(count: int) -> str:
+    return f"{count} expert{'s' * (count > 1)}"
+
+
+def _named(every: Sequence[str]) -> str:
+    more = f" and {len(every) - MOST_NAMED} more" if len(every) > MOST_NAMED else ""
+    return ", ".join(every[:MOST_NAMED]) + more

@@ -13,7 +13,7 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, InputStatistics, Statistics
-from emo_export.model.names import Slot, Step
+from emo_export.model.names import Role, Slot, Step
 
 IMATRIX = "imatrix.gguf"
 """The importance matrix in an exported folder."""
@@ -93,3 +93,14 @@ class ImportanceMatrix:
     def unseen(self) -> list[Slot]:
         """The experts' matrices that saw no token, in order."""
         return [s for s, count in self.counts.items() if count == 0 and s.expert >= 0]
+
+    def few(self) -> dict[tuple[int, int], int]:
+        """Tokens of each (layer, expert) that saw some, but fewer than a matrix has columns.
+
+        More than half of the second moments of its gate and up is then the layer's mean.
+        """
+        return {
+            (slot.layer, slot.expert): count
+            for slot, count in self.counts.items()
+            if slot.role == Role.GATE and 0 < count < len(self.sums[slot]) and slot.expert >= 0
+        }

@@ -108,6 +108,9 @@ def test_an_expert_that_saw_no_token_weighs_all_columns_alike() -> None:
     for slot in unseen:
         row = matrix.row(slot)
         assert row is not None and row.tolist() == [1.0] * len(matrix.sums[slot])
+    gates = {s: heard.counts[s.name] for s in matrix.sums if s.role == Role.GATE and s.expert >= 0}
+    few = {(s.layer, s.expert): n for s, n in gates.items() if 0 < n < len(matrix.sums[s])}
+    assert few and matrix.few() == few
 
 
 def test_a_long_text_is_dealt_with_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
