@@ -25,6 +25,8 @@ from emo_export.errors import EmoExportError, MissingDependencyError
 
 SAMPLE_SECONDS, SAMPLE_SHARE = 0.1, 0.02  # between looks at memory; of the time, at most
 LAST_WORDS = 8  # lines of a dead child's stderr that are shown
+TIMEOUT = 3600.0
+"""Seconds without an answer after which a child hangs: a disk of 15 MB/s reads 54 GB in these."""
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -53,8 +55,8 @@ class Memory:
 class Child:
     """One child, in a session of its own so that Ctrl-C reaches its parent alone."""
 
-    def __init__(self, label: str, module: str) -> None:
-        self.label = label
+    def __init__(self, label: str, module: str, timeout: float = TIMEOUT) -> None:
+        self.label, self._timeout = label, timeout
         self.memory: Memory | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - kill closes it
         self._process = subprocess.Popen(
@@ -75,7 +77,8 @@ class Child:
     def ask(self, request: Mapping[str, Any], *, sample: bool = False) -> dict[str, Any]:
         """Send a request and wait for its answer; `sample` looks at its memory meanwhile too.
 
-        Raises EmoExportError with what the child refused, or with its last words when it died.
+        Raises EmoExportError with what the child refused, with its last words when it died, and for
+        one that hangs, which is ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None or stdin.closed:
@@ -85,8 +88,12 @@ class Child:
             stdin.flush()
         except BrokenPipeError:
             self._died()
-        wait = SAMPLE_SECONDS
-        while sample and not select.select([stdout], [], [], wait)[0]:
+        wait = SAMPLE_SECONDS if sample else self._timeout
+        end = time.monotonic() + self._timeout
+        while not select.select([stdout], [], [], min(wait, self._timeout))[0]:
+            if time.monotonic() >= end:
+                self.kill()
+                raise EmoExportError(hangs(self.label, self._timeout))
             start = time.perf_counter()
             self._look()  # the kernel walks over all pages, and the child may wait for it
             wait = max(SAMPLE_SECONDS, (time.perf_counter() - start) / SAMPLE_SHARE)
@@ -139,6 +146,14 @@ class Child:
             how += " (out of memory?)" if -code == signal.SIGKILL else ""
         said = "\n".join(words[-LAST_WORDS:]) or "it said nothing"
         raise EmoExportError(f"{self.label}: its process ended {how}\n{said}")
+
+
+def hangs(label: str, timeout: float) -> str:
+    """What to say of an engine that was ended."""
+    return (
+        f"{label}: its engine did not answer for {timeout:g} seconds and was ended; is the file "
+        "damaged, or the machine slow? --timeout gives it more"
+    )
 
 
 def memory_of(folder: Path) -> Memory | None:

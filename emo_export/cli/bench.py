@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from emo_export.base.child_process import Child
+from emo_export.base.child_process import TIMEOUT, Child
 from emo_export.base.disk import size_of
 from emo_export.base.threads import physical_cores
 from emo_export.bench.bandwidth import buffer_bytes
@@ -50,6 +50,7 @@ class BenchOptions:
     decode: int
     depth: int
     rounds: int
+    timeout: float | None
     olmoe: Path | None
     one_at_a_time: bool
     as_json: bool
@@ -64,9 +65,10 @@ def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> Non
     available = available_memory()
     machine = {check.name: check.found for check in (*cpu_checks(), memory_check())}
     together = _together(subjects, options, available)
+    opening = partial(Child, module=CHILD, timeout=options.timeout or TIMEOUT)
     say("measuring read bandwidth")
     before = measure_bandwidth(threads)
-    results = measure(subjects, settings, partial(Child, module=CHILD), together, say)
+    results = measure(subjects, settings, opening, together, say)
     say("measuring read bandwidth")
     after = measure_bandwidth(threads, before.kernel)
     report = Report(machine, settings, together, before, after, results)

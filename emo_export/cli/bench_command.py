@@ -30,6 +30,12 @@ from emo_export.files.kv_cache import KV_CACHES
 )
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End an engine that does not answer in so long.  [default: 3600]",
+)
+@click.option(
     "--olmoe-bf16",
     type=click.Path(exists=True, path_type=Path),
     metavar="CHECKPOINT",
@@ -51,6 +57,7 @@ def bench(
     decode: int,
     depth: int,
     rounds: int,
+    timeout: float | None,
     olmoe_bf16: Path | None,
     one_at_a_time: bool,
     as_json: bool,
@@ -67,6 +74,16 @@ def bench(
     from emo_export.cli.bench import BenchOptions, run_bench
 
     options = BenchOptions(
-        only, threads, kv_cache, prefill, decode, depth, rounds, olmoe_bf16, one_at_a_time, as_json
+        only,
+        threads,
+        kv_cache,
+        prefill,
+        decode,
+        depth,
+        rounds,
+        timeout,
+        olmoe_bf16,
+        one_at_a_time,
+        as_json,
     )
     run_bench(paths, options, stdout())

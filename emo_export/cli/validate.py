@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from emo_export.base.child_process import TIMEOUT
 from emo_export.base.disk import check_writable
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.output import say
@@ -20,7 +21,7 @@ from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.manifest import Manifest
-from emo_export.judging.apart import TIMEOUT, judge_apart
+from emo_export.judging.apart import judge_apart
 from emo_export.parity.result import Result, as_json
 from emo_export.report.html import page as report_html
 from emo_export.report.junit import write_junit

@@ -16,7 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from emo_export.base.child_process import LAST_WORDS, child_command, child_environment
+from emo_export.base.child_process import (
+    LAST_WORDS,
+    TIMEOUT,
+    child_command,
+    child_environment,
+    hangs,
+)
 from emo_export.base.scratch import Scratch
 from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError, MissingDependencyError
@@ -25,8 +31,6 @@ from emo_export.parity.result import Crash, Result
 from emo_export.spec import Spec
 
 CHILD = "emo_export.judging.child"
-TIMEOUT = 3600.0
-"""Seconds without an answer after which an engine hangs: a machine of 2010 reads 50 GB in these."""
 SAID = 1 << 16  # bytes of stderr that are looked at
 
 
@@ -117,10 +121,7 @@ def _lines(told: IO[bytes], timeout: float, label: str) -> Iterator[bytes]:
     rest = b""
     while True:
         if not select.select([told], [], [], timeout)[0]:
-            raise EngineHangs(
-                f"{label}: its engine did not answer for {timeout:g} seconds and was ended; "
-                "is the file damaged, or the machine slow? --timeout gives it more"
-            )
+            raise EngineHangs(hangs(label, timeout))
         part = os.read(told.fileno(), 1 << 16)
         if not part:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,6 +12,9 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.model.source import Source
 from emo_export.selection.method import Method
+
+_WHOLE = re.compile(r"0*[1-9]\d{0,8}")
+_PART = re.compile(r"(\d{1,9}(\.\d{0,9})?|\.\d{1,9})%?|\d{1,9}/\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,11 @@ class Keep:
     def parse(cls, text: str) -> Keep:
         """`8`, `25%`, `1/4` or `0.25`. Raises EmoExportError for anything else."""
         number = text.strip()
-        if number.isdecimal() and int(number) > 0:
+        if _WHOLE.fullmatch(number):
             return cls(int(number))
         try:
+            if not _PART.fullmatch(number):  # Fraction takes exponents, of any length
+                raise ValueError
             part = Fraction(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
         except (ValueError, ZeroDivisionError):
             part = Fraction(0)

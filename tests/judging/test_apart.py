@@ -15,14 +15,8 @@ from emo_export.parity.golden import Golden
 from emo_export.spec import Spec
 from tests.kit.bad_gguf import rewrite
 from tests.kit.command import run_here
-from tests.kit.packages import quantised_package
 
-GGUF, ONNX = Spec.parse("gguf:q4_0"), Spec.parse("onnx:int4")
-
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    return quantised_package()
+GGUF, ONNX = Spec.parse("gguf:f32"), Spec.parse("onnx:f32")
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def test_an_engine_that_crashes_is_a_result(crashing: Path) -> None:
 
 def test_an_engine_that_does_not_answer_is_ended(package: Path) -> None:
     golden, before = Golden.load(package / "golden.npz"), scratch()
-    with pytest.raises(EngineHangs, match=r"gguf:q4_0: .* for 0\.01 seconds .*--timeout"):
+    with pytest.raises(EngineHangs, match=r"gguf:f32: .* for 0\.01 seconds .*--timeout"):
         judge_apart(GGUF, model_of(package, GGUF), golden, timeout=0.01)
     assert scratch() == before
 
@@ -73,8 +67,8 @@ def test_an_engine_that_does_not_answer_is_ended(package: Path) -> None:
 def test_the_command_tells_of_both(crashing: Path) -> None:
     done = run_here("validate", crashing)
     assert done.code == 1, done.err
-    assert "gguf:q4_0: ended by SIGABRT" in done.err and "onnx:int4" in done.out
-    done = run_here("validate", crashing, "--target", "onnx:int4", "--timeout", "0.01")
+    assert "gguf:f32: ended by SIGABRT" in done.err and "onnx:f32" in done.out
+    done = run_here("validate", crashing, "--target", "onnx:f32", "--timeout", "0.01")
     assert done.code == 2 and "did not answer for 0.01 seconds" in done.err, done.err
     done = run_here("validate", crashing, "--device", "here", "--timeout", "1")
     assert done.code == 2 and "no effect on devices" in done.err, done.err
