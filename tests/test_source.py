@@ -104,3 +104,20 @@ def test_the_workflow_for_others_may_only_read() -> None:
     assert "secrets." not in workflow and "permissions" not in workflow.replace(
         "permissions", "", 1
     )
+
+
+def test_all_that_is_shown_goes_through_one_module() -> None:
+    """`cli/output.py` spells out what would move a terminal; JSON has it escaped."""
+    found = []
+    for path in sorted((ROOT / "emo_export").rglob("*.py")):
+        source = path.read_text("utf-8")
+        if path.name == "output.py" or not re.search(r"Console\(|\.echo\(", source):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call):
+                name, given = calls(node.func), node.args[0] if node.args else None
+                to_file = any(keyword.arg == "file" for keyword in node.keywords)
+                in_json = isinstance(given, ast.Call) and calls(given.func) == "json.dumps"
+                if (name == "Console" and not to_file) or (name == "click.echo" and not in_json):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert found == []

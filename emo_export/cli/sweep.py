@@ -89,7 +89,7 @@ def _tell(outcomes: list[Outcome], out: Path, spec: Path, console: Console, in_j
     write_whole(out / "sweep.json", (text + "\n").encode())
     write_sweep_page(out / "sweep.html", outcomes, spec.stem)
     if in_json:
-        click.echo(text)
+        click.echo(json.dumps(content, indent=2, allow_nan=False))
     else:
         console.print(sweep_table(outcomes))
         console.print(LEGEND)
