@@ -6,17 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emo_export.base.disk import write_whole
 from emo_export.base.json_file import read_json
-from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import is_domains, read_domains
-from emo_export.files.parts import HEADER, TENSOR, Part, Span, digest_parts, tensor_spans
+from emo_export.files.parts import HEADER, TENSOR, Part, Span, digest_parts, hashing, tensor_spans
 from emo_export.files.target_entry import TargetEntry
 from emo_export.spec import Spec
 
@@ -250,13 +248,14 @@ def write_for(
     """Digest files of a folder, and the tensors in them, and write a manifest of them at `path`."""
     spans = tensor_spans(folder, files)
 
-    def entry_of(file: Path) -> FileEntry:
-        relative, size = file.relative_to(folder).as_posix(), file.stat().st_size
-        if file not in spans:
-            return FileEntry(relative, size, digest(file))
-        return FileEntry(relative, size, *digest_parts(file, spans[file]))
+    with hashing(lambda nbytes: None) as (workers, on_bytes):
 
-    with ThreadPoolExecutor(len(usable_cpus())) as workers:
+        def entry_of(file: Path) -> FileEntry:
+            relative, size = file.relative_to(folder).as_posix(), file.stat().st_size
+            if file not in spans:
+                return FileEntry(relative, size, digest(file))
+            return FileEntry(relative, size, *digest_parts(file, spans[file], on_bytes))
+
         entries = tuple(workers.map(entry_of, files))
     manifest = Manifest(origin, targets, entries)
     write_whole(path, _sealed(manifest).encode())

@@ -7,13 +7,16 @@ a SHA-256 of its own; padding is zeros.
 from __future__ import annotations
 
 import hashlib
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.onnx_header import read_onnx
@@ -22,6 +25,10 @@ from emo_export.model.safetensors_file import read_header
 HEADER, TENSOR, PADDING = "header", "tensor", "padding"
 PIECE = 1 << 20
 """Bytes that are read and hashed at a time."""
+MOST_THREADS = 8
+
+OnBytes = Callable[[int], None]
+"""Hears of bytes that were hashed, from several threads."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,30 @@ def covering(spans: Sequence[Span], size: int) -> Iterator[Span]:
         yield Span(PADDING, name, at, size - at)
 
 
-def digest_parts(path: Path, tensors: Sequence[Span]) -> tuple[str, tuple[Part, ...]]:
+@contextmanager
+def hashing(on_bytes: OnBytes) -> Iterator[tuple[ThreadPoolExecutor, OnBytes]]:
+    """Threads that hash, and what they tell of bytes, which ends them when the work is interrupted.
+
+    Python waits for its threads, and one may have 30 GB before it.
+    """
+    stopped = threading.Event()
+
+    def told(nbytes: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+        on_bytes(nbytes)
+
+    with ThreadPoolExecutor(min(MOST_THREADS, len(usable_cpus()))) as workers:
+        try:
+            yield workers, told
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def digest_parts(
+    path: Path, tensors: Sequence[Span], on_bytes: OnBytes
+) -> tuple[str, tuple[Part, ...]]:
     """SHA-256 of a file and of each of its parts, in one read.
 
     Raises EmoExportError where bytes between tensors are not zero: nothing would account for them.
@@ -126,9 +156,10 @@ def digest_parts(path: Path, tensors: Sequence[Span]) -> tuple[str, tuple[Part, 
         for span in covering([*header, *tensors], size):
             own = hashlib.sha256()
             for piece in pieces(handle, span):
-                hashing = beside.submit(whole.update, piece)
+                other = beside.submit(whole.update, piece)
                 own.update(piece)
-                hashing.result()
+                other.result()
+                on_bytes(len(piece))
             if span.kind != PADDING:
                 parts.append(Part(span, own.hexdigest()))
             elif own.hexdigest() != zeros(span.bytes):
@@ -140,7 +171,7 @@ def differing(
     path: Path,
     spans: Sequence[Span],
     expected: Mapping[Span, str],
-    on_bytes: Callable[[int], None] = lambda nbytes: None,
+    on_bytes: OnBytes,
 ) -> list[Span]:
     """Those of some spans of a file whose SHA-256 isn't as expected; padding must be zeros."""
     found = []

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import NAME as DOMAINS
 from emo_export.files.domains import domains_text, is_domains, read_domains
@@ -22,7 +20,7 @@ from emo_export.files.manifest import (
     Manifest,
     is_sealed,
 )
-from emo_export.files.parts import Span, covering, differing
+from emo_export.files.parts import OnBytes, Span, covering, differing, hashing
 
 ABSENT, SIZE, CONTENT, UNLISTED = "absent", "size", "content", "unlisted"
 LINK, SPECIAL, UNREADABLE = "link", "special", "unreadable"
@@ -30,9 +28,6 @@ WHOLE = "whole"
 """The kind of a span that is a file without parts."""
 AT_ONCE = 64 << 20
 """Bytes that one thread checks before it takes others."""
-MOST_THREADS = 8
-
-OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -169,10 +164,10 @@ def _differing(folder: Path, entries: Sequence[FileEntry], on_bytes: OnBytes) ->
         else:
             on_bytes(entry.bytes)
             yield problem
-    with ThreadPoolExecutor(min(MOST_THREADS, len(usable_cpus()))) as workers:
+    with hashing(on_bytes) as (workers, told):
 
         def check(task: _Task) -> Sequence[Span] | None:
-            return _compare(folder, task, on_bytes)
+            return _compare(folder, task, told)
 
         tasks = [task for entry in whole for task in _tasks(entry)]
         found = list(zip(tasks, workers.map(check, tasks), strict=True))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import InputEntry, digest
-from emo_export.files.parts import HEADER, TENSOR, Span, differing
-from emo_export.files.verifying import ABSENT, CONTENT, SIZE, OnBytes, Place, Problem
+from emo_export.files.parts import HEADER, TENSOR, OnBytes, Span, differing, hashing
+from emo_export.files.verifying import ABSENT, CONTENT, SIZE, Place, Problem
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.safetensors_file import LazyTensor
 
@@ -29,19 +27,20 @@ def verify_source(
         found = Checkpoint.open(folder)
         tensors = {(tensor.file.name, tensor.name): tensor for tensor in found.values()}
 
-    def check(one: InputEntry) -> Problem | None:
-        path = folder / one.path
-        if not path.is_file():
-            return Problem(one.path, ABSENT)
-        size = path.stat().st_size
-        if size != one.bytes:
-            return Problem(one.path, SIZE, size, one.bytes)
-        if one.sha256 is not None:
-            return None if digest(path) == one.sha256 else Problem(one.path, CONTENT)
-        wrong = _differing(one, path, tensors, on_bytes)
-        return Problem(one.path, CONTENT, places=tuple(wrong)) if wrong else None
+    with hashing(on_bytes) as (workers, told):
 
-    with ThreadPoolExecutor(len(usable_cpus())) as workers:
+        def check(one: InputEntry) -> Problem | None:
+            path = folder / one.path
+            if not path.is_file():
+                return Problem(one.path, ABSENT)
+            size = path.stat().st_size
+            if size != one.bytes:
+                return Problem(one.path, SIZE, size, one.bytes)
+            if one.sha256 is not None:
+                return None if digest(path) == one.sha256 else Problem(one.path, CONTENT)
+            wrong = _differing(one, path, tensors, told)
+            return Problem(one.path, CONTENT, places=tuple(wrong)) if wrong else None
+
         return [problem for problem in workers.map(check, inputs) if problem is not None]
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from emo_export.files.domains import write_domains
 from emo_export.files.manifest import Manifest, Origin, is_sealed, write_manifest
-from emo_export.files.parts import HEADER, PADDING, TENSOR
+from emo_export.files.parts import HEADER, PADDING, PIECE, TENSOR
 from emo_export.files.target_entry import TargetEntry
 from emo_export.files.verifying import (
     ABSENT,
@@ -195,3 +195,25 @@ def test_bytes_are_told_while_they_are_read(folder: Path) -> None:
     read: list[int] = []
     verify_path(folder, total.append, read.append)
     assert total == [sum(read)] and total[0] > 0
+
+
+def test_an_interrupt_is_not_waited_for(folder: Path) -> None:
+    (folder / "a.gguf").unlink()
+    writer = gguf.GGUFWriter(folder / "a.gguf", "deepseek")
+    for number in range(2):
+        writer.add_tensor(str(number), np.zeros(3 << 21, np.float32))  # 24 pieces
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    seal(folder)
+    read: list[int] = []
+
+    def interrupted(nbytes: int) -> None:
+        read.append(nbytes)
+        if nbytes == PIECE:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(folder, interrupted)
+    assert sum(read) < 24 * PIECE
