@@ -21,6 +21,7 @@ from emo_export.converters.onnx.formats import NBITS_FORMATS
 from emo_export.errors import BadValueError, EmoExportError
 from emo_export.interfaces import F32, Format, InputStatistics, Packed
 from emo_export.model.importance import LEAST, steadied
+from emo_export.model.names import Role, Slot
 from emo_export.model.quantiser import Weighted
 from emo_export.rounding.quantiser import Factors, Gptq
 from tests.converters.hazards import (
@@ -32,7 +33,7 @@ from tests.converters.hazards import (
     table,
 )
 from tests.kit.command import Emo
-from tests.kit.exporting import Array
+from tests.kit.exporting import Array, open_product
 from tests.kit.paths import ROOT
 
 NAMES = [
@@ -301,6 +302,19 @@ def _large_products(tensors: dict[str, Array]) -> None:
     tensors["model.layers.0.mlp.experts.7.down_proj.weight"][:] = 1e38  # every token's
 
 
+def _large_head(tensors: dict[str, Array]) -> None:
+    tensors["lm_head.weight"][17] = 3e38
+
+
+def test_a_scaled_row_that_overflows_is_named(synth: Path) -> None:
+    product = open_product(synth)
+    product.scales[1] = 2.0
+    slot, rows = Slot(Role.DOWN, 1, 3), np.full((2, 4), 60000, np.float32)
+    product.scaled(slot, rows, "F32", 5)
+    with pytest.raises(EmoExportError, match=rf"{slot.name}: row 5, column 0: inf is .* F16"):
+        product.scaled(slot, rows, "F16", 5)
+
+
 @pytest.mark.parametrize(
     ("target", "change", "words"),
     [
@@ -308,6 +322,7 @@ def _large_products(tensors: dict[str, Array]) -> None:
         ("onnx:int4", _one(-np.inf), "row 5, column 7: -inf is not a finite number"),
         ("gguf:f16", _one(7e4), "row 5, column 7: 70000 is beyond 65504, the largest that f16"),
         ("gguf:f32", _large_products, "original: the reference's router logits of layer 1 are not"),
+        ("gguf:f32", _large_head, "the reference's logits of text 0 are not finite (position 0, t"),
     ],
 )
 def test_an_export_stops_and_names_the_place(
@@ -322,5 +337,7 @@ def test_an_export_stops_and_names_the_place(
     done = emo("export", folder, "-o", out, "--to", target)
     assert done.code == 2, done.err
     told_in = " ".join(done.err.split())
-    assert words in told_in and (ROUTED in told_in or "layer 1" in told_in)
+    assert words in told_in and (
+        ROUTED in told_in or "layer 1" in told_in or "token 17: " in told_in
+    )
     assert not out.exists() and not [path for path in tmp_path.iterdir() if path != folder]

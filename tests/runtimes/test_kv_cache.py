@@ -157,3 +157,16 @@ def test_the_graph_with_int8_is_what_the_onnx_package_reads() -> None:
     assert found == before
     with pytest.raises(EmoExportError, match="3 GroupQueryAttention for 2 layers"):
         with_int8_cache(plain, scales[:2], names)
+
+
+def test_keys_that_are_no_numbers_have_no_scales(onnx_folder: Path, tmp_path: Path) -> None:
+    folder = onnx_folder
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    name = next(t for t in graph.initializer if "qkv" in t.name and "scales" in t.name)
+    place = {entry.key: int(entry.value) for entry in name.external_data if entry.key != "location"}
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.seek(place["offset"])
+        file.write(np.full(place["length"] // 4, np.nan, np.float32).tobytes())
+    with pytest.raises(EmoExportError, match="the keys of layer 0 are not finite"):
+        open_runtime(folder, 1, context=64, kv_cache="int8")
+    assert not list((tmp_path / "cache").rglob("*.npy"))
