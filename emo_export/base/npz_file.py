@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -79,12 +80,13 @@ def _arrays(handle: BinaryIO) -> dict[str, Array]:
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as inside:
         shape, fortran, kind = _header(inside)
-        if kind.kind not in _KINDS or kind.hasobject:
+        if kind.kind not in _KINDS or not kind.itemsize:
             raise ValueError(f"{member.filename} holds {kind}")
         begin = inside.tell()
+        if any(not 0 <= n < 1 << 63 for n in shape):
+            raise ValueError(f"{member.filename} has a shape that can't be")
         nbytes = math.prod(shape) * kind.itemsize
-        # The names of Python's own limit on digits would be told of a longer number.
-        if any(n < 0 or n >= 1 << 63 for n in shape) or begin + nbytes != member.file_size:
+        if begin + nbytes != member.file_size:
             raise ValueError(f"{member.filename} has other bytes than its shape and type take")
         raw = np.empty(nbytes, np.uint8)
         place = raw.data
@@ -94,6 +96,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
                 raise ValueError(f"{member.filename} ends early")
             place = place[count:]
         inside.read(1)  # so that the check sum is looked at
+    if kind.kind == "U" and nbytes and raw.view(f"{kind.byteorder}u4").max() > sys.maxunicode:
+        raise ValueError(f"{member.filename} holds what is no text")  # numpy would make a str of it
     found = raw.view(kind) if nbytes else np.empty(math.prod(shape), kind)
     return found.reshape(shape[::-1]).T if fortran else found.reshape(shape)
 

@@ -32,7 +32,7 @@ from tests.kit.synth import make_checkpoint
 HEAVY = {"torch", "onnx", "gguf", "transformers", "onnxruntime", "xllamacpp", "safetensors"}
 STRING, ARRAY = 8, 9
 FAST = settings(
-    max_examples=150,
+    max_examples=40,
     deadline=500,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

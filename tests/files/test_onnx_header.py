@@ -21,7 +21,7 @@ from tests.kit.fuzzing import read_or_refuse
 from tests.kit.synth import make_checkpoint
 
 FAST = settings(
-    max_examples=150,
+    max_examples=40,
     deadline=500,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -32,7 +32,7 @@ from tests.fuzz.readers import (
 from tests.fuzz.seeds import TOKENIZER, golden_members, member, onnx_file, safetensors_file
 
 SHORT = settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -230,6 +230,7 @@ CASES: Mapping[str, Mapping[str, Callable[[], bytes] | bytes]] = {
             npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': ()}")
         ),
         "deep": golden_with(npy("(" * 100)),
+        "no text": lambda: golden_with(claims("()", "<U1") + b"\xff\xff\xff\x7f"),
         "no header": golden_with(b"\x93NUMPY\1\0\xff\xff"),
         "a name twice": lambda: golden_members() * 2,
     },
@@ -274,6 +275,7 @@ CASES: Mapping[str, Mapping[str, Callable[[], bytes] | bytes]] = {
         "deep": lambda: b'{"version": 1, "source": ' + b"[" * DEEP,
     },
 }
+LARGE = {("onnx", "many fields"), ("gguf", "many tensors"), ("safetensors", "many dimensions")}
 READERS_MANIFEST = kept("manifest")[-1]
 
 
@@ -314,7 +316,12 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("reader", "case"), [(name, case) for name, cases in CASES.items() for case in cases]
+    ("reader", "case"),
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] if (name, case) in LARGE else [])
+        for name, cases in CASES.items()
+        for case in cases
+    ],
 )
 def test_a_hostile_file_is_refused(reader: str, case: str, tmp_path: Path) -> None:
     made = CASES[reader][case]
