@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emo_export.runtimes.generate import generate
 from emo_export.runtimes.opening import open_runtime, tokenizer_of
+from emo_export.runtimes.sampling import Sampling
 
 
 def main() -> None:
@@ -20,15 +21,8 @@ def main() -> None:
     path, prompt = Path(sys.argv[1]), sys.argv[2]
     runtime = open_runtime(path, threads=None)
     tokenizer = tokenizer_of(path, runtime)
-    for text in generate(
-        runtime,
-        tokenizer,
-        tokenizer.encode(prompt),
-        max_tokens=64,
-        temperature=0.7,
-        top_p=0.95,
-        seed=0,
-    ):
+    answer = generate(runtime, tokenizer, tokenizer.encode(prompt), Sampling(), max_tokens=64)
+    for text in answer.texts():
         print(text, end="", flush=True)
     print()
 

@@ -1,128 +1,182 @@
-"""Text from logits: sampling in numpy, and streaming of text as its UTF-8 completes."""
+"""Text that follows a prompt: token by token, streamed as its UTF-8 completes."""
 
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Runtime, Tokenizer
+from emo_export.runtimes.sampling import Sampling, log_probability, sample
 
 # What a layer computes of every token at once takes memory: 256 tokens are as fast as more.
 PREFILL_PIECE = 256
 
 
-def sample(logits: F32, *, temperature: float, top_p: float, rng: np.random.Generator) -> int:
-    """Choose a token from logits (V,).
+class End(Enum):
+    """What ended a text."""
 
-    `temperature` 0 takes the largest (the lowest id on ties). Otherwise softmax(logits /
-    temperature), cut to the fewest most likely tokens whose probabilities reach `top_p`.
-    Raises EmoExportError for arguments out of range and for logits without a largest number.
+    STOP_TOKEN = "stop token"
+    STOP_STRING = "stop string"
+    LENGTH = "length"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True)
+class Said:
+    """One token of an answer, and the text that it completes, which may be none or more.
+
+    `token` is None for text that was held back until the end. `log_probability` (natural logarithm,
+    before any filter) is None there, and where it was not asked for.
     """
-    _check_settings(temperature, top_p)
-    best = logits.max()
-    if not np.isfinite(best):  # also when any is NaN
-        raise EmoExportError(f"the logits have the maximum {best}: the model's file is broken")
-    if temperature == 0:
-        return int(logits.argmax())
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf, so probability 0
-        weights = np.exp((logits.astype(np.float64) - best) / temperature)
-    # Tokens that are each no likelier than this are together no likelier than what is cut off, so
-    # the sort can leave them out: it would otherwise take longer than a layer.
-    least = weights.sum() * (1 - top_p) / len(weights)
-    tokens = np.flatnonzero(weights > least)
-    if top_p < 1:
-        tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
-        reached = np.cumsum(weights[tokens]) >= top_p * weights.sum()
-        if reached.any():  # rounding may leave the last sum below
-            tokens = tokens[: int(reached.argmax()) + 1]
-    cumulative = np.cumsum(weights[tokens])
-    point = rng.random() * cumulative[-1]
-    chosen = int(np.searchsorted(cumulative, point, side="right"))
-    return int(tokens[min(chosen, len(tokens) - 1)])
+
+    text: str
+    token: int | None
+    log_probability: float | None
+
+
+class Answer:
+    """The text that follows a prompt, to be gone through once; see `generate`.
+
+    Afterwards `end` says why it is over. Seconds are those of the engine and the choice of tokens.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int,
+        seed: int,
+        stop: Sequence[str],
+        log_probabilities: bool,
+    ) -> None:
+        self.prompt_tokens, self.tokens, self.seed = len(prompt), 0, seed
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.end: End | None = None
+        self._runtime, self._tokenizer, self._prompt = runtime, tokenizer, prompt
+        self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
+        self._log_probabilities = log_probabilities
+
+    def __iter__(self) -> Iterator[Said]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        held = ""
+        for token, logits in self._chosen():
+            held += decoder.decode(self._tokenizer.piece(token))
+            text, held, stopped = self._released(held)
+            likely = log_probability(logits, token) if self._log_probabilities else None
+            yield Said(text, token, likely)
+            if stopped:
+                self.end = End.STOP_STRING
+                return
+        held += decoder.decode(b"", final=True)
+        text, rest, stopped = self._released(held)
+        if stopped:
+            self.end = End.STOP_STRING
+        if text or rest:
+            yield Said(text if stopped else text + rest, None, None)
+
+    def texts(self) -> Iterator[str]:
+        """The text alone, in pieces."""
+        for said in self:
+            if said.text:
+                yield said.text
+
+    def _chosen(self) -> Iterator[tuple[int, F32]]:
+        """Tokens, each chosen before the next is asked for, and the logits (V,) of their place."""
+        self.end = End.LENGTH
+        if self._max_tokens == 0:
+            return
+        rng, seen = np.random.default_rng(self.seed), list(self._prompt)
+        began = time.perf_counter()
+        logits = self._prefill()
+        self.prefill_seconds = time.perf_counter() - began
+        room = self._runtime.context_length - len(self._prompt)
+        while True:
+            began = time.perf_counter()
+            token = sample(logits, self._sampling, rng, seen)
+            if token in self._tokenizer.stop_ids:
+                self.end = End.STOP_TOKEN
+                return
+            self.tokens += 1
+            seen.append(token)
+            self.decode_seconds += time.perf_counter() - began
+            yield token, logits
+            if self.tokens == self._max_tokens:
+                return
+            if self.tokens > room:
+                self.end = End.CONTEXT
+                return
+            began = time.perf_counter()
+            logits = self._runtime.forward(np.array([token], np.int64), last=True)[-1]
+            self.decode_seconds += time.perf_counter() - began
+
+    def _prefill(self) -> F32:
+        """Run the prompt from an empty cache -> logits (V,) after its last token."""
+        self._runtime.reset()
+        ids = np.array(self._prompt, np.int64)
+        pieces = [ids[start : start + PREFILL_PIECE] for start in range(0, len(ids), PREFILL_PIECE)]
+        for piece in pieces[:-1]:
+            self._runtime.forward(piece, last=True)
+        last: F32 = self._runtime.forward(pieces[-1], last=True)[-1]
+        return last
+
+    def _released(self, text: str) -> tuple[str, str, bool]:
+        """What may be shown of a text, what may yet become a stop string, and whether one came."""
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            return text[: min(found)], "", True
+        longest = max(
+            (
+                size
+                for stop in self._stop
+                for size in range(1, min(len(stop), len(text) + 1))
+                if text.endswith(stop[:size])
+            ),
+            default=0,
+        )
+        return text[: len(text) - longest], text[len(text) - longest :], False
 
 
 def generate(
     runtime: Runtime,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
+    sampling: Sampling,
     *,
     max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> Iterator[str]:
-    """Text that follows the prompt, in pieces as they come.
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    log_probabilities: bool = False,
+) -> Answer:
+    """Text that follows the prompt, token by token as they come.
 
-    It ends at a token of `stop_ids` (which gives no text), after `max_tokens`, or where the
-    context is full. The runtime's cache is emptied first. An empty prompt begins with the lowest
-    of the tokenizer's stop tokens, the one that separates texts in training.
+    It ends at a token of `stop_ids` (which gives no text), before one of the strings `stop`, after
+    `max_tokens`, or where the context is full. Without a `seed` one is drawn, which the answer
+    tells. The runtime's cache is emptied first. An empty prompt begins with the lowest of the
+    tokenizer's stop tokens, the one that separates texts in training.
     Raises EmoExportError for arguments out of range and for a prompt that exceeds the context.
     """
-    _check_settings(temperature, top_p)
-    if max_tokens < 0 or seed < 0:
+    if max_tokens < 0 or (seed is not None and seed < 0):
         raise EmoExportError(f"max_tokens is {max_tokens}, seed {seed}: expected 0 or more")
+    if "" in stop:
+        raise EmoExportError("a stop string is empty: it would end the text before it begins")
     prompt = list(prompt_ids) or sorted(tokenizer.stop_ids)[:1]
     if not prompt:
         raise EmoExportError("the prompt is empty and the model has no token to begin a text with")
     if len(prompt) > runtime.context_length:
         raise EmoExportError(
-            f"the prompt has {len(prompt)} tokens, the context {runtime.context_length}"
+            f"the prompt has {len(prompt)} tokens, the context {runtime.context_length}: shorten "
+            "it, or export with a larger --context where the model's allows it"
         )
-    rng = np.random.default_rng(seed)
-    tokens = _tokens(runtime, prompt, max_tokens, temperature, top_p, rng, tokenizer.stop_ids)
-    return _texts(tokens, tokenizer)
-
-
-def _tokens(
-    runtime: Runtime,
-    prompt: Sequence[int],
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    rng: np.random.Generator,
-    stop_ids: frozenset[int],
-) -> Iterator[int]:
-    """Up to `max_tokens` tokens after the prompt, each chosen before the next is asked for."""
-    if max_tokens == 0:
-        return
-    logits = _prefill(runtime, prompt)
-    room = runtime.context_length - len(prompt)
-    for produced in range(max_tokens):
-        token = sample(logits, temperature=temperature, top_p=top_p, rng=rng)
-        if token in stop_ids:
-            return
-        yield token
-        if produced == room or produced + 1 == max_tokens:
-            return
-        logits = runtime.forward(np.array([token], np.int64), last=True)[-1]
-
-
-def _prefill(runtime: Runtime, prompt: Sequence[int]) -> F32:
-    """Run the prompt from an empty cache -> logits (V,) after its last token."""
-    runtime.reset()
-    ids = np.array(prompt, np.int64)
-    pieces = [ids[start : start + PREFILL_PIECE] for start in range(0, len(ids), PREFILL_PIECE)]
-    for piece in pieces[:-1]:
-        runtime.forward(piece, last=True)
-    last: F32 = runtime.forward(pieces[-1], last=True)[-1]
-    return last
-
-
-def _texts(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The tokens' bytes as text, held back while a character is incomplete."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if text := decoder.decode(tokenizer.piece(token)):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
-
-
-def _check_settings(temperature: float, top_p: float) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise EmoExportError(f"temperature is {temperature}, expected 0 or more")
-    if not 0 < top_p <= 1:
-        raise EmoExportError(f"top_p is {top_p}, expected above 0 and at most 1")
+    if seed is None:
+        seed = int(np.random.default_rng().integers(1 << 32))
+    return Answer(
+        runtime, tokenizer, prompt, sampling, max_tokens, seed, tuple(stop), log_probabilities
+    )

@@ -9,9 +9,10 @@ from types import TracebackType
 import numpy as np
 
 from emo_export.interfaces import F32, Runtime
-from emo_export.runtimes.generate import generate
+from emo_export.runtimes.generate import Answer, generate
 from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
 from emo_export.runtimes.package import chosen_targets
+from emo_export.runtimes.sampling import Sampling
 
 
 class Model:
@@ -36,22 +37,42 @@ class Model:
         max_tokens: int = 128,
         temperature: float = 0.7,
         top_p: float = 0.95,
-        seed: int = 0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """The text that follows a prompt, in pieces as they come; `temperature` 0 is greedy.
 
-        It ends at the end-of-text token, after `max_tokens`, or where the context is full. Raises
-        EmoExportError for a model without tokenizer and for arguments out of range.
+        As `answer`, whose Sampling has more to set.
+        """
+        sampling = Sampling(temperature=temperature, top_p=top_p)
+        return self.answer(prompt, sampling, max_tokens=max_tokens, seed=seed, stop=stop).texts()
+
+    def answer(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        *,
+        max_tokens: int = 128,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        log_probabilities: bool = False,
+    ) -> Answer:
+        """What follows a prompt, token by token as they come.
+
+        It ends at the end-of-text token, before one of the strings `stop`, after `max_tokens`, or
+        where the context is full; without `seed` it is another each time. Raises EmoExportError for
+        a model without tokenizer and for arguments out of range.
         """
         tokenizer = tokenizer_of(self.path, self.runtime)
         return generate(
             self.runtime,
             tokenizer,
             tokenizer.encode(prompt),
+            sampling,
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
             seed=seed,
+            stop=stop,
+            log_probabilities=log_probabilities,
         )
 
     def close(self) -> None:

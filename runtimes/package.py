@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def chosen_targets(path: Path, only: Sequence[str] = ()) -> tuple[Path, Mapping[
         return path, {spec: targets[spec] for spec in only or targets}
     if only:
         raise EmoExportError(f"{path}: is a single model; --target chooses from an exported folder")
+    if (path / "config.json").is_file() and not (path / "model.onnx").is_file():
+        raise EmoExportError(
+            f"{path}: is a checkpoint; export it first: "
+            f"emo-export export {shlex.quote(str(path))} -o out --to gguf:q4_0"
+        )
     family = family_at(path)
     folder = path.absolute().parent
     if (folder / MANIFEST).is_file():

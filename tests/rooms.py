@@ -50,6 +50,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 WITHIN = {
     "converters": ({"placed_file", "row_tasks", "split"}, {"gguf", "onnx", "safetensors"}),
     "runtimes": (
+        {"sampling"},
         {"checks", "generate", "timing"},
         {"llama", "ort"},
         {"families"},

@@ -12,6 +12,7 @@ Runtime on emo-nano (qemu 10.0.13, beside the guest's own list of its mappings).
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,16 @@ def held_by(pids: Sequence[int], model: frozenset[str], emulated: bool) -> Held 
             seen = True
             total += _guest(pid, mappings, model) if emulated else _plain(mappings, model)
     return total if seen else None
+
+
+def peak_resident() -> int | None:
+    """The most bytes that this process had in memory at once; None where the system has no word."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def rss_anonymous(pid: int) -> int:

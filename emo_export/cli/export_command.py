@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import target_names
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.output import stdout
 from emo_export.model.rounding import Rounding
@@ -19,6 +20,7 @@ from emo_export.selection.method import Method
     "--to",
     "specs",
     multiple=True,
+    callback=target_names.check,
     required=True,
     metavar="SPEC",
     help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "

@@ -11,7 +11,6 @@ import io
 import signal
 import sys
 import traceback
-from pathlib import Path
 
 import click
 
@@ -24,86 +23,19 @@ from emo_export.cli.export_command import export
 from emo_export.cli.output import Commands, open_streams, stdout, tell
 from emo_export.cli.plan_command import plan
 from emo_export.cli.prune_command import prune
+from emo_export.cli.run_command import run
 from emo_export.cli.sweep_command import sweep
-from emo_export.cli.validate_command import THREADS, validate
+from emo_export.cli.validate_command import validate
 from emo_export.cli.verify_command import verify
 from emo_export.errors import EmoExportError
-from emo_export.files.kv_cache import KV_CACHES
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=Commands, context_settings=CONTEXT_SETTINGS)
-@click.version_option(__version__, prog_name="emo-export")
+@click.version_option(__version__, "-V", "--version", prog_name="emo-export")
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
-
-
-@cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from stdin.")
-@click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0))
-@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-p", default=0.95, show_default=True)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--domain", metavar="NAME", help="Of a folder that export --domain made.")
-@click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
-@click.option("--threads", type=click.IntRange(1), help=THREADS)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(KV_CACHES),
-    help="Type of keys and values: for GGUF f16 (default), f32 or q8_0, for ONNX f32 (default) or "
-    "int8.",
-)
-@click.option(
-    "--cache-prepacked",
-    is_flag=True,
-    help="ONNX: map the weights as the CPU's kernels want them from a copy on disk, made at the "
-    "first use; takes twice their bytes there, and a tenth of them in memory of its own.",
-)
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where that copy is kept.  [default: ~/.cache/emo-export/prepacked]",
-)
-@click.option(
-    "--spin/--no-spin",
-    default=None,
-    help="ONNX: threads wait for work in a loop: faster, and their cores are never idle.  "
-    "[default: spin]",
-)
-def run(
-    path: Path,
-    prompt: str,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    domain: str | None,
-    target: str | None,
-    threads: int | None,
-    kv_cache: str | None,
-    cache_prepacked: bool,
-    cache_dir: Path | None,
-    spin: bool | None,
-) -> None:
-    """Stream the text that follows a prompt.
-
-    PATH is a .gguf file, an ONNX folder or a folder that export made. Ends at the end-of-text
-    token, after --max-tokens, or where the context is full.
-
-    \b
-    Example:
-        emo-export run out --target onnx:int4 -p "def main(" -n 64
-    """
-    from emo_export.cli.run import Sampling, prompt_text, run_text
-    from emo_export.cli.targets import OnnxSettings
-    from emo_export.files.domains import domain_folder
-
-    sampling = Sampling(max_tokens, temperature, top_p, seed)
-    settings = OnnxSettings(cache_prepacked, cache_dir, spin)
-    place = path if domain is None else domain_folder(path, domain)
-    run_text(place, prompt_text(prompt), target, threads, sampling, settings, kv_cache)
 
 
 @cli.command()
@@ -116,7 +48,7 @@ def inspect(path: str, as_json: bool) -> None:
     Example:
         emo-export inspect examples/emo-nano
     """
-    from emo_export.cli.run import run_inspect
+    from emo_export.cli.inspect import run_inspect
 
     run_inspect(path, as_json, stdout())
 
@@ -130,7 +62,7 @@ def doctor(as_json: bool) -> None:
     Example:
         emo-export doctor
     """
-    from emo_export.cli.run import run_doctor
+    from emo_export.cli.doctor import run_doctor
 
     run_doctor(as_json, stdout())
 
@@ -141,11 +73,15 @@ cli.add_command(domains)
 cli.add_command(export)
 cli.add_command(plan)
 cli.add_command(prune)
+cli.add_command(run)
 cli.add_command(sweep)
 cli.add_command(validate)
 cli.add_command(verify)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Windows has no SIGHUP."""
 _received: list[int] = []
 
 

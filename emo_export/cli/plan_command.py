@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from emo_export.cli import target_names
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
 
@@ -14,6 +15,7 @@ from emo_export.files.kv_cache import KV_CACHES
     "--to",
     "specs",
     multiple=True,
+    callback=target_names.check,
     metavar="SPEC",
     help="A target as in export; may be repeated.  [default: gguf:q8_0, q6_k, q4_k_m, q3_k_m, "
     "onnx:int8, int4]",

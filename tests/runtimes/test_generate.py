@@ -1,4 +1,4 @@
-"""Sampling against the exact distribution, and streaming of text."""
+"""Texts token by token: what ends them, and how they are streamed."""
 
 from __future__ import annotations
 
@@ -11,85 +11,14 @@ import pytest
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Ids
-from emo_export.runtimes.generate import PREFILL_PIECE, generate, sample
+from emo_export.runtimes.generate import PREFILL_PIECE, Answer, End, generate
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
+from emo_export.runtimes.sampling import GREEDY, Sampling
 from tests.kit import tiny_onnx
 from tests.kit.hand_gguf import write_gguf
 from tests.kit.paths import NANO
-
-DRAWS = 8_000
-LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
-
-
-def frequencies(logits: F32, temperature: float, top_p: float) -> np.ndarray:
-    rng = np.random.default_rng(11)
-    draws = [sample(logits, temperature=temperature, top_p=top_p, rng=rng) for _ in range(DRAWS)]
-    return np.bincount(draws, minlength=len(logits)) / DRAWS
-
-
-@pytest.mark.parametrize(
-    ("top_p", "want"),
-    [
-        (1.0, [0.05, 0.4, 0.1, 0.25, 0.2]),
-        (0.951, [0.05, 0.4, 0.1, 0.25, 0.2]),
-        (0.949, [0, 0.4, 0.1, 0.25, 0.2]),
-        (0.9, [0, 0.4, 0.1, 0.25, 0.2]),
-        (0.84, [0, 0.4, 0, 0.25, 0.2]),
-        (0.5, [0, 0.4, 0, 0.25, 0]),
-        (0.39, [0, 1, 0, 0, 0]),
-        (1e-9, [0, 1, 0, 0, 0]),
-    ],
-)
-def test_draws_follow_the_nucleus(top_p: float, want: list[float]) -> None:
-    expected = np.array(want) / np.sum(want)
-    got = frequencies(LOGITS, 1.0, top_p)
-    # Four standard deviations of each frequency; what is cut off never comes.
-    limit = 4 * np.sqrt(expected * (1 - expected) / DRAWS)
-    assert np.all(np.abs(got - expected) <= limit)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_draws_follow_the_temperature(temperature: float) -> None:
-    expected = np.exp(LOGITS.astype(np.float64) / temperature)
-    expected /= expected.sum()
-    got = frequencies(LOGITS, temperature, 1.0)
-    assert np.all(np.abs(got - expected) <= 4 * np.sqrt(expected * (1 - expected) / DRAWS))
-
-
-def test_the_shortcut_in_the_nucleus_is_exact() -> None:
-    rng = np.random.default_rng(5)
-    for top_p in (0.01, 0.3, 0.9, 0.999):
-        logits = rng.standard_normal(500).astype(np.float32) * 3
-        p = np.exp(logits.astype(np.float64))
-        p /= p.sum()
-        order = np.argsort(-p, kind="stable")
-        nucleus = order[: int(np.argmax(np.cumsum(p[order]) >= top_p)) + 1]
-        seen = {sample(logits, temperature=1, top_p=top_p, rng=rng) for _ in range(3000)}
-        assert seen <= set(nucleus.tolist())
-        likely = set(np.flatnonzero(p > 0.005).tolist()) & set(nucleus.tolist())
-        assert likely <= seen
-
-
-def test_greedy_takes_the_lowest_of_ties() -> None:
-    logits = np.array([1, 3, 2, 3], np.float32)
-    assert sample(logits, temperature=0, top_p=1, rng=np.random.default_rng(0)) == 1
-
-
-@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1.0])
-@pytest.mark.parametrize("top_p", [1e-6, 0.5, 1.0])
-def test_extreme_logits(temperature: float, top_p: float) -> None:
-    logits = np.array([-np.inf, 3e38, -3e38, -np.inf], np.float32)
-    rng = np.random.default_rng(0)
-    assert sample(logits, temperature=temperature, top_p=top_p, rng=rng) == 1
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_broken_logits_are_refused(bad: float) -> None:
-    logits = np.array([0, bad, 1], np.float32)
-    with pytest.raises(EmoExportError, match="logits have the maximum"):
-        sample(logits, temperature=0, top_p=1, rng=np.random.default_rng(0))
 
 
 class Script:
@@ -143,10 +72,16 @@ class Pieces:
 BYTES = Pieces([b"a", b"b", "ö".encode()[:1], "ö".encode()[1:], "🙂".encode()[:3], b"\x82", b""])
 
 
-def run(runtime: Script, prompt: Sequence[int] = (1,), max_tokens: int = 20) -> list[str]:
-    return list(
-        generate(runtime, BYTES, prompt, max_tokens=max_tokens, temperature=0, top_p=1.0, seed=0)
-    )
+def answer(
+    runtime: Script, prompt: Sequence[int] = (1,), max_tokens: int = 20, stop: Sequence[str] = ()
+) -> Answer:
+    return generate(runtime, BYTES, prompt, GREEDY, max_tokens=max_tokens, stop=stop)
+
+
+def run(
+    runtime: Script, prompt: Sequence[int] = (1,), max_tokens: int = 20, stop: Sequence[str] = ()
+) -> list[str]:
+    return list(answer(runtime, prompt, max_tokens, stop).texts())
 
 
 def test_it_stops_at_a_stop_token() -> None:
@@ -185,7 +120,7 @@ def test_an_empty_prompt_begins_with_a_stop_token() -> None:
     assert runtime.fed[0] == [9]
     without = Pieces([b"a"], frozenset())
     with pytest.raises(EmoExportError, match="prompt is empty"):
-        generate(Script([0]), without, (), max_tokens=1, temperature=0, top_p=1, seed=0)
+        generate(Script([0]), without, (), GREEDY, max_tokens=1)
 
 
 def test_a_long_prompt_goes_in_pieces() -> None:
@@ -195,42 +130,78 @@ def test_a_long_prompt_goes_in_pieces() -> None:
     assert [len(ids) for ids in runtime.fed] == [PREFILL_PIECE, PREFILL_PIECE, 3, 1]
 
 
+@pytest.mark.parametrize(("max_tokens", "seed"), [(-1, 0), (1, -1)])
+def test_arguments_out_of_range_before_any_text(max_tokens: int, seed: int) -> None:
+    with pytest.raises(EmoExportError, match="expected 0 or more"):
+        generate(Script([0]), BYTES, [1], GREEDY, max_tokens=max_tokens, seed=seed)
+
+
+def test_what_ended_a_text_is_known() -> None:
+    for runtime, options, end, tokens in (
+        (Script([0, 9]), {}, End.STOP_TOKEN, 1),
+        (Script([0]), {"max_tokens": 2}, End.LENGTH, 2),
+        (Script([0]), {"max_tokens": 0}, End.LENGTH, 0),
+        (Script([0], context_length=3), {}, End.CONTEXT, 3),
+        (Script([0, 1, 0]), {"stop": ["ba"]}, End.STOP_STRING, 3),
+    ):
+        said = answer(runtime, **options)
+        assert said.end is None
+        list(said)
+        assert (said.end, said.tokens, said.prompt_tokens) == (end, tokens, 1)
+
+
 @pytest.mark.parametrize(
-    ("temperature", "top_p", "max_tokens", "seed"),
+    ("tokens", "stop", "texts"),
     [
-        (-0.1, 1.0, 1, 0),
-        (float("nan"), 1.0, 1, 0),
-        (float("inf"), 1.0, 1, 0),
-        (1.0, 0.0, 1, 0),
-        (1.0, 1.1, 1, 0),
-        (1.0, float("nan"), 1, 0),
-        (1.0, 1.0, -1, 0),
-        (1.0, 1.0, 1, -1),
+        ([0, 1, 0, 9], ["ba"], ["a"]),
+        ([0, 1, 1, 0, 9], ["ba"], ["a", "b"]),  # the first b was no stop string's
+        ([0, 1, 9], ["bx"], ["a", "b"]),  # held back to the end
+        ([0, 2, 3, 1, 9], ["ö"], ["a"]),  # across two tokens
+        ([0, 1, 9], ["zz", "a"], []),
+        ([0, 1, 0, 9], ["bax", "b"], ["a"]),
     ],
 )
-def test_arguments_out_of_range_before_any_text(
-    temperature: float, top_p: float, max_tokens: int, seed: int
+def test_a_stop_string_ends_it_and_is_not_shown(
+    tokens: list[int], stop: list[str], texts: list[str]
 ) -> None:
-    with pytest.raises(EmoExportError, match="expected"):
-        generate(
-            Script([0]),
-            BYTES,
-            [1],
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+    assert run(Script(tokens), stop=stop) == texts
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(EmoExportError, match="stop string is empty"):
+        run(Script([0]), stop=[""])
+
+
+def test_each_token_comes_with_its_probability() -> None:
+    said = list(
+        generate(Script([0, 2, 3, 9]), BYTES, [1], GREEDY, max_tokens=9, log_probabilities=True)
+    )
+    assert [(one.text, one.token) for one in said] == [("a", 0), ("", 2), ("ö", 3)]
+    want = 5 - np.log(np.exp(5) + 15)
+    assert all(one.log_probability == pytest.approx(want) for one in said)
+
+
+def test_without_a_seed_texts_differ_and_tell_theirs() -> None:
+    class Even(Script):
+        def forward(self, ids: Ids, *, last: bool = False) -> F32:
+            return super().forward(ids, last=last) * 0
+
+    letters = Pieces([bytes([97 + i]) for i in range(16)], frozenset())
+    wild = Sampling(temperature=1, top_p=1)
+    one, two = (generate(Even([0]), letters, [1], wild, max_tokens=30) for _ in range(2))
+    texts = ["".join(said.texts()) for said in (one, two)]
+    assert texts[0] != texts[1]
+    again = generate(Even([0]), letters, [1], wild, max_tokens=30, seed=one.seed)
+    assert "".join(again.texts()) == texts[0]
 
 
 def test_a_seed_gives_the_same_text_and_another_gives_another(tmp_path: Path) -> None:
     tiny_onnx.write_folder(tmp_path)
     model = OnnxModel(tmp_path, threads=1)
     letters = Pieces([bytes([97 + i]) for i in range(tiny_onnx.VOCAB)], frozenset({tiny_onnx.EOS}))
+    warm = Sampling(temperature=2.0, top_p=0.9)
     texts = [
-        "".join(
-            generate(model, letters, [1, 2], max_tokens=20, temperature=2.0, top_p=0.9, seed=seed)
-        )
+        "".join(generate(model, letters, [1, 2], warm, max_tokens=20, seed=seed).texts())
         for seed in (0, 0, 1, 2)
     ]
     assert texts[0] == texts[1]
@@ -244,8 +215,6 @@ def test_greedy_text_of_the_trained_model(tmp_path: Path) -> None:
     tokenizer = HfTokenizer(NANO)
     prompt, greedy = golden["greedy_prompt"].tolist(), golden["greedy"].tolist()
     for reader in (tokenizer, model.tokenizer()):
-        text = "".join(
-            generate(model, reader, prompt, max_tokens=len(greedy), temperature=0, top_p=1, seed=0)
-        )
+        text = "".join(generate(model, reader, prompt, GREEDY, max_tokens=len(greedy)).texts())
         assert text == b"".join(map(tokenizer.piece, greedy)).decode("utf-8", "replace")
     model.close()

@@ -388,7 +388,7 @@ def test_run_makes_and_uses_a_copy(folder: Path, cache: Path, emo: Emo) -> None:
     assert [done.code for done in (plain, first, second)] == [0, 0, 0]
     assert plain.out == first.out == second.out
     assert "prepacking 14 MB" in first.err and "prepacked in" in first.err
-    assert second.err == ""
+    assert "prepack" not in second.err
     (copy,) = cache.glob("model-*")
     os.truncate(copy / "model.onnx", 100)  # its record tells
     again = emo(*text, *options)

@@ -15,6 +15,7 @@ from emo_export.parity.judge import tolerances
 from emo_export.runtimes.generate import generate
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
+from emo_export.runtimes.sampling import GREEDY
 from emo_export.spec import Spec
 from tests.converters.gguf.test_llama_tools import ADVERSARIAL
 from tests.converters.onnx.test_to_onnx import exact
@@ -160,16 +161,8 @@ def test_what_ran_is_the_quantised_operator_of_the_chosen_experts(web: Path) -> 
 def test_text_is_our_runtimes(web: Path) -> None:
     folder = exported(NANO, "onnx:f32@if")
     model, tokenizer, prompt = OnnxModel(folder, threads=1), HfTokenizer(folder), "def main("
-    pieces = generate(
-        model,
-        tokenizer,
-        tokenizer.encode(prompt),
-        max_tokens=24,
-        temperature=0,
-        top_p=1,
-        seed=0,
-    )
-    assert node(web / "generate.mjs", folder, prompt, 24) == "".join(pieces) + "\n"
+    said = generate(model, tokenizer, tokenizer.encode(prompt), GREEDY, max_tokens=24)
+    assert node(web / "generate.mjs", folder, prompt, 24) == "".join(said.texts()) + "\n"
 
 
 def test_the_tokenizer_is_the_one_of_the_folder(web: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from emo_export.runtimes.generate import generate
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.runtimes.ort.tokenizer import HfTokenizer
+from emo_export.runtimes.sampling import GREEDY
 from tests.kit.exporting import exported
 from tests.kit.java_tools import compile_java, java, native_folder, unavailable
 from tests.kit.paths import NANO, ROOT
@@ -38,12 +39,10 @@ def test_writes_what_our_runtime_writes(place: Path, target: str) -> None:
     model, tokenizer = OnnxModel(folder, threads=1), HfTokenizer(folder)
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
-        pieces = generate(
-            model, tokenizer, ids, max_tokens=TOKENS, temperature=0.0, top_p=1.0, seed=0
-        )
+        said = generate(model, tokenizer, ids, GREEDY, max_tokens=TOKENS)
         arguments = ("EmoText", folder, prompt, TOKENS)
         found = java(place / "classes", place / "native", place / "cache", *arguments)
-        assert found == "".join(pieces) + "\n", prompt
+        assert found == "".join(said.texts()) + "\n", prompt
     model.close()
 
 
