@@ -173,9 +173,19 @@ def _method(raw: object, where: str) -> Method:
     return Method(raw)
 
 
+def _beside(text: str, where: str, spec: Path) -> Path:
+    """A place that a spec names, which the system can look for."""
+    try:
+        place = spec.parent / Path(text).expanduser()
+        place.resolve().exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a long name, no such home, a zero byte
+        raise EmoExportError(f"{where}: {text!r:.200} is no place ({error})") from error
+    return place
+
+
 def _checkpoint(text: str, spec: Path) -> Path:
     """A folder beside the spec, or a Hugging Face id, fetched."""
-    beside = spec.parent / Path(text).expanduser()
+    beside = _beside(text, f"{spec}: checkpoint", spec)
     found = beside if beside.exists() else locate(text)
     if not found.is_dir():
         raise EmoExportError(f"{spec}: checkpoint: there is no folder {beside}")
@@ -196,7 +206,7 @@ def _domain(name: str, raw: object, spec: Path) -> Domain:
 def _places(raw: Sequence[object], where: str, spec: Path) -> tuple[Path, ...]:
     if not raw or not all(isinstance(one, str) and one for one in raw):
         raise EmoExportError(f"{where}: expected a list of files or folders, found {raw!r:.60}")
-    found = tuple((spec.parent / Path(str(one)).expanduser()).resolve() for one in raw)
+    found = tuple(_beside(str(one), where, spec).resolve() for one in raw)
     for path in found:
         if not path.is_file() and not path.is_dir():
             raise EmoExportError(f"{where}: there is no file or folder {path}")

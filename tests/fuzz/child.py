@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["emo_export"]):
-    from tests.fuzz.readers import MEMORY, READERS, SECONDS, attempt, lay
+    from tests.fuzz.readers import MEMORY, READERS, SECONDS, attempt, kept, lay
 
 
 def _resident() -> int:
@@ -30,12 +31,13 @@ def main() -> None:
     reader = READERS[name]
     folder = lay(reader, Path(place))
     attempt(reader, folder, b"")  # what is imported inside functions is no memory of a file
-    for path in sorted(Path(flags[-1]).iterdir())[:3]:
-        attempt(reader, folder, path.read_bytes())
+    for content in kept(name)[:3]:
+        attempt(reader, folder, content)
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     # libFuzzer's own tables are some 100 MB of address space, which it may take later.
     limit = pages * resource.getpagesize() + MEMORY + (128 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:  # not so while merging
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     slowest = 0.0
     told = {"resident": _resident(), "slowest": slowest}
     Path(result).write_text(json.dumps(told), "ascii")
@@ -50,7 +52,12 @@ def main() -> None:
             Path(result).write_text(json.dumps({**told, "slowest": slowest}), "ascii")
         assert taken < SECONDS, f"{taken:.2f} CPU seconds"
 
-    atheris.Setup(["fuzz", *flags], once)
+    # To merge a corpus libFuzzer starts its first argument again, with other flags.
+    again = Path(result).with_suffix(".sh")
+    words = shlex.join([sys.executable, "-m", "tests.fuzz.child", name, place, result])
+    again.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "ascii")
+    again.chmod(0o755)
+    atheris.Setup([str(again), *flags], once)
     atheris.Fuzz()
 
 

@@ -29,7 +29,7 @@ from tests.fuzz.readers import (
     npz_of,
     within_limits,
 )
-from tests.fuzz.seeds import TOKENIZER, golden_members, member, onnx_file, safetensors_file
+from tests.fuzz.seeds import SWEEP, TOKENIZER, golden_members, member, onnx_file, safetensors_file
 
 SHORT = settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -263,6 +263,9 @@ CASES: Mapping[str, Mapping[str, Callable[[], bytes] | bytes]] = {
         "deep": lambda: b"a = " + b"[" * DEEP,
         "digits": b"keep = " + HUGE,
         "large": lambda: b"a = 1\n" * (1 << 18),
+        "no home": lambda: SWEEP.replace('"."', '"~."').encode(),
+        "a long name": lambda: SWEEP.replace('"."', f'"{"a" * 5000}"').encode(),
+        "an exponent": lambda: SWEEP.replace('"50%"', '"1e99999999999"').encode(),
     },
     "text": {
         "deep": lambda: b'{"text": ' + b"[" * DEEP + b"]" * DEEP + b"}",
