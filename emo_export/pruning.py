@@ -164,10 +164,13 @@ def prune_package(
         except BaseException:
             writer.abort()
             raise
+        beside = out.with_name(out.name + BESIDE)
         if place.is_dir():
             _write_manifest(place, origin(product))
+        elif overwrite:  # it would say of the new file that it is damaged
+            beside.unlink(missing_ok=True)
     if out.is_file():
-        write_for(out.with_name(out.name + BESIDE), out.parent, [out], origin(product), {})
+        write_for(beside, out.parent, [out], origin(product), {})
     return Pruned(product, choice, loss)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 RECIPE, STATE = "recipe.json", "state.npz"
+ENTRY = 400  # bytes of an archive for each array: two headers of zip, one of npy, its name
 READS = "reads"
 _DAMAGE = (EmoExportError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
@@ -202,13 +203,14 @@ def _files(lines: Sequence[Line]) -> Iterator[tuple[str, PlacedRows]]:
 
 def _most_saved(lines: Sequence[Line]) -> int:
     """Bytes of what is saved, at most: arrays have their size from the beginning, sums come."""
-    arrays = sum(array.nbytes for _, found in _savers(lines) for array in found.values())
-    flags = sum(file.written().nbytes for _, file in _files(lines))
+    arrays = [array.nbytes for _, found in _savers(lines) for array in found.values()]
+    arrays += [file.written().nbytes for _, file in _files(lines)]
     sums = 0
     for line in lines:
-        widths = sum(shape_of(slot, line.product.config)[-1] for slot in slots(line.product.config))
-        sums += 4 * widths * (len(line.listeners) + len(line.outputs))
-    return arrays + flags + sums
+        config, told = line.product.config, len(line.listeners) + len(line.outputs)
+        for slot in slots(config):  # a sum of each column, a number of tokens
+            sums += told * (4 * shape_of(slot, config)[-1] + 8 + 2 * ENTRY)
+    return sum(arrays) + ENTRY * len(arrays) + sums
 
 
 def _savers(lines: Sequence[Line]) -> Iterator[tuple[str, Arrays]]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emo_export import resuming
+from emo_export.exporting import export as exporting
 from emo_export.exporting.steps import Steps
 from emo_export.families.options import TargetOptions
 from emo_export.files.manifest import Manifest
@@ -136,6 +138,22 @@ def test_an_interrupt_in_the_first_save_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(source, tmp_path / "out", TARGETS, options_for(text), stop.steps())
     assert not list(tmp_path.glob("*out*")) and "interrupted" not in " ".join(stop.stages)
+
+
+def test_room_is_asked_for_what_is_saved(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice what is saved in the end, beside the targets, and before a weight is dealt with."""
+    asked: list[int] = []
+    for module in (exporting, resuming):
+        monkeypatch.setattr(module, "check_space", lambda place, needed: asked.append(needed))
+    source, saved = Checkpoint.open(GOLDEN / "base"), tmp_path / ".out.partial/resume/state.npz"
+    with pytest.raises(KeyboardInterrupt):
+        stop = Stop(0.98 * source.nbytes)
+        export_checkpoint(source, tmp_path / "out", TARGETS[:1], options_for(text), stop.steps())
+    for_targets, with_state = asked
+    assert for_targets > 500_000
+    assert 2 <= (with_state - for_targets) / saved.stat().st_size <= 4
 
 
 def test_prune_goes_on_too(tmp_path: Path, text: Path) -> None:

@@ -107,13 +107,16 @@ def _strays(content: Mapping[str, Any]) -> Iterator[str]:
     """
     with _library_errors():
         library = Tokenizer.from_str(json.dumps(content))
+    model = library.model
+    # What its cache holds stays with the thread for ever (tokenizers 0.23), and is of no use here.
+    model._resize_cache(0)
     bytes_of = decoders.ByteLevel()
     added = {entry["content"] for entry in content.get("added_tokens", ())}
     for token, index in content["model"]["vocab"].items():
         if token in added:
             continue
         with _library_errors():
-            pieces = [piece.id for piece in library.model.tokenize(token)]
+            pieces = [piece.id for piece in model.tokenize(token)]
         if pieces != [index]:
             yield f"token {index} is not what its merges make of its text"
             continue

@@ -176,6 +176,8 @@ def at_calls(bench: Bench, command: Command, asked: Tries, rng: random.Random) -
     for at in sorted(rng.sample(range(1, calls + 1), min(asked.count, calls))):
         fault = Fault(at, error=asked.error, signal=asked.signal)
         bench.try_once(command, fault, row, codes)
+    if row.tried and not row.struck:
+        row.lost.append(f"{row.title}: no fault reached the command")
     return row
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emo_export.base.disk import check_space
+from emo_export.base.disk import allocated, check_space
 from emo_export.errors import EmoExportError
 from emo_export.files.manifest import Manifest, Origin, write_manifest
 from emo_export.files.target_entry import TargetEntry
@@ -86,3 +86,7 @@ def test_space_is_checked_against_the_disk(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "there", 1)
     with pytest.raises(EmoExportError, match="free"):
         check_space(tmp_path, 1 << 60)
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "full").write_bytes(b"x" * 10_000)
+    assert 10_000 <= allocated(tmp_path) < 1 << 20

@@ -87,6 +87,8 @@ def _run(
     with errors.open("wb") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for number in (signal.SIGINT, signal.SIGTERM):  # who starts us may have them ignored
+        signal.signal(number, signal.default_int_handler)
     os.environ["TMPDIR"] = str(tmp)
     tempfile.tempdir = None
     library = ctypes.CDLL(None)

@@ -110,6 +110,7 @@ def making(folder: Path, name: str) -> Iterator[Path]:
         part = work / name
         part.mkdir()
         yield part
+        os.sync()  # thousands of files: a name must not outlive their bytes
         if (folder / name).exists():  # damaged: a whole part is not made again
             shutil.rmtree(folder / name)
         part.rename(folder / name)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from emo_export.base.disk import flush
 from emo_export.errors import EmoExportError
 
 RECORD, LOCK = ".digests.json", ".lock"
@@ -116,6 +117,7 @@ class Package:
             part.unlink()
             return False
         part.replace(path)
+        flush(path.parent)
         record = self._record()
         record[name] = _entry(path, digest)
         self._write_record(record)

@@ -86,6 +86,7 @@ def set_up(python: str, cache: Path, kinds: Sequence[str], run: Run) -> dict[str
         work = place.with_name(f".{place.name}-{os.getpid()}")
         try:
             _make(python, work, requirements_for(kinds), run)
+            os.sync()  # thousands of files: a name must not outlive their bytes
             try:
                 work.rename(place)
             except OSError:
