@@ -111,7 +111,7 @@ def test_a_device(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         parity(copy, ["gguf:f32"], device="here")
     manifest = json.loads((copy / "manifest.json").read_text())
     (entry,) = (f for f in manifest["files"] if f["path"] == "model-F32.gguf")
-    entry["sha256"] = digest(copy / "model-F32.gguf")
+    entry |= {"sha256": digest(copy / "model-F32.gguf"), "parts": []}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(AssertionError) as stop:
         parity(copy, ["gguf:f32"], device="here")

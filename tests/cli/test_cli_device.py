@@ -67,7 +67,7 @@ def test_a_target_whose_memory_cannot_be_told_keeps_no_other(emo: Emo, copied: P
     manifest = json.loads((copied / "manifest.json").read_text())
     entry = next(entry for entry in manifest["files"] if entry["path"] == model.name)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    entry.update(bytes=model.stat().st_size, sha256=digest)
+    entry.update(bytes=model.stat().st_size, sha256=digest, parts=[])
     (copied / "manifest.json").write_text(json.dumps(manifest))
     done = emo("validate", copied, "--ram", "2GB", "--json")
     assert done.code == 2 and "is not a GGUF file" in done.err

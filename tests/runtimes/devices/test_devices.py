@@ -140,5 +140,5 @@ def _accept(folder: Path, file: Path) -> None:
     content = json.loads(manifest.read_text("utf-8"))
     for entry in content["files"]:
         if entry["path"] == file.name:
-            entry["sha256"] = digest(file)
+            entry |= {"sha256": digest(file), "parts": []}
     manifest.write_text(json.dumps(content), "utf-8")
