@@ -22,8 +22,8 @@ LINES = {  # title -> (what is done, exit code, what is said, what is in disk/ a
     "a disk of 1 MB: prune": (f"{SMALL} && {PRUNE} -o disk/out", 2, "its disk has", ""),
     "a disk that another process fills meanwhile": (
         "mount -t tmpfs -o size=6m tmpfs disk; (until ls disk/.out.partial/out/*.gguf; do :; "
-        f"done; head -c 9000000 /dev/zero > disk/x) >/dev/null 2>&1 & other=$!; {EXPORT} -o disk/out; "
-        "code=$?; kill $other 2>/dev/null; (exit $code)",
+        "done; head -c 9000000 /dev/zero > disk/x) >/dev/null 2>&1 & other=$!; "
+        f"{EXPORT} -o disk/out; code=$?; kill $other 2>/dev/null; (exit $code)",
         2,
         "error: ",  # which of the two checks or writes finds it is a race
         "x",
