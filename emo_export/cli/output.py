@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -66,11 +70,25 @@ class Page(Console):
         raise BrokenPipeError
 
 
+class Unpadded(io.StringIO):
+    """Stdout without the blanks at the ends of lines with which rich fills a table."""
+
+    def write(self, text: str) -> int:
+        """All of a text; what is printed ends with a line."""
+        sys.stdout.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Of stdout."""
+        sys.stdout.flush()
+
+
 def stdout() -> Console:
     """The console for data."""
     # A pipe has no width, and what goes into one must not be folded.
-    width = None if sys.stdout.isatty() else 400
-    return Page(width=width, highlight=False, markup=False, emoji=False)
+    if sys.stdout.isatty():
+        return Page(highlight=False, markup=False, emoji=False)
+    return Page(file=Unpadded(), width=400, highlight=False, markup=False, emoji=False)
 
 
 def stderr() -> Console:
@@ -80,12 +98,25 @@ def stderr() -> Console:
 
 def put(line: str) -> None:
     """Print a line of text for the user to stdout."""
-    click.echo(shown(line))
+    click.echo(_folded(shown(line), sys.stdout))
 
 
 def say(line: str) -> None:
     """Tell the user something that is not data: a line on stderr, whatever names are in it."""
-    click.echo(on_one_line(line), err=True)
+    click.echo(_folded(on_one_line(line), sys.stderr), err=True)
+
+
+def _folded(text: str, stream: TextIO) -> str:
+    """Lines between words for a terminal, which would break these; paths stay whole."""
+    if not stream.isatty():
+        return text
+    fold = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(fold.fill(line) for line in text.split("\n"))
 
 
 class Commands(click.Group):
@@ -110,7 +141,7 @@ class Commands(click.Group):
 def tell(text: str) -> None:
     """Write to stderr; where that fails there is nobody to tell, and the exit code must do."""
     try:
-        click.echo(shown(text), err=True)
+        click.echo(_folded(shown(text), sys.stderr), err=True)
     except OSError:
         _drop(sys.stderr)
 

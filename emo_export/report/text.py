@@ -27,13 +27,24 @@ TABLE_LEGEND = (
 def show(results: Sequence[Result], out: Console) -> None:
     """Tables where all ran on this machine; else the matrix of targets and devices."""
     if any(result.kind != HERE for result in results):
-        out.print(matrix(results), "", sep="\n")
+        out.print(_fitting(results, out), "", sep="\n")
         found = [f"{name(result)}: {text}" for result in results for text in estimates(result)]
         lines = [MATRIX_LEGEND, "", *found, *facts(results), *sentences(results)]
     else:
         lines = details(results, out)
-    for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    passed = [result for result in results if result.passed]
+    if passed and len(passed) == len(results):
+        lines += ["", _passed(passed)]
+    for line in lines:  # a terminal would break words
+        out.print(line, markup=False, highlight=False, soft_wrap=not out.is_terminal)
+
+
+def _passed(results: Sequence[Result]) -> str:
+    """The last word, where nothing failed: all targets, and where they ran."""
+    targets = list(dict.fromkeys(result.target for result in results))
+    devices = list(dict.fromkeys(result.device for result in results))
+    where = "" if devices == [HERE] else f" on {', '.join(devices)}"
+    return f"passed: {', '.join(targets)}{where}"
 
 
 def details(results: Sequence[Result], out: Console) -> list[str]:
@@ -130,24 +141,38 @@ MATRIX_LEGEND = (
 NONE = "–"
 
 
-def matrix(results: Sequence[Result]) -> Table:
-    """One line for each target on each device."""
+FIGURES = ("KL stored", "limit", "KL original", "limit", "top-1", "limit", "ppl ×", "positions")
+LESS = ((), (7,), (5, 7), (3, 5, 7), (1, 3, 5, 7), (0, 1, 3, 5, 7))
+"""Figures that a narrow terminal has no room for, fewer first."""
+
+
+def matrix(results: Sequence[Result], without: Sequence[int] = ()) -> Table:
+    """One line for each target on each device, its verdict in front, `without` some figures."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for heading in ("device", "target"):
+    for heading in ("device", "target", ""):
         out.add_column(heading, no_wrap=True)
-    for heading in ("KL stored", "limit", "KL original", "limit", "top-1", "limit", "ppl ×"):
-        out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("positions", justify="right", no_wrap=True)
-    out.add_column("", max_width=10)
+    shown = [place for place in range(len(FIGURES)) if place not in without]
+    for place in shown:
+        out.add_column(FIGURES[place], justify="right", no_wrap=True)
     for result in results:
-        out.add_row(result.device, result.target, *_figures(result), result.verdict)
+        figures = _figures(result)
+        out.add_row(result.device, result.target, result.verdict, *(figures[i] for i in shown))
     return out
+
+
+def _fitting(results: Sequence[Result], out: Console) -> Table:
+    """The matrix with as many figures as a terminal has room for."""
+    tables = (matrix(results, without) for without in LESS)
+    return next(
+        (table for table in tables if out.measure(table).maximum <= out.width),
+        matrix(results, range(len(FIGURES))),
+    )
 
 
 def markdown(results: Sequence[Result]) -> str:
     """The same table as Markdown, for a README."""
-    headings = [str(column.header) for column in matrix(()).columns]
-    rows = [[r.device, f"`{r.target}`", *_figures(r), r.verdict] for r in results]
+    headings = ["device", "target", "", *FIGURES]
+    rows = [[r.device, f"`{r.target}`", r.verdict, *_figures(r)] for r in results]
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
