@@ -41,16 +41,16 @@ def validate_here(
     repeat: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda text: None,
     kv_cache: str | None = None,
-    judging: Judging = judge,
+    judging: Judging | None = None,
 ) -> list[Result]:
     """Judge the targets that a path means with this machine's engines, one after the other.
 
     `path` is a folder that export made (`only`: some of its targets) or a single model. What the
     engines compute is compared with golden.npz, or with what `reference` makes. `repeat` are the
     options that the results' command lines get. With a `kv_cache`, one of KV_CACHES, what
-    is compared with the float original has it. `judging` opens an engine: in this process, or, as
-    `judge_apart`, in one of its own. A target that can't be judged keeps no other from
-    it. Raises EmoExportError when there is nothing to compare with.
+    is compared with the float original has it. `judging` opens an engine: in this process (the
+    default), or, as `judge_apart`, in one of its own. A target that can't be judged keeps no other
+    from it. Raises EmoExportError when there is nothing to compare with.
     """
     folder, targets = chosen_targets(path, only)
     stored = Golden.load(folder / GOLDEN) if (folder / GOLDEN).is_file() else None
@@ -78,7 +78,9 @@ def validate_here(
         else:
             try:
                 on_stage(f"validating {spec}")
-                result = judging(entry.spec, folder / entry.path, golden, threads, kv_cache)
+                result = (judging or judge)(
+                    entry.spec, folder / entry.path, golden, threads, kv_cache
+                )
             except EmoExportError as error:
                 result = refused(spec, error)
         again = _command(path, spec, repeat)

@@ -63,7 +63,7 @@ def read_requirements(folder: Path) -> Requirements:
     share = data.get("share_kv_buffer", Requirements.share_kv_buffer)
     graph, kind = data.get("graph", ""), data.get("type", "")
     if not isinstance(needed, str) or not version_numbers(needed):
-        raise EmoExportError(f"{path}: onnxruntime_min is {needed!r}, expected one like '1.31'")
+        raise EmoExportError(f"{path}: onnxruntime_min is {needed!r:.60}, expected one like '1.31'")
     if not isinstance(share, bool):
         raise EmoExportError(f"{path}: share_kv_buffer is {share!r}, expected true or false")
     if not isinstance(graph, str) or not isinstance(kind, str):

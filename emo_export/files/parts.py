@@ -20,7 +20,6 @@ from emo_export.base.threads import usable_cpus
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import read_gguf
 from emo_export.files.onnx_header import read_onnx
-from emo_export.model.safetensors_file import read_header
 
 HEADER, TENSOR, PADDING = "header", "tensor", "padding"
 PIECE = 1 << 20
@@ -65,6 +64,8 @@ def tensor_spans(folder: Path, files: Sequence[Path]) -> dict[Path, list[Span]]:
                 Span(TENSOR, t.name, t.offset, t.nbytes) for t in read_gguf(path).tensors
             ]
         elif path.suffix == ".safetensors":
+            from emo_export.model.safetensors_file import read_header  # it needs numpy
+
             tensors = read_header(path).values()
             found[path] = [Span(TENSOR, t.name, t.offset, t.nbytes) for t in tensors]
         elif path.suffix == ".npz":

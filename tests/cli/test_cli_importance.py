@@ -292,12 +292,6 @@ def test_a_folder_that_was_tampered_with_is_refused(
     assert done.code == 2 and said in done.err
 
 
-def test_a_name_that_is_not_unicode_is_no_surprise_at_the_end(tmp_path: Path, emo: Emo) -> None:
-    out = tmp_path / "caf\udce9"
-    done = emo("export", case("mha").folder, "-o", out, "--to", "gguf:q4_0", "--no-golden")
-    assert done.code == 0 and "# caf?" in (out / "README.md").read_text()
-
-
 @pytest.mark.slow
 def test_a_file_that_cannot_be_read_back_keeps_no_other_from_being_judged(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo

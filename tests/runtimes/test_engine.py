@@ -35,12 +35,15 @@ TARGETS = [f"onnx:{kind}@{graph}" for graph, kinds in ONNX_RECIPES.items() for k
 
 
 @pytest.fixture
-def unloadable(tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of an export without its weights: whatever loads it fails with other words."""
+def weightless(tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of an export whose weights are all zeros."""
 
     def make(target: str) -> Path:
         folder = tmp_path / target.replace(":", "-")
-        shutil.copytree(exported(NANO, target), folder, ignore=lambda *_: ["model.onnx.data"])
+        data = exported(NANO, target) / "model.onnx.data"
+        shutil.copytree(data.parent, folder, ignore=lambda *_: [data.name])
+        with (folder / data.name).open("wb") as file:
+            file.truncate(data.stat().st_size)
         return folder
 
     return make
@@ -72,9 +75,9 @@ def test_every_operator_of_our_graphs_has_a_kernel(target: str) -> None:
     ],
 )
 def test_an_operator_without_kernel_is_named(
-    unloadable: Callable[[str], Path], operator: str, advice: str
+    weightless: Callable[[str], Path], operator: str, advice: str
 ) -> None:
-    folder = unloadable("onnx:int4")
+    folder = weightless("onnx:int4")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         if node.op_type == operator.removeprefix("com.microsoft."):
@@ -88,8 +91,8 @@ def test_an_operator_without_kernel_is_named(
     assert advice in said
 
 
-def test_a_version_too_old_names_both_remedies(unloadable: Callable[[str], Path]) -> None:
-    folder = unloadable("onnx:int8")
+def test_a_version_too_old_names_both_remedies(weightless: Callable[[str], Path]) -> None:
+    folder = weightless("onnx:int8")
     change(folder, onnxruntime_min="99.2")
     with pytest.raises(EmoExportError) as error:
         OnnxModel(folder)
@@ -100,8 +103,8 @@ def test_a_version_too_old_names_both_remedies(unloadable: Callable[[str], Path]
     assert said in inspect_path(folder).warnings
 
 
-def test_what_1_22_and_older_are_told(unloadable: Callable[[str], Path]) -> None:
-    needs = {kind: read_requirements(unloadable(kind)) for kind in ("onnx:int4", "onnx:int4@if")}
+def test_what_1_22_and_older_are_told(weightless: Callable[[str], Path]) -> None:
+    needs = {kind: read_requirements(weightless(kind)) for kind in ("onnx:int4", "onnx:int4@if")}
     with pytest.raises(EmoExportError, match=r"needs onnxruntime 1\.31 .* --to onnx:int4@if"):
         needs["onnx:int4"].check(Path("x"), "1.22.1")
     with pytest.raises(EmoExportError) as error:
@@ -112,8 +115,8 @@ def test_what_1_22_and_older_are_told(unloadable: Callable[[str], Path]) -> None
         needs["onnx:int4@if"].check(Path("x"), "1.21.0")
 
 
-def test_a_graph_of_a_newer_emo_export_is_refused(unloadable: Callable[[str], Path]) -> None:
-    folder = unloadable("onnx:int4")
+def test_a_graph_of_a_newer_emo_export_is_refused(weightless: Callable[[str], Path]) -> None:
+    folder = weightless("onnx:int4")
     change(folder, graph="gather")
     with pytest.raises(EmoExportError, match=r"has the graph 'gather', .* upgrade emo-export"):
         OnnxModel(folder)
@@ -154,8 +157,8 @@ def test_doctor_says_no_where_no_graph_opens(
 
 
 @pytest.mark.parametrize("version", ["", "abc", "9" * 5000, None, 1.31])
-def test_what_is_no_version_is_refused(version: object, unloadable: Callable[[str], Path]) -> None:
-    folder = unloadable("onnx:int4")
+def test_what_is_no_version_is_refused(version: object, weightless: Callable[[str], Path]) -> None:
+    folder = weightless("onnx:int4")
     change(folder, onnxruntime_min=version)
     with pytest.raises(EmoExportError, match=r"onnxruntime_min is .*, expected one like '1\.31'"):
         read_requirements(folder)
