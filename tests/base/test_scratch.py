@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import tempfile
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,25 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hold() -> None:
-    with Scratch("held"):
+def hold(ready: Event) -> None:
+    with Scratch("other"):
+        ready.set()
         signal.pause()
 
 
 def test_a_living_owner_keeps_it_and_a_killed_one_does_not(place: Path) -> None:
-    other = multiprocessing.get_context("fork").Process(target=hold)
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    other = fork.Process(target=hold, args=(ready,), daemon=True)
     other.start()
-    while not list(place.iterdir()):
-        pass
-    with Scratch("mine") as mine:
-        remove_abandoned()
-        assert mine.is_dir() and len(list(place.iterdir())) == 2
-    other.kill()
-    other.join()
+    try:
+        assert ready.wait(60)
+        with Scratch("mine") as mine:
+            remove_abandoned()
+            assert mine.is_dir() and len(list(place.iterdir())) == 2
+    finally:
+        other.kill()
+        other.join()
     assert len(list(place.iterdir())) == 1
     with Scratch("mine") as mine:
         assert list(place.iterdir()) == [mine]
