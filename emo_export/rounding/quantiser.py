@@ -13,8 +13,8 @@ from emo_export.model.grid import Grid
 from emo_export.reference.forward import Tensor
 from emo_export.rounding.gptq import Factor, factor, round_columns
 
-ROWS = 1024
-"""Rows that are rounded at a time: some 30 bytes are held for each of their weights."""
+TOGETHER = 1 << 20
+"""Weights that are rounded at a time: some 30 bytes are held for each."""
 
 
 @dataclass
@@ -60,8 +60,9 @@ class Gptq:
         factor = self.factors.of(inputs.second_moments, self.grid.columns)
         moments = torch.from_numpy(inputs.second_moments).to(self.factors.device)
         made = []
-        for start in range(0, len(rows), ROWS):
-            some = rows[start : start + ROWS]
+        count = max(1, TOGETHER // rows.shape[1])
+        for start in range(0, len(rows), count):
+            some = rows[start : start + count]
             try:
                 own = self.format.quantize(some, diagonal)
             except BadValueError as error:

@@ -70,6 +70,7 @@ def test_models_take_turns(out: Path, emo: Emo) -> None:
         assert len(model["load_seconds"]) == 1
 
 
+@pytest.mark.slow
 def test_one_at_a_time_prints_a_table(out: Path, tmp_path: Path, emo: Emo) -> None:
     """Two files of one target, which are told apart by their paths."""
     paths = out / "model-Q4_0.gguf", Path(shutil.copy(out / "model-Q4_0.gguf", tmp_path))

@@ -245,7 +245,10 @@ def test_a_prompt_that_is_not_text_is_refused(prompt: str, package: Path) -> Non
     assert done.returncode == 2 and b"UTF-8" in done.stderr and b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["run", "-p", "a", "-n", "400"], ["validate"], ["inspect"]])
+@pytest.mark.parametrize(
+    "command",
+    slow_beyond([["inspect"]], [["run", "-p", "a", "-n", "400"], ["validate"], ["inspect"]]),
+)
 def test_a_pipe_that_closes_is_no_failed_parity(command: list[str], package: Path) -> None:
     line = [sys.executable, "-m", "emo_export.cli.main", command[0], str(package), *command[1:]]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -35,6 +35,7 @@ def made(checkpoint: Path, out: Path, emo: Emo, *arguments: object) -> dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_what_a_token_reads_stays_within_a_budget(
     checkpoint: Path, tmp_path: Path, emo: Emo
 ) -> None:

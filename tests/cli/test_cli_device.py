@@ -60,6 +60,7 @@ def test_a_damaged_golden_fails_all_with_exit_1(emo: Emo, copied: Path, tmp_path
     assert "golden.npz" in page.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_target_whose_memory_cannot_be_told_keeps_no_other(emo: Emo, copied: Path) -> None:
     """No GGUF file, and the manifest says so too."""
     (model,) = copied.glob("*.gguf")

@@ -34,7 +34,8 @@ def texts(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("rounding", ["weighted", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", ["weighted", "gptq"])
 def test_one_pass_makes_what_an_export_of_each_makes(
     rounding: str, tmp_path: Path, texts: dict[str, Path], emo: Emo
 ) -> None:

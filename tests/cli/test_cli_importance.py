@@ -138,6 +138,7 @@ def test_its_matrix_given_to_another_export_makes_the_same_bytes(
     assert about == first
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_and_importance_matters(
     calibrated: Path, wide: Path, texts: Path, tmp_path: Path, emo: Emo
 ) -> None:
@@ -190,6 +191,7 @@ def exactly_its_own_weights(out: str) -> None:
     assert len(exact) == 2 and all(row["measured"]["kl_mean"] <= 1e-10 for row in exact)
 
 
+@pytest.mark.slow
 def test_a_file_away_from_its_folder_is_judged_by_its_own_weights(
     calibrated: Path, wide: Path, tmp_path: Path, emo: Emo
 ) -> None:
@@ -254,6 +256,7 @@ def test_experts_that_saw_no_token_are_named(name: str, tmp_path: Path, emo: Emo
     assert unseen and f"({listed})" in line
 
 
+@pytest.mark.slow
 def test_a_text_whose_name_is_not_unicode(wide: Path, tmp_path: Path, emo: Emo) -> None:
     text = tmp_path / "caf\udce9.txt"
     text.write_text("the harbour was quiet in the morning")

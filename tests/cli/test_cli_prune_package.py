@@ -54,6 +54,7 @@ def test_float32_packages_choose_what_their_checkpoint_does(
     runtime.close()
 
 
+@pytest.mark.slow
 def test_one_target_of_a_folder(tmp_path: Path, text: Path, emo: Emo) -> None:
     folder = package(BASE, ("gguf:q4_0", "onnx:int4"), "--no-golden")
     args = ("--keep", 6, "--calibration", text)

@@ -42,6 +42,7 @@ def matrix(tiny: Path, out: Path, emo: Emo, *options: object) -> tuple[bytes, st
     return (out / "imatrix.gguf").read_bytes(), about["source"], done.err
 
 
+@pytest.mark.slow
 def test_a_folder_a_field_and_a_seed(tiny: Path, corpus: Path, tmp_path: Path, emo: Emo) -> None:
     given = ("--calibration", corpus, "--field", "body")
     first, source, said = matrix(tiny, tmp_path / "a", emo, *given)

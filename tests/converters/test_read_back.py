@@ -68,7 +68,8 @@ BOTH += [(name, t) for name in CONFIGS if "odd_" not in name for t in ("int4", "
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), slow_beyond([one for one in BOTH if one[0] in FEATURES], BOTH)
+    ("name", "target"),
+    slow_beyond([one for one in BOTH if one[0] in FEATURES and "standard" not in one[1]], BOTH),
 )
 def test_onnx(name: str, target: str) -> None:
     check(case(name).folder, f"onnx:{target}")

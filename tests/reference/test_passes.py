@@ -72,7 +72,9 @@ def test_greedy_text_of_the_published_code(folder: Path) -> None:
     np.testing.assert_array_equal(found, want)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 3.0], ids=["equal", "near", "another model"])
+@pytest.mark.parametrize(
+    "share", slow_beyond([0.05], [0.0, 0.05, 3.0]), ids=["equal", "near", "another model"]
+)
 def test_a_draft_changes_how_much_is_read_not_the_text(share: float) -> None:
     checkpoint = Checkpoint.open(GOLDEN / "base")
     config, source = checkpoint.config, Product.whole(checkpoint).rows

@@ -52,6 +52,7 @@ def test_no_converter(tmp_path: Path) -> None:
         assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_device_without_converters_says_what_it_left_out(folder: Path, tmp_path: Path) -> None:
     done = without("torch,gguf,onnx,ml_dtypes", tmp_path, "validate", folder)
     assert done.returncode == 0

@@ -9,7 +9,7 @@ from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32
 from emo_export.runtimes.sampling import GREEDY, Sampling, log_probability, sample
 
-DRAWS = 8_000
+DRAWS = 3_000
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
 
 

@@ -34,6 +34,7 @@ from tests.kit.exporting import (
 )
 from tests.kit.hand_gguf import read_weights
 from tests.kit.synth import CONFIGS
+from tests.kit.tiers import slow_beyond
 
 # Corners that the ONNX writer need not share: name -> overrides.
 CORNERS: dict[str, dict[str, Any]] = {
@@ -86,7 +87,7 @@ def check(path: Path, want: Array, ids: Array) -> None:
     model.close()
 
 
-@pytest.mark.parametrize("name", [*GLM4MOE, *CORNERS, *BOTH])
+@pytest.mark.parametrize("name", slow_beyond([*GLM4MOE, *CORNERS], [*GLM4MOE, *CORNERS, *BOTH]))
 def test_glm4moe_is_the_oracle(name: str, tmp_path: Path) -> None:
     check(export(made(name).folder, "f32", tmp_path / "x.gguf"), made(name).logits, made(name).ids)
 

@@ -147,6 +147,7 @@ def test_refuses_a_python_that_is_too_old_or_does_not_start(
         device().place(package, TARGETS)
 
 
+@pytest.mark.slow
 def test_runs_the_far_side_and_leaves_only_the_package(phone: Phone, package: Path) -> None:
     with_it = device()
     there = with_it.place(package, TARGETS)
@@ -187,6 +188,7 @@ def far_process(phone: Phone) -> int:
     return int(max(told()))
 
 
+@pytest.mark.slow
 def test_ends_the_far_side_when_interrupted(phone: Phone, package: Path) -> None:
     with_it = device("import time; time.sleep(60)")
     with_it.place(package, TARGETS)

@@ -290,6 +290,7 @@ def test_real_weights_are_told_apart() -> None:
     assert fit.holds and fit.total > 26 * MB
 
 
+@pytest.mark.slow
 def test_too_large_fails_and_the_next_smaller_is_named() -> None:
     """The acceptance of --ram, with a limit between the two targets, 64 MB apart."""
     paths = {spec: exported(NANO, spec) for spec in ("gguf:f32", "gguf:q8_0")}

@@ -100,6 +100,7 @@ def test_a_share_of_the_tokens_is_judged_like_the_whole(exported: Path) -> None:
         assert report.greedy_steps == 3
 
 
+@pytest.mark.slow
 def test_nothing_of_a_share_is_beyond_the_whole(exported: Path) -> None:
     whole = Golden.load(exported / "golden.npz")
     part = Share(sequences=99, positions=999, heldout_tokens=10**6, greedy_steps=99).of(whole)
