@@ -43,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Images of containers often say so; every process would compile all modules again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # What .ci/run installs is held to it; older engines and other machines' wheels are not.
+    os.environ.pop("PIP_CONSTRAINT", None)
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
         os.environ[SHARED] = tempfile.mkdtemp(prefix="emo-export-tests-")

@@ -10,12 +10,14 @@ import click
 from click.core import ParameterSource
 
 
-def command_line() -> str:
-    """What was typed, options in the order of the help, of paths the name alone.
+def command_line() -> str | None:
+    """What was typed, options in the order of the help, of paths the name alone; None in Python.
 
     So it is the same wherever the folders lay, and tells nobody where.
     """
-    context = click.get_current_context()
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return None
     words = ["emo-export", context.command.name or ""]
     last: list[str] = []
     for parameter in context.command.params:

@@ -32,6 +32,8 @@ PLATFORMS = (
 UV_PLATFORM = "aarch64-manylinux_2_28"
 # What a user's settings could do to these calls: a home install, a refusal outside of a venv.
 SETTINGS = {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+# What this machine's own environment is held to says nothing of a device's.
+SETTINGS |= {"PIP_CONSTRAINT": "", "UV_CONSTRAINT": ""}
 
 REGISTRY = "https://registry.npmjs.org"  # npm's own default
 REGISTRY_SETTINGS = ("npm_config_registry", "NPM_CONFIG_REGISTRY")
