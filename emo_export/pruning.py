@@ -13,7 +13,7 @@ from emo_export.base.disk import allocated, check_space, writing
 from emo_export.errors import EmoExportError
 from emo_export.families.package import Package, copy_rows
 from emo_export.files.gguf_header import MAGIC
-from emo_export.files.manifest import BESIDE, PRUNED, Origin, write_for
+from emo_export.files.manifest import BESIDE, PRUNED, Origin, files_in, write_for
 from emo_export.files.onnx_needs import REQUIREMENTS
 from emo_export.files.staging import staging
 from emo_export.line import Line, Listener, Output
@@ -180,8 +180,7 @@ def _refuse_source(source: Source, out: Path) -> None:
 
 
 def _write_manifest(folder: Path, origin: Origin) -> None:
-    inside = sorted(p for p in folder.rglob("*") if p.is_file())
-    write_for(folder / PRUNED, folder, inside, origin, {})
+    write_for(folder / PRUNED, folder, files_in(folder, PRUNED), origin, {})
 
 
 def _copy_rest(source: Source, folder: Path) -> None:

@@ -90,7 +90,7 @@ def write_whole(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         real = path.resolve()
-        temporary = real.with_name(f".{real.name}.partial")
+        temporary = unfinished(real)
         handle = take(temporary)
         if handle is None:
             raise EmoExportError(f"{path}: another process is writing it; start again")
@@ -105,6 +105,11 @@ def write_whole(path: Path, content: bytes) -> None:
             if is_at(handle, temporary):
                 temporary.unlink()
             os.close(handle)
+
+
+def unfinished(path: Path) -> Path:
+    """Where `write_whole` writes; what a killed process has left there, the next one replaces."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def flush(path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from emo_export.base.disk import write_whole
+from emo_export.base.disk import unfinished, write_whole
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import is_domains, read_domains
@@ -234,8 +234,13 @@ def _object(raw: Any, what: str) -> dict[str, Any]:
 
 def write_manifest(folder: Path, origin: Origin, targets: Mapping[str, TargetEntry]) -> Manifest:
     """Digest every file of the folder and write manifest.json beside them."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
-    return write_for(folder / NAME, folder, paths, origin, targets)
+    return write_for(folder / NAME, folder, files_in(folder, NAME), origin, targets)
+
+
+def files_in(folder: Path, name: str) -> list[Path]:
+    """Every file of a folder but its manifest of that name, and what a killed run left of one."""
+    own = (folder / name, unfinished(folder / name))
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p not in own)
 
 
 def write_for(

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from safetensors.numpy import save_file
 
 from emo_export.files.domains import write_domains
-from emo_export.files.manifest import Manifest, Origin, is_sealed, write_manifest
+from emo_export.files.manifest import Manifest, Origin, files_in, is_sealed, write_manifest
 from emo_export.files.parts import HEADER, PADDING, PIECE, TENSOR
 from emo_export.files.target_entry import TargetEntry
 from emo_export.files.verifying import (
@@ -217,3 +217,15 @@ def test_an_interrupt_is_not_waited_for(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         verify(folder, interrupted)
     assert sum(read) < 24 * PIECE
+
+
+def test_what_a_killed_run_left_of_a_manifest_is_no_file_of_the_folder(folder: Path) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    for name in ("manifest.json", ".manifest.json.partial"):
+        (folder / name).write_text("cut", "utf-8")
+    seal(folder)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert not (folder / ".manifest.json.partial").exists()
+    (folder / "pruned.manifest.json").write_text("cut", "utf-8")
+    (folder / ".pruned.manifest.json.partial").write_text("cut", "utf-8")
+    assert not [path for path in files_in(folder, "pruned.manifest.json") if "pruned" in path.name]
