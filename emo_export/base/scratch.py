@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emo_export.base.lock import FOLDER, take
+from emo_export.base.uninterrupted import uninterrupted
 from emo_export.errors import EmoExportError
 
 PREFIX = "emo-export-tmp-"
@@ -22,8 +23,12 @@ class Scratch:
 
     def __init__(self, purpose: str) -> None:
         """Raises OSError where none can be made."""
-        remove_abandoned()
         self._handle: int | None = None
+        with uninterrupted():  # the search for TMPDIR and a folder half made stay behind
+            remove_abandoned()
+            self._make(purpose)
+
+    def _make(self, purpose: str) -> None:
         while True:
             self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{purpose}-")
             try:

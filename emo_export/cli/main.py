@@ -16,6 +16,7 @@ import click
 
 from emo_export import __version__
 from emo_export.base.shown import on_one_line, shown
+from emo_export.base.uninterrupted import SIGNALS
 from emo_export.cli.bench_command import bench
 from emo_export.cli.device_command import device
 from emo_export.cli.domains_command import domains
@@ -78,10 +79,6 @@ cli.add_command(sweep)
 cli.add_command(validate)
 cli.add_command(verify)
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-"""Windows has no SIGHUP."""
 _received: list[int] = []
 
 

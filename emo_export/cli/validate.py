@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,7 +74,6 @@ def run_validate(path: Path, options: ValidateOptions, out: Console) -> None:
     NotEnoughTextError.
     """
     options.check()
-    tempfile.gettempdir()  # its search leaves a file behind where it is interrupted
     results = _results(path, options)
     try:
         _write_reports(path, options, results)

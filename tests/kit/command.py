@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emo_export.cli.main import SIGNALS, main
+from emo_export.base.uninterrupted import SIGNALS
+from emo_export.cli.main import main
 
 
 @dataclass
