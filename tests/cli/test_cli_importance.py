@@ -306,5 +306,5 @@ def test_a_file_that_cannot_be_read_back_keeps_no_other_from_being_judged(
     targets = {target["target"]: target for target in json.loads(done.out)["targets"]}
     assert list(targets) == ["gguf:q4_k_m", "gguf:q2_k", "onnx:int4"]
     assert [target["passed"] for target in targets.values()] == [True, True, False]
-    assert "ends inside" in targets["onnx:int4"]["refusal"]["text"]
+    assert "'model.onnx.data', which has 5000" in targets["onnx:int4"]["refusal"]["text"]
     assert done.code == 1 and "onnx:int4" in done.err  # damaged, says manifest.json

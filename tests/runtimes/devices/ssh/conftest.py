@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,11 @@ def server(
     yield shared
     for program in programs.iterdir():
         program.unlink()
-    subprocess.run(["find", str(shared.home), "-mindepth", "1", "-delete"], check=True)
+    # A session that was closed may still be removing its own folder, under find's feet.
+    ends = time.monotonic() + 30
+    while subprocess.run(["find", str(shared.home), "-mindepth", "1", "-delete"]).returncode:
+        assert time.monotonic() < ends, f"{shared.home} can't be emptied"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
