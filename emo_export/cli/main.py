@@ -17,17 +17,8 @@ import click
 from emo_export import __version__
 from emo_export.base.shown import on_one_line, shown
 from emo_export.base.uninterrupted import SIGNALS
-from emo_export.cli.bench_command import bench
-from emo_export.cli.device_command import device
-from emo_export.cli.domains_command import domains
-from emo_export.cli.export_command import export
-from emo_export.cli.output import Commands, open_streams, stdout, tell
-from emo_export.cli.plan_command import plan
-from emo_export.cli.prune_command import prune
-from emo_export.cli.run_command import run
-from emo_export.cli.sweep_command import sweep
-from emo_export.cli.validate_command import validate
-from emo_export.cli.verify_command import verify
+from emo_export.cli.commands import Commands
+from emo_export.cli.output import open_streams, tell
 from emo_export.errors import EmoExportError
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -38,46 +29,6 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
 
-
-@cli.command()
-@click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def inspect(path: str, as_json: bool) -> None:
-    """Tell what a checkpoint or an exported model is.
-
-    \b
-    Example:
-        emo-export inspect examples/emo-nano
-    """
-    from emo_export.cli.inspect import run_inspect
-
-    run_inspect(path, as_json, stdout())
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
-def doctor(as_json: bool) -> None:
-    """Show what this machine has, and lacks for what.
-
-    \b
-    Example:
-        emo-export doctor
-    """
-    from emo_export.cli.doctor import run_doctor
-
-    run_doctor(as_json, stdout())
-
-
-cli.add_command(bench)
-cli.add_command(device)
-cli.add_command(domains)
-cli.add_command(export)
-cli.add_command(plan)
-cli.add_command(prune)
-cli.add_command(run)
-cli.add_command(sweep)
-cli.add_command(validate)
-cli.add_command(verify)
 
 _received: list[int] = []
 

@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 
 from emo_export.base.shown import on_one_line, shown
-from emo_export.cli.output import Page
+from emo_export.cli.page import Page
 from emo_export.report.markdown import code, plain
 
 COMMANDS = [
