@@ -1,5 +1,5 @@
 """`python -m emo_export`: the command line."""
 
-from emo_export.cli.main import main
+from emo_export.cli.program import program
 
-main()
+program()
