@@ -43,7 +43,6 @@ class ValidateOptions:
     only: tuple[str, ...] = ()
     reference: str | None = None
     threads: int | None = None
-    timeout: float | None = None
     torch_device: str = "cpu"
     html: Path | None = None
     junit: Path | None = None
@@ -58,8 +57,6 @@ class ValidateOptions:
                 "--reference computes the reference here; devices take it from golden.npz: leave "
                 "one of --reference and --device or --ram out"
             )
-        if self.devices.asked and self.timeout is not None:
-            raise EmoExportError("--timeout is for engines here; it has no effect on devices")
         if self.junit is not None:
             check_writable(self.junit)
         if self.html is not None:
@@ -99,7 +96,7 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
     repeat += [] if threads is None else ["--threads", str(threads)]
     kv_cache = options.devices.kv_cache
     repeat += [] if kv_cache is None else ["--kv-cache", kv_cache]
-    judging = partial(judge_apart, timeout=options.timeout or TIMEOUT)
+    judging = partial(judge_apart, timeout=options.devices.timeout or TIMEOUT)
     if source is None:
         return validate_here(path, options.only, threads, None, repeat, say, kv_cache, judging)
     with progress_steps() as steps:

@@ -22,7 +22,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="End an engine that neither opens a model nor reads a text in so long.  [default: 3600]",
+    help="End an engine that neither opens a model nor reads a text in so long.  [default: 3600] "
+    "On a device: a target whose whole run takes longer.  [default: none]",
 )
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
@@ -107,9 +108,17 @@ def validate(
 
     limit = parse_size(ram) if ram is not None else None
     asked = DeviceOptions(
-        devices, limit, context or 0, tokens, threads, setup, bench, rootfs, onnxruntime, kv_cache
+        devices,
+        limit,
+        context or 0,
+        tokens,
+        threads,
+        setup,
+        bench,
+        rootfs,
+        onnxruntime,
+        kv_cache,
+        timeout,
     )
-    options = ValidateOptions(
-        only, reference, threads, timeout, torch_device, html, junit, as_json, asked
-    )
+    options = ValidateOptions(only, reference, threads, torch_device, html, junit, as_json, asked)
     run_validate(path, options, stdout())

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 GOLDEN = "golden.npz"
 
 
-def run_verify(path: Path, deep: bool, source: Path | None, out: Console, in_json: bool) -> None:
+def run_verify(
+    path: Path,
+    deep: bool,
+    timeout: float | None,
+    source: Path | None,
+    out: Console,
+    in_json: bool,
+) -> None:
     """Verify, and print what was found.
 
     Raises ParityError where something differs, and what a replay calls for.
@@ -52,7 +59,7 @@ def run_verify(path: Path, deep: bool, source: Path | None, out: Console, in_jso
         others = _of_source(path, source)
         told["source_problems"] = [asdict(one) for one in others]
         wrong += [f"{source}/{problem(one)}" for one in others]
-    results = _replayed(path, problems) if deep else []
+    results = _replayed(path, problems, timeout) if deep else []
     if in_json:
         told |= {"passed": not wrong and all(one.passed for one in results)}
         if deep:
@@ -95,13 +102,14 @@ def _of_source(path: Path, source: Path) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
-def _replayed(path: Path, problems: Sequence[Problem]) -> list[Result]:
+def _replayed(path: Path, problems: Sequence[Problem], timeout: float | None) -> list[Result]:
     """Each target judged by its engine in a process of its own; a damaged one is not opened."""
     from emo_export.parity.result import HERE
     from emo_export.runtimes.devices.judging import judge_devices
     from emo_export.runtimes.devices.options import DeviceOptions
     from emo_export.validating import damage_among
 
+    asked = DeviceOptions((HERE,), timeout=timeout)
     results = []
     for folder in manifests_of(path).values():
         name = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
@@ -112,7 +120,7 @@ def _replayed(path: Path, problems: Sequence[Problem]) -> list[Result]:
         ]
         targets = Manifest.load(folder).targets
         damage = damage_among(inside, targets)
-        found = judge_devices(folder, targets, damage, DeviceOptions((HERE,)), say)
+        found = judge_devices(folder, targets, damage, asked, say)
         results += [replace(one, target=f"{name}{one.target}") for one in found]
     return results
 

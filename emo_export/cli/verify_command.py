@@ -18,13 +18,21 @@ from emo_export.cli.output import stdout
     "computes with golden.npz.",
 )
 @click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="With --deep: end a target whose replay takes longer.  [default: none]",
+)
+@click.option(
     "--source",
     type=click.Path(path_type=Path),
     metavar="CHECKPOINT",
     help="Also check that this local checkpoint is the one that it was made of.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def verify(path: Path, deep: bool, source: Path | None, as_json: bool) -> None:
+def verify(
+    path: Path, deep: bool, timeout: float | None, source: Path | None, as_json: bool
+) -> None:
     """Check every byte against the manifest.
 
     PATH is a folder that export made, with one package or with those of domains, or what prune
@@ -38,4 +46,6 @@ def verify(path: Path, deep: bool, source: Path | None, as_json: bool) -> None:
     """
     from emo_export.cli.verify import run_verify
 
-    run_verify(path, deep, source, stdout(), as_json)
+    if timeout is not None and not deep:
+        raise click.UsageError("--timeout is for the engines of --deep")
+    run_verify(path, deep, timeout, source, stdout(), as_json)

@@ -262,6 +262,8 @@ def crash(found: Crash) -> str:
         "there in the same way, so install another version of it",
         signal.SIGKILL: "the system killed it, as it does when memory runs out",
         signal.SIGSEGV: f"{engine} crashed; try another version of it",
+        signal.SIGALRM: "it took longer than --timeout allows; is the file damaged, or the device "
+        "slow?",
         signal.SIGABRT: f"{engine} gave up: {found.said}",
     }
     what = "the run that measures its memory was " if found.measuring else ""

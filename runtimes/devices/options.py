@@ -47,6 +47,7 @@ class DeviceOptions:
     rootfs: Path | None = None
     onnxruntime: str | None = None
     kv_cache: str | None = None
+    timeout: float | None = None
 
     @property
     def asked(self) -> bool:
@@ -86,6 +87,7 @@ class DeviceOptions:
             "--device-tokens": self.tokens,
             "--threads": self.threads,
             "--kv-cache": self.kv_cache,
+            "--timeout": self.timeout,
             "--rootfs": self.rootfs,
             "--onnxruntime": self.onnxruntime,
         }
@@ -103,7 +105,12 @@ class DeviceOptions:
         if tokens is None:
             tokens = EMULATED_TOKENS if kind == EMULATED else 0
         return Request(
-            "", self.threads, self.context, share_of(tokens), kv_cache=self.kv_cache or ""
+            "",
+            self.threads,
+            self.context,
+            share_of(tokens),
+            kv_cache=self.kv_cache or "",
+            timeout=self.timeout or 0,
         )
 
 

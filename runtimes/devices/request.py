@@ -65,7 +65,8 @@ class Request(NamedTuple):
 
     `profile` names the device whose limits hold, `context` the positions that the KV cache gets
     (0: the model's own); `kernels` asks which of ONNX Runtime's arithmetics this CPU gets;
-    `kv_cache` is the type of what is compared with the float original (empty: the engine's own).
+    `kv_cache` is the type of what is compared with the float original (empty: the engine's own);
+    a run that takes longer than `timeout` seconds is ended (0: none is).
     """
 
     profile: str = ""
@@ -74,6 +75,7 @@ class Request(NamedTuple):
     share: Share = Share()
     kernels: bool = False
     kv_cache: str = ""
+    timeout: float = 0
 
     def arguments(self, folder: str, target: Spec) -> list[str]:
         """The command line after the module, for a target of the package at `folder` there."""
@@ -82,6 +84,7 @@ class Request(NamedTuple):
             "--threads": self.threads,
             "--context": self.context,
             "--kv-cache": self.kv_cache,
+            "--timeout": self.timeout,
         }
         options |= {f"--{key.replace('_', '-')}": n for key, n in vars(self.share).items()}
         given = [(key, str(value)) for key, value in options.items() if value]
@@ -101,7 +104,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, str, Request]:
     for name in names:
         parser.add_argument(name, type=int, default=0)
     parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--timeout", type=float, default=0)
     found = parser.parse_args(arguments)
     share = Share(found.sequences, found.positions, found.heldout_tokens, found.greedy_steps)
     how = (found.profile, found.threads, found.context, share, found.kernels, found.kv_cache)
-    return found.folder, found.target, Request(*how)
+    return found.folder, found.target, Request(*how, found.timeout)

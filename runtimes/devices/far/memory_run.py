@@ -1,7 +1,7 @@
 """What a user's run of a model takes: opens it as `run` does, reads a prompt, writes some tokens.
 
     python -m emo_export.runtimes.devices.far.memory_run PATH --context N --tokens N [--threads N]
-        [--kv-cache TYPE]
+        [--kv-cache TYPE] [--timeout SECONDS]
 
 Nothing that parity needs is in memory here (golden.npz, logits of all positions, a KV cache in
 float32). It runs on the device or under its emulation; whoever started it looks at its memory. The
@@ -61,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kv-cache")
+    parser.add_argument("--timeout", type=float, default=0)
     found = parser.parse_args(arguments)
     asked = (found.context, found.tokens, found.threads, found.kv_cache)
-    return answer(lambda: run(found.path, *asked))
+    return answer(lambda: run(found.path, *asked), found.timeout)
 
 
 if __name__ == "__main__":

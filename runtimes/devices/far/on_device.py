@@ -55,7 +55,7 @@ def judge(folder: Path, target: str, request: Request) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge and answer; an error that a user can mend is an answer too, with its exit code."""
     folder, target, request = parse(sys.argv[1:] if arguments is None else arguments)
-    return answer(lambda: judge(folder, target, request))
+    return answer(lambda: judge(folder, target, request), request.timeout)
 
 
 if __name__ == "__main__":

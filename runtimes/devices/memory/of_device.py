@@ -63,6 +63,7 @@ def try_targets(
                 device.environment,
                 emulated=device.emulated,
                 tokens=EMULATED_TOKENS if device.emulated else TOKENS,
+                timeout=options.timeout,
             )
         except CrashError as error:
             verdicts[spec] = MemoryVerdict({}, crash=error.crash)

@@ -40,19 +40,21 @@ def try_memory(
     *,
     emulated: bool = False,
     tokens: int = TOKENS,
+    timeout: float | None = None,
 ) -> tuple[Fit, MemoryFound | None]:
     """Whether `ram` bytes hold the target at `path` with the KV cache of `need.context`.
 
     `command` makes the whole command line of what follows `python`; `emulated`: it runs under
-    qemu-user. Nothing is run, and None answered, where the headers alone ask for too much: it would
-    only read from the disk for a long time. Raises EmoExportError when the run fails for another
-    reason than memory, CrashError when a signal ended it, MissingDependencyError when the engine is
-    missing.
+    qemu-user; `timeout`: the most seconds of the run. Nothing is run, and None answered, where the
+    headers alone ask for too much: it would only read from the disk for a long time. Raises
+    EmoExportError when the run fails for another reason than memory, CrashError when a signal ended
+    it, MissingDependencyError when the engine is missing.
     """
     fit = least_fit(target, need, ram)
     if not fit.holds:
         return fit, None
     sizes = ["--context", str(need.context), "--tokens", str(tokens), "--kv-cache", need.kv_cache]
+    sizes += [] if timeout is None else ["--timeout", str(timeout)]
     line = command(["-m", MODULE, str(path), *sizes])
     finished, found = run_capped(line, env, ram, LIGHT[target.family].files(path), emulated)
     if found.oom_killed:
