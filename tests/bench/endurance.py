@@ -3,14 +3,17 @@
     python -m tests.bench.endurance
 
 Exports and validations of a small checkpoint in a loop, then 10,000 tokens of each engine: memory,
-open files, threads, child processes and entries of TMPDIR before and after, and the slope of
-anonymous memory over the second half, when caches are filled. Then several processes that run one
-package at once: mapped weights count once, and they make one prepacked copy between them. Exit 1
-where something grows.
+open files, threads, child processes and entries of TMPDIR before and after. Of memory, what malloc
+has given out and not got back (glibc's mallinfo2), by its slope over the second half, when caches
+are filled: that is what leaks. Resident memory stands beside it; it moves with how the heap falls
+apart. Then several processes that run one package at once: mapped weights count once, and they make
+one prepacked copy between them. Exit 1 where something grows.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -37,8 +40,9 @@ from tests.kit.paths import GOLDEN, NANO
 
 TARGETS = ["gguf:q4_0", "onnx:int4"]
 PROMPT = 16
-COLUMNS = ("loop", "times", "MB at the middle", "MB at the end", "bytes each", "files", "threads")
-COLUMNS += ("children", "in TMPDIR")
+COLUMNS = ("loop", "times", "MB at the middle", "MB at the end", "bytes kept by each", "files")
+COLUMNS += ("threads", "children", "in TMPDIR")
+RESIDENT = 1.05  # of resident memory at the middle, at the end at most
 SHARING = ("processes", "package", "MB on disk", "MB of files, all", "MB anonymous, each", "copies")
 
 
@@ -48,9 +52,12 @@ Told = tuple[list[str], bool]
 
 @dataclass(frozen=True)
 class Look:
-    """At this process: anonymous bytes, open files, threads, children, entries of TMPDIR."""
+    """At this process: anonymous resident bytes, those of malloc, open files, threads, children,
+    entries of TMPDIR.
+    """
 
-    memory: int
+    resident: int
+    kept: int
     files: int
     threads: int
     children: int
@@ -59,10 +66,26 @@ class Look:
 
 def look(tmp: Path) -> Look:
     """Now."""
-    memory = sizes(Path("/proc/self/status"))["RssAnon"]
+    gc.collect()
+    resident = sizes(Path("/proc/self/status"))["RssAnon"]
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts what it opens itself, too
     threads, children = threading.active_count(), len(descendants(os.getpid()))
-    return Look(memory, files, threads, children, len(list(tmp.iterdir())))
+    return Look(resident, kept(), files, threads, children, len(list(tmp.iterdir())))
+
+
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h, summed over all arenas."""
+
+    _NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _NAMES.split())
+
+
+def kept() -> int:
+    """Bytes that malloc has given out."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _MallInfo
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
 
 
 def looped(title: str, times: int, work: Callable[[], object], tmp: Path, limit: int) -> Told:
@@ -75,12 +98,14 @@ def looped(title: str, times: int, work: Callable[[], object], tmp: Path, limit:
             click.echo(f"{title}: {number + 1}/{times}, {looks[-1]}", err=True)
     half = looks[times // 2 :]
     middle, last = half[0], half[-1]
-    memory = np.array([each.memory for each in half], np.float64)
-    slope = float(np.polyfit(np.arange(len(memory)), memory, 1)[0]) if len(memory) > 1 else 0.0
+    held = np.array([each.kept for each in half], np.float64)
+    slope = float(np.polyfit(np.arange(len(held)), held, 1)[0]) if len(held) > 1 else 0.0
     grown = (last.files, last.threads, last.children, last.temporary)
     steady = grown == (middle.files, middle.threads, middle.children, middle.temporary)
-    cells = [title, str(times), f"{middle.memory / 1e6:.1f}", f"{last.memory / 1e6:.1f}"]
+    cells = [title, str(times), f"{middle.resident / 1e6:.1f}"]
+    cells += [f"{last.resident / 1e6:.1f}"]
     cells += [f"{slope:+.0f}", *map(str, grown)]
+    steady &= last.resident <= RESIDENT * middle.resident
     return cells, steady and slope <= limit and not last.children and not last.temporary
 
 
@@ -111,21 +136,17 @@ def running(package: Path, target: str, tokens: int, tmp: Path, limit: int) -> T
     """So many tokens of an engine, as many prompts as its context needs."""
     with load(package, target) as model:
         runtime, rng = model.runtime, np.random.default_rng(0)
-        state = {"left": 0, "token": 0}
+        written = runtime.context_length - PROMPT
 
-        def hundred() -> None:
-            for _ in range(100):
-                ids = [state["token"]]
-                if not state["left"]:
-                    runtime.reset()
-                    state["left"] = runtime.context_length - PROMPT + 1
-                    ids = rng.integers(0, runtime.vocab_size, PROMPT).tolist()
-                state["left"] -= 1
-                logits = runtime.forward(np.array(ids, np.int64), last=True)
-                state["token"] = int(logits[-1].argmax())
+        def fill() -> None:
+            runtime.reset()
+            ids = rng.integers(0, runtime.vocab_size, PROMPT)
+            for _ in range(written):
+                logits = runtime.forward(ids, last=True)
+                ids = np.array([logits[-1].argmax()], np.int64)
 
-        title = f"100 tokens of {target}, context {runtime.context_length}"
-        return looped(title, max(2, tokens // 100), hundred, tmp, limit)
+        title = f"{written} tokens of {target}, a whole context"
+        return looped(title, max(2, -(-tokens // written)), fill, tmp, limit)
 
 
 def shared(package: Path, cache: Path, processes: int, prepacked: bool) -> Told:
