@@ -84,7 +84,8 @@ class Progress:
     def restore(self, lines: Sequence[Line]) -> int:
         """Bring lines, whose writers are open, to where the earlier run was; the next block.
 
-        Raises EmoExportError where the disk has no room for what `save` will put there beside.
+        Raises EmoExportError where the disk has no room for what `save` will put there beside, and
+        for a state that lacks what the lines need, which someone else has made.
         """
         # The new state lies beside the one before until it is whole.
         there = allocated(self._place) if self._place.is_dir() else 0
@@ -93,12 +94,18 @@ class Progress:
         state, self._state = self._state, None
         if state is None:
             return 0
-        for key, file in _files(lines):
-            file.adopt(_aside(file.path), state[key])
-        self._reads.load(str(state[READS]))
-        for prefix, load in _loaders(lines):
-            size = len(prefix)
-            load({name[size:]: state[name] for name in state if name.startswith(prefix)})
+        try:
+            for key, file in _files(lines):
+                file.adopt(_aside(file.path), state[key])
+            self._reads.load(str(state[READS]))
+            for prefix, load in _loaders(lines):
+                size = len(prefix)
+                load({name[size:]: state[name] for name in state if name.startswith(prefix)})
+        except (KeyError, ValueError, TypeError) as error:
+            raise EmoExportError(
+                f"{self._place / STATE}: is not what an export saves of its progress ({error!r}); "
+                "--no-resume starts anew"
+            ) from error
         for line in lines:
             if line.choice is not None:
                 for layer, kept in line.choice.chosen.items():

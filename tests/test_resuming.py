@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from emo_export import resuming
+from emo_export.errors import EmoExportError
 from emo_export.exporting import export as exporting
 from emo_export.exporting.steps import Steps
 from emo_export.families.options import TargetOptions
@@ -214,6 +215,21 @@ def test_no_resume_and_damaged_state_begin_anew(tmp_path: Path, text: Path) -> N
         assert not any("going on after" in stage for stage in again.stages)
         assert files_of(out) == files_of(tmp_path / "want")
         shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_a_state_without_what_the_lines_need_is_refused(tmp_path: Path, text: Path) -> None:
+    source, out, options = Checkpoint.open(GOLDEN / "base"), tmp_path / "out", options_for(text)
+    stopped(source, out, options)
+    (place,) = tmp_path.glob(".out.partial/resume/state.npz")
+    with np.load(place) as stored:
+        state = dict(stored)
+    kept = [name for name in state if name in ("blocks", "files")]
+    np.savez(place, **{name: state[name] for name in kept})
+    with pytest.raises(EmoExportError, match=r"state\.npz: is not what .*--no-resume"):
+        export_checkpoint(source, out, TARGETS, options)
+    export_checkpoint(source, out, TARGETS, replace(options, resume=False))
+    assert out.is_dir()
 
 
 @pytest.mark.slow
