@@ -19,11 +19,12 @@ import gguf
 from gguf import TokenType
 from tokenizers import pre_tokenizers
 
-from emo_export.converters.split import NOT_UTF8, split_of
+from emo_export.converters.split import split_of
 from emo_export.errors import EmoExportError
 from emo_export.model.chat_templates import DEFAULT, chat_templates
 from emo_export.model.config import EmoConfig
 from emo_export.model.stop_tokens import stop_tokens
+from emo_export.text.splits import NOT_UTF8
 from emo_export.text.tokenizer_file import open_library, read_tokenizer_json
 
 # Texts that llama.cpp takes for special tokens whatever their type in the file says.

@@ -18,8 +18,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from emo_export.converters.split import NOT_UTF8, spellings, split_of
+from emo_export.converters.split import split_of
 from emo_export.errors import EmoExportError
+from emo_export.text.splits import NOT_UTF8, spellings
 from emo_export.text.tokenizer_file import read_tokenizer_json
 
 SPLITS = ("cl100k", "gpt-2", "qwen2", "qwen3.5")

@@ -13,7 +13,7 @@ BASE = ("numpy>=2.0,<3",)
 ENGINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "gguf": ("xllamacpp>=2026.10,<2027",),
-        "onnx": ("onnxruntime>=1.31.1,<1.32", "tokenizers>=0.22,<0.24"),
+        "onnx": ("onnxruntime>=1.31.1,<1.32",),
     }
 )
 """Kind of target -> the requirements of its extra (`llama`, `ort`)."""

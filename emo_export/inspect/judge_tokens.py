@@ -19,7 +19,7 @@ NORMAL, CONTROL = 1, 3  # enum llama_token_type
 # Names that llama.cpp gives to cl100k's split. llama-bpe splits alike, but ignores merges and adds
 # a beginning token.
 CL100K_SPLITS = ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")
-# Of other tokenizers whose ids llama.cpp reproduces (converters/split.py).
+# Of other tokenizers whose ids llama.cpp reproduces (text/splits.py).
 OTHER_SPLITS = ("llama-bpe", "gpt-2", "qwen2", "qwen35", "starcoder")
 ENDS = re.compile(r"end[_ ]?of|im_end|eot|eos|</s>", re.IGNORECASE)
 KEY = "tokenizer.ggml"

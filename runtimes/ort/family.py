@@ -81,7 +81,7 @@ class OrtFamily:
 
     def need_engine(self) -> None:
         """Raise MissingDependencyError where ONNX Runtime is not installed."""
-        need(["onnxruntime", "tokenizers"], self.extra, "ONNX Runtime")
+        need(["onnxruntime"], self.extra, "ONNX Runtime")
 
     def open(
         self,

@@ -11,7 +11,7 @@ import pytest
 
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.runtimes.ort.model import HfTokenizer, OnnxModel
-from emo_export.runtimes.ort.tokenizer import bytes_of_characters
+from emo_export.text.bpe import BYTE_OF
 from tests.kit import tiny_onnx
 from tests.kit.paths import GOLDEN, NANO
 
@@ -179,11 +179,22 @@ def test_threads_below_one_are_refused(damaged: Path) -> None:
 
 def test_missing_packages_name_the_command(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingDependencyError, match=r'pip install ".*\[ort\]"'):
         OnnxModel(damaged)
-    with pytest.raises(MissingDependencyError, match=r'pip install ".*\[ort\]"'):
-        HfTokenizer(NANO)
+
+
+def test_the_tokenizers_library_is_for_uncommon_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads((NANO / "tokenizer.json").read_text("utf-8"))
+    text = json.dumps(content | {"normalizer": {"type": "NFC"}})
+    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+    (tmp_path / "generation_config.json").write_text("{}", "utf-8")
+    found = HfTokenizer(tmp_path).encode("e\u0301 <|endoftext|>")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependencyError, match=r"normalizer NFC takes .* pip install tok"):
+        HfTokenizer(tmp_path)
+    assert found == HfTokenizer(NANO).encode("\u00e9 <|endoftext|>")
 
 
 @pytest.mark.parametrize("folder", [NANO, GOLDEN / "base"], ids=["nano", "base"])
@@ -203,7 +214,7 @@ def test_special_and_unused_tokens_have_no_bytes() -> None:
 
 
 def test_every_byte_has_one_character() -> None:
-    assert sorted(bytes_of_characters().values()) == list(range(256))
+    assert sorted(BYTE_OF.values()) == list(range(256))
 
 
 def test_several_stop_tokens_and_broken_files(tmp_path: Path) -> None:

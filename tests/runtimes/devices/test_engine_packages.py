@@ -18,5 +18,5 @@ def test_they_are_those_of_the_extras() -> None:
 
 def test_each_is_imported_under_its_own_name() -> None:
     named = [module_of(line) for line in requirements_for(("onnx", "gguf"))]
-    assert named == ["numpy", "onnxruntime", "tokenizers", "xllamacpp"]
+    assert named == ["numpy", "onnxruntime", "xllamacpp"]
     assert requirements_for(("gguf", "gguf")) == (*BASE, *ENGINES["gguf"])
