@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.hostile import DEEP, shard, tensor
 from tests.fuzz.readers import within_limits
-from tests.fuzz.test_readers import DEEP, shard, tensor
 from tests.kit.bad_gguf import rewrite
 from tests.kit.command import Emo
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +14,6 @@ import onnx
 import pytest
 
 from emo_export.errors import EmoExportError
-from emo_export.runtimes.ort import prepacked
 from emo_export.runtimes.ort.model import OnnxModel
 from emo_export.runtimes.ort.prepacked import default_cache, prepacked_copy
 from emo_export.runtimes.ort.prepacked_key import cpu_identity, prepacked_key
@@ -26,17 +21,10 @@ from tests.bench.test_doctor import LAPTOP, PI4, PI5, machine
 from tests.kit.command import Emo
 from tests.kit.exporting import exported
 from tests.kit.paths import NANO
+from tests.kit.prepacked_copies import child, silent
 from tests.kit.tiers import slow_beyond
 
 MIB = 1 << 20
-CHILD = """
-import sys
-from pathlib import Path
-from emo_export.runtimes.ort.prepacked import prepacked_copy
-folder, cache, group = sys.argv[1:]
-say = lambda text: print(text, file=sys.stderr)
-print(prepacked_copy(Path(folder), Path(cache), say, int(group)))
-"""
 MEMORY_CHILD = """
 import re, sys
 from pathlib import Path
@@ -53,31 +41,10 @@ print(anonymous() - before)
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An export of its own for one test, free to change."""
-    return Path(shutil.copytree(exported(NANO, "onnx:int4"), tmp_path / "model"))
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def silent(text: str) -> None:
-    raise AssertionError(f"said {text!r}")
-
-
 def logits(model: OnnxModel) -> list[np.ndarray]:
     ids = np.arange(24) * 37 % model.vocab_size
     steps = [ids[:20], *(ids[at : at + 1] for at in range(20, 24))]
     return [model.forward(step) for step in steps]
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize(
@@ -190,17 +157,6 @@ def test_other_weights_with_the_same_bytes_and_time_are_noticed(folder: Path, ca
     assert said[0] == f"removing {old}: weights changed since it was made"
 
 
-def test_a_folder_that_changes_meanwhile_is_refused(folder: Path, cache: Path) -> None:
-    process = child(CHILD, folder, cache, 1)  # a group for every node: takes seconds
-    while not any(list(path.glob("*.data")) for path in unfinished(cache)):
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.utime(folder / "model.onnx.data", ns=(1, 1))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "changed while it was prepacked; run again" in err
-    assert list(cache.glob("model-*")) == unfinished(cache) == []
-
-
 def test_a_copy_for_another_engine_or_cpu_is_stale(
     folder: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -258,87 +214,11 @@ def test_a_damaged_copy_is_made_again(damage: str, folder: Path, cache: Path) ->
     assert prepacked_copy(folder, cache, silent) == copy
 
 
-def unfinished(cache: Path) -> list[Path]:
-    return list(cache.glob(f"{prepacked.UNFINISHED}*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_build_leaves_nothing_under_the_name(
-    number: signal.Signals, folder: Path, cache: Path
-) -> None:
-    process = child(CHILD, folder, cache, 1)  # a group for every node: takes seconds
-    while not any(list(path.glob("*.data")) for path in unfinished(cache)):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert len(unfinished(cache)) == (number == signal.SIGKILL)
-    assert not list(cache.glob("model-*"))
-    mine = cache / "notes"
-    mine.mkdir()
-    assert prepacked_copy(folder, cache, lambda text: None).is_dir()
-    assert unfinished(cache) == [] and mine.is_dir()
-
-
-@pytest.mark.slow
-def test_two_processes_make_one_copy(folder: Path, cache: Path) -> None:
-    both = [child(CHILD, folder, cache, MIB) for _ in range(2)]
-    done = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], done
-    assert len({out for out, _ in done}) == 1
-    assert "".join(err for _, err in done).count("prepacked in") == 1
-    assert len(list(cache.glob("model-*"))) == 1 and unfinished(cache) == []
-
-
-def test_a_short_disk_is_told_before_the_work(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=5_000_000))
-    with pytest.raises(EmoExportError) as error:
-        prepacked_copy(folder, cache, silent)
-    assert "needs up to 62 MB, its disk has 5 MB free; name a folder on another disk" in str(
-        error.value
-    )
-    assert str(cache) in str(error.value)
-    assert [path for path in cache.iterdir() if path.is_dir()] == []
-
-
-@pytest.mark.parametrize("limit", [3 * MIB, 20 * MIB])
-def test_a_disk_that_fills_leaves_nothing(limit: int, folder: Path, cache: Path) -> None:
-    code = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-    process = child(code + CHILD, folder, cache, 4 * MIB)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "EmoExportError" in err.splitlines()[-1], err
-    assert list(cache.glob("model-*")) == unfinished(cache) == []
-
-
 @pytest.mark.parametrize("target", ["onnx:f32", "onnx:int8@standard"])
 def test_graphs_that_gain_little_are_refused(target: str, cache: Path) -> None:
     with pytest.raises(EmoExportError, match="is of little use here: ONNX Runtime maps"):
         prepacked_copy(exported(NANO, target), cache, silent)
     assert not cache.exists()
-
-
-@pytest.mark.parametrize("kind", slow_beyond(["link"], ["file", "link", "broken link"]))
-def test_what_stands_under_our_names_is_replaced(
-    kind: str, folder: Path, cache: Path, tmp_path: Path
-) -> None:
-    place = prepacked_copy(folder, cache, lambda text: None)
-    shutil.rmtree(place)
-    other = tmp_path / "other"
-    for path in (place, cache / f"{prepacked.UNFINISHED}x"):
-        path.write_bytes(b"") if kind == "file" else path.symlink_to(other)
-    if kind == "link":
-        other.mkdir()
-        (other / "notes").write_bytes(b"")
-    said: list[str] = []
-    assert prepacked_copy(folder, cache, said.append) == place
-    assert said[0] == f"{place}: has no record of what it is; making it again"
-    assert unfinished(cache) == [] and not place.is_symlink()
-    assert (other / "notes").exists() == (kind == "link")
 
 
 def test_paths_that_are_not_utf8_are_refused(folder: Path, cache: Path) -> None:
