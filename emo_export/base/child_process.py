@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emo_export.base.posix import need_posix
 from emo_export.base.process_memory import PROC, sizes
 from emo_export.base.tied import tied
 from emo_export.errors import EmoExportError, MissingDependencyError
@@ -57,6 +58,7 @@ class Child:
 
     def __init__(self, label: str, module: str, timeout: float = TIMEOUT) -> None:
         self.label, self._timeout = label, timeout
+        need_posix()
         self.memory: Memory | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - kill closes it
         self._process = subprocess.Popen(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from importlib import metadata
-from urllib.parse import unquote, urlparse
 
 from emo_export.errors import MissingDependencyError
 
@@ -30,6 +28,9 @@ def install_command(extra: str) -> str:
 
 
 def _origin() -> str:
+    from importlib import metadata  # not on the way of a command that finds what it needs
+    from urllib.parse import unquote, urlparse
+
     try:
         recorded = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except metadata.PackageNotFoundError:

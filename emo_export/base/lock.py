@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from emo_export.base.posix import need_posix
 from emo_export.errors import EmoExportError
 
 FILE = os.O_RDWR | os.O_CREAT
@@ -19,12 +20,13 @@ def take(path: Path, flags: int = FILE) -> int | None:
     """The descriptor that holds the lock until it is closed; None where another process holds it.
 
     `flags`: FILE makes a file that is missing; FOLDER locks a folder. Raises OSError where it can't
-    be opened, and EmoExportError where the file system has no locks.
+    be opened, and EmoExportError where the file system has no locks, and on Windows.
     """
-    import fcntl  # not on Windows, where `doctor` takes no lock
+    need_posix()
+    import fcntl
 
     while True:
-        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = os.open(path, flags | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(handle, path):

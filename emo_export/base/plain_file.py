@@ -20,6 +20,9 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Windows has no O_NONBLOCK, and changes what it reads without O_BINARY."""
+
 
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, to be read from its first byte.
@@ -29,7 +32,7 @@ def open_plain(path: Path) -> BinaryIO:
     try:
         # A device may do something when it is opened, so the name is looked at before.
         _check(path, path.stat())
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(path, _FLAGS)
         try:
             _check(path, os.fstat(handle))
             return os.fdopen(handle, "rb")

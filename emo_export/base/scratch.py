@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emo_export.base.lock import FOLDER, take
+from emo_export.base.posix import need_posix
 from emo_export.base.uninterrupted import uninterrupted
 from emo_export.errors import EmoExportError
 
@@ -22,7 +23,8 @@ class Scratch:
     """A folder in TMPDIR, with what it is for in its name, until `close`."""
 
     def __init__(self, purpose: str) -> None:
-        """Raises OSError where none can be made."""
+        """Raises OSError where none can be made, EmoExportError on Windows."""
+        need_posix()
         self._handle: int | None = None
         with uninterrupted():  # the search for TMPDIR and a folder half made stay behind
             remove_abandoned()

@@ -161,7 +161,7 @@ def _onnxruntime() -> Check:
             text=True,
             timeout=PROBE_SECONDS,
             env=environment,
-            preexec_fn=tied(),
+            preexec_fn=None if sys.platform == "win32" else tied(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         return Check(name, f"could not be tried: {error}", False, use, remedy)

@@ -16,6 +16,8 @@ from emo_export.errors import EmoExportError
 if TYPE_CHECKING:
     from emo_export.runtimes.devices.emulated.fetch import Progress
 
+ENGINES = ("llama", "ort")
+
 
 @click.group()
 def device() -> None:
@@ -117,6 +119,47 @@ def list_(as_json: bool) -> None:
         out.print(f"\n{setup['site']} in {setup['root']} ({kind})", markup=False)
         for name, version in setup["versions"].items():
             out.print(f"  {name}: {version}", markup=False)
+
+
+@device.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    help="Fetch its wheels too, into OUT.wheels.  [repeatable]",
+)
+@click.option(
+    "--machine",
+    type=click.Choice(("aarch64", "x86_64")),
+    default="aarch64",
+    show_default=True,
+    help="Of the wheels.",
+)
+@click.option(
+    "--python",
+    metavar="VERSION",
+    default="3.13",
+    show_default=True,
+    help="Of the wheels: python3 --version there.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+def pyz(out: Path, engines: tuple[str, ...], machine: str, python: str, overwrite: bool) -> None:
+    """Write emo-export as one file for a machine without a package index.
+
+    OUT, as emo.pyz, holds emo-export and all of its commands; what is compiled, numpy and the
+    engine, is installed there from wheels. Those need glibc of at most 2.36 there, as Raspberry
+    Pi OS 12 has it.
+
+    \b
+    Example:
+        emo-export device pyz emo.pyz --engine llama
+        emo-export device pyz emo.pyz --engine ort --machine x86_64 --python 3.12
+    """
+    from emo_export.cli.pyz import write_and_fetch
+
+    write_and_fetch(out, engines, machine, python, overwrite)
 
 
 @device.command()

@@ -19,7 +19,8 @@ from emo_export.files.manifest import digest
 from emo_export.runtimes.devices.emulated import debian as device_debian
 from emo_export.runtimes.devices.emulated.engines import PLATFORMS, npm_registry
 from emo_export.runtimes.devices.emulated.fetch import Progress
-from emo_export.runtimes.devices.emulated.pins import FILE, Pin
+from emo_export.runtimes.devices.emulated.pins import FILE as PINS
+from emo_export.runtimes.devices.emulated.pins import Pin
 
 SUITE = "trixie"
 ROOT = """libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libffi8 libexpat1 libssl3t64 libbz2-1.0
@@ -100,7 +101,8 @@ def main() -> None:
         "wheels": {python: wheels(python) for python in PYTHONS},
         "llama": llama(),
     }
-    FILE.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    assert isinstance(PINS, Path)  # of this tree, which is no zip
+    PINS.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

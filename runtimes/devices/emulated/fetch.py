@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from emo_export.base.tied import tied
+from emo_export.base.uninterrupted import SIGNALS
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.emulated.place import bytes_of
 
 LOOK_SECONDS = 0.25
-
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def watched(
     # TMPDIR: apt ignores one that it can't write to, and what is left must go with the folder.
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": str(folder), **settings}
     with tempfile.TemporaryFile(dir=folder) as out, tempfile.TemporaryFile(dir=folder) as err:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             try:
                 process = subprocess.Popen(

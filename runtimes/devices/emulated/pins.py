@@ -9,13 +9,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from pathlib import Path
+from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
-from emo_export.base.json_file import read_json
+from emo_export.base.json_file import parse_object
 from emo_export.errors import EmoExportError
 
-FILE = Path(__file__).with_name("pins.json")
+FILE = resources.files(__package__).joinpath("pins.json")  # it may lie in a zip
 FORMS = {
     "name": r"@?[a-z0-9_.+/-]+",
     "version": r"[0-9][0-9A-Za-z.+~:-]*",
@@ -60,9 +61,9 @@ class Pins:
         return found[1]
 
 
-def read_pins(path: Path = FILE) -> Pins:
+def read_pins(path: Traversable = FILE) -> Pins:
     """Read and check the file. Raises EmoExportError naming what is missing or not well-formed."""
-    content = read_json(path)
+    content = parse_object(path.read_bytes(), str(path))
     try:
         debian, wheels = content["debian"], content["wheels"]
         return Pins(
