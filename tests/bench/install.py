@@ -6,12 +6,14 @@ Builds sdist and wheel, has twine look at both, and serves them as an index on t
 loopback, beside pip's own. For each Python and each engine a fresh venv installs
 `emo-export[EXTRA]` from there by name. Bytes are those of all files in site-packages, compiled
 modules too, that were not there before. Seconds are medians of runs that take turns; the first
-token's are from the start of the process, without those that opening the model takes.
+token's are from the start of the process, without those that opening the model takes. CPU seconds
+tell how much of that is other programs of this machine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import click
@@ -37,9 +39,9 @@ import sys, time
 from pathlib import Path
 from emo_export.runtimes.opening import open_runtime
 import numpy
-began = time.perf_counter()
+began, cpu = time.perf_counter(), time.process_time()
 open_runtime(Path(sys.argv[1]), None)
-print(time.perf_counter() - began)
+print(time.perf_counter() - began, time.process_time() - cpu)
 """
 
 
@@ -107,23 +109,39 @@ def install(python: str, extra: str, url: str, folder: Path) -> Venv:
     return Venv(folder, version, extra, _bytes(made), _bytes(of_engine))
 
 
-def seconds_to_first_byte(*command: str) -> float:
-    """From the start of a process to what it prints first."""
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one turn: until something is printed, and of the CPU until the end."""
+
+    version: float
+    version_cpu: float
+    token: float
+    token_cpu: float
+    load: float
+    load_cpu: float
+
+
+def seconds_to_first_byte(*command: str) -> tuple[float, float]:
+    """From the start of a process to what it prints first, and CPU seconds of all of it."""
     began = time.perf_counter()
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes, preexec_fn=tied()) as process:
-        assert process.stdout is not None
-        first = process.stdout.read(1)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=tied()
+    )
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        first = stdout.read(1)
         seconds = time.perf_counter() - began
-        process.stdout.read()
+        stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not first:
         raise click.ClickException(f"{' '.join(command)}: exit {process.returncode}")
-    return seconds
+    return seconds, used.ru_utime + used.ru_stime
 
 
-def measured(venvs: Sequence[Venv], package: Path) -> list[tuple[float, float, float]]:
-    """Seconds of --version, of the first token, and of the load, of each venv."""
-    found: list[list[tuple[float, float, float]]] = [[] for _ in venvs]
+def measured(venvs: Sequence[Venv], package: Path) -> list[Times]:
+    """The medians of each venv."""
+    found: list[list[Times]] = [[] for _ in venvs]
     paths = {name: entry["path"] for name, entry in _targets(package).items()}
     for turn in range(RUNS + 1):
         for venv, times in zip(venvs, found, strict=True):
@@ -132,10 +150,11 @@ def measured(venvs: Sequence[Venv], package: Path) -> list[tuple[float, float, f
             version = seconds_to_first_byte(emo, "--version")
             prompt = ["run", str(package), "def main(", "-n", "1", "--target", target]
             token = seconds_to_first_byte(emo, *prompt)
-            load = float(_run(venv.program("python"), "-c", LOAD, package / paths[target]))
+            load = _run(venv.program("python"), "-c", LOAD, package / paths[target]).split()
             if turn:  # the first reads files from the disk
-                times.append((version, token, load))
-    return [tuple(map(statistics.median, zip(*times, strict=True))) for times in found]  # type: ignore[misc]
+                times.append(Times(*version, *token, *map(float, load)))
+    columns = [zip(*map(astuple, times), strict=True) for times in found]
+    return [Times(*map(statistics.median, column)) for column in columns]
 
 
 def _targets(package: Path) -> dict[str, dict[str, str]]:
@@ -171,11 +190,15 @@ def main(pythons: tuple[str, ...], package: Path | None) -> None:
             for number, python in enumerate(pythons)
             for extra in ENGINES
         ]
-        click.echo("Python   extra      MB  of which engine  --version s  first token s  load s")
-        for venv, (version, token, load) in zip(venvs, measured(venvs, package), strict=True):
-            seconds = f"{version:11.3f}  {token - load:13.3f}  {load:6.3f}"
+        times = measured(venvs, package)
+        click.echo("Python   extra      MB  of which engine  --version s (CPU)", nl=False)
+        click.echo("  first token s (CPU)  load s (CPU)")
+        for venv, it in zip(venvs, times, strict=True):
             sizes = f"{venv.nbytes / 1e6:6.1f}  {venv.engine_bytes / 1e6:15.1f}"
-            click.echo(f"{venv.version:8} {venv.extra:6} {sizes}  {seconds}")
+            version = f"{it.version:11.3f} ({it.version_cpu:.2f})"
+            token = f"{it.token - it.load:13.3f} ({it.token_cpu - it.load_cpu:.2f})"
+            load = f"{it.load:6.3f} ({it.load_cpu:.2f})"
+            click.echo(f"{venv.version:8} {venv.extra:6} {sizes}  {version}  {token}  {load}")
 
 
 if __name__ == "__main__":
