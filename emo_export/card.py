@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from emo_export import __version__
-from emo_export.card_running import running
+from emo_export.card_running import elsewhere, running
 from emo_export.files.recipe_file import RECIPE
 from emo_export.files.target_entry import TargetEntry
 from emo_export.model.config import EmoConfig
 from emo_export.model.product import Product
 from emo_export.model.recipes import AUTO
+from emo_export.model.source_card import hub_id, licence_of
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import FAIL, NOT_ENOUGH, Result, Row
 from emo_export.report.markdown import code, plain
@@ -28,23 +29,30 @@ def model_card(
 ) -> str:
     """Markdown with a YAML head, as the Hugging Face hub reads it."""
     parts = [
-        _head(targets),
+        _head(product, targets),
         f"# {plain(name)}",
         _verdict(results),
+        running(targets, results, sizes),
         _about(product),
-        _files(targets, sizes),
+        elsewhere(targets, results),
         _recipes(targets),
         _parity(results),
         _losses(results),
-        running(targets, results, sizes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(targets: Mapping[str, TargetEntry]) -> str:
+def _head(product: Product, targets: Mapping[str, TargetEntry]) -> str:
     kinds = sorted({target.spec.family for target in targets.values()})
-    tags = "\n".join(f"- {tag}" for tag in ("emo", "mixture-of-experts", *kinds))
-    return f"---\npipeline_tag: text-generation\ntags:\n{tags}\n---"
+    base = hub_id(product.path)
+    lines = [f"{key}: {value}" for key, value in licence_of(product.path).items()]
+    if base is None:
+        lines.append("# base_model: owner/name, which a folder on a disk does not tell")
+    else:
+        lines += [f"base_model: {base}", "base_model_relation: quantized"]
+    lines += [f"library_name: {kinds[0]}", "pipeline_tag: text-generation", "tags:"]
+    lines += [f"- {tag}" for tag in ("emo", "mixture-of-experts", *kinds)]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _verdict(results: Sequence[Result]) -> str:
@@ -67,11 +75,13 @@ def _about(product: Product) -> str:
     sparse = [layer for layer in config.layers if not layer.is_dense]
     counts = sorted({layer.num_experts for layer in sparse})
     experts = " or ".join(map(str, counts))
+    source = hub_id(product.path) or product.path.name
     text = (
-        f"An EMO mixture-of-experts language model, exported by emo-export {__version__} from the "
-        f"checkpoint {code(product.path.name)}: {config.num_hidden_layers} layers, hidden size "
-        f"{config.hidden_size}, {experts} experts in a layer{_shared(config)}, of which a token "
-        f"uses {config.num_experts_per_tok}, vocabulary {config.vocab_size}."
+        "## What it is\n\nAn EMO mixture-of-experts language model, exported by "
+        f"emo-export {__version__} from the checkpoint {code(source)}: "
+        f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {experts} "
+        f"experts in a layer{_shared(config)}, of which a token uses "
+        f"{config.num_experts_per_tok}, vocabulary {config.vocab_size}."
     )
     pruning = product.pruning
     if pruning:
@@ -92,16 +102,6 @@ def _shared(config: EmoConfig) -> str:
     if always or counts == {0} or len(counts) != 1:
         return ""
     return f" ({counts.pop()} of them shared: every token uses it)"
-
-
-def _files(targets: Mapping[str, TargetEntry], sizes: Mapping[str, int]) -> str:
-    lines = ["## Files", "", "| target | path | size |", "|---|---|---|"]
-    lines += [
-        f"| {spec} | `{target.path}` | {sizes[spec] / 1e6:.1f} MB |"
-        for spec, target in targets.items()
-    ]
-    lines += ["", "manifest.json lists every file with its digest."]
-    return "\n".join(lines)
 
 
 def _recipes(targets: Mapping[str, TargetEntry]) -> str:

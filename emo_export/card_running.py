@@ -69,27 +69,41 @@ def modelfile(path: str, context: int, has_chat_template: bool) -> str:
 
 
 def running(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
-    """The card's sections on running the folder."""
-    parts = [_ours(targets)]
+    """What a reader came for: which file to take, and what runs it."""
+    extras = dict.fromkeys(LIGHT[target.spec.family].extra for target in targets.values())
+    first = next(iter(targets.values()))
+    lines = [
+        f'pip install "emo-export[{",".join(extras)}]"',
+        f"emo-export run {shlex.quote(first.path)} 'The' -n 64",
+    ]
+    others = f", or another of the table in place of `{first.path}`" if len(targets) > 1 else ""
+    return (
+        f"## Run it\n\nFrom this folder{others}; the text that follows is streamed:\n\n"
+        f"{_block(lines)}\n\n{_choice(targets, results, sizes)}"
+    )
+
+
+def elsewhere(targets: Targets, results: Sequence[Result]) -> str:
+    """The card's sections on other programs."""
+    parts = ["## Other programs"]
     by_family: dict[str, dict[str, TargetEntry]] = {family: {} for family in SECTIONS}
     for name, target in targets.items():
         by_family[target.spec.family][name] = target
     for family, ours in by_family.items():
         if ours:
-            parts += SECTIONS[family](ours, results, sizes)
-    if results:
-        parts.append(
-            "`golden.npz` is only needed to validate; a device that just runs needs no copy."
-        )
+            parts += SECTIONS[family](ours)
+    parts.append(
+        "`manifest.json` lists every file with its digest (`emo-export verify`)."
+        + (" `golden.npz` is only needed to validate: a device needs no copy." if results else "")
+    )
     return "\n\n".join(parts)
 
 
-def _gguf(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> list[str]:
-    choice = [_choice(ggufs, results, sizes)] if results else []
-    return [*choice, _llama_cpp(ggufs), _apps(ggufs)]
+def _gguf(ggufs: Targets) -> list[str]:
+    return [_llama_cpp(ggufs), _apps(ggufs)]
 
 
-def _onnx(folders: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> list[str]:
+def _onnx(folders: Targets) -> list[str]:
     lines = [
         f"- `{target.path}`: ONNX Runtime {target.onnxruntime} or newer "
         f"({ONNX_GRAPHS[target.spec.graph]})."
@@ -128,37 +142,37 @@ def _block(lines: Iterator[str] | Sequence[str]) -> str:
     return "\n".join(["```sh", *lines, "```"])
 
 
-def _ours(targets: Targets) -> str:
-    lines = [
-        f"emo-export run {shlex.quote(target.path)} -p 'The' -n 64"
-        f"   # needs emo-export[{LIGHT[target.spec.family].extra}]"
-        for target in targets.values()
-    ]
-    return f"## Running\n\nFrom this folder:\n\n{_block(lines)}"
-
-
-def _choice(ggufs: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
+def _choice(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int]) -> str:
     """Sizes and measured loss side by side, for choosing."""
-    lines = [
-        "### Which GGUF",
-        "",
-        "The largest that fits into memory beside the context. Lower KL and a ratio nearer to 1 "
-        "are better; top-1 is how often the most likely token is the original's, near ties of the "
-        "router apart, and good to a point or two.",
-        "",
-        "| file | size | KL to the original | top-1 | perplexity ratio |",
-        "|---|---|---|---|---|",
-    ]
+    head = ["take", "for", "size", "KL to the original", "top-1", "perplexity ratio"]
     rows = {
         result.target: row for result in results for row in result.rows if row.against == ORIGINAL
     }
-    for spec, target in ggufs.items():
-        measured, ratio = rows[spec].measured, rows[spec].perplexity_ratio
-        lines.append(
-            f"| `{target.path}` | {sizes[spec] / 1e6:.1f} MB | {measured.kl_mean:.4f} | "
-            f"{measured.top1:.1%} | {ratio:.4f} |"
-        )
-    return "\n".join(lines)
+    lines = []
+    for spec, target in targets.items():
+        cells = [f"`{target.path}`", _for(target), f"{sizes[spec] / 1e6:.1f} MB"]
+        if spec in rows:
+            measured = rows[spec].measured
+            cells += [f"{measured.kl_mean:.4f}", f"{measured.top1:.1%}"]
+            cells.append(f"{rows[spec].perplexity_ratio:.4f}")
+        elif rows:
+            cells += ["not judged", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    head = head if rows else head[:3]
+    told = (
+        "\n\nOf those that fit into memory beside the context, the largest says most like the "
+        "original: lower KL and a ratio nearer to 1 are better; top-1 is how often the most likely "
+        "token is the original's, near ties of the router apart, and good to a point or two."
+    )
+    table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]
+    return "\n".join(table) + (told if rows else "")
+
+
+def _for(target: TargetEntry) -> str:
+    if target.spec.family == GGUF:
+        return "llama.cpp, LM Studio" if target.trunk else "llama.cpp, Ollama, LM Studio"
+    more = {"if": ", browsers, Android", "standard": ", engines with opset 23"}
+    return f"ONNX Runtime {target.onnxruntime} or newer{more.get(target.spec.graph, '')}"
 
 
 def _llama_cpp(ggufs: Targets) -> str:
@@ -206,7 +220,7 @@ def _apps(ggufs: Targets) -> str:
     )
 
 
-SECTIONS: Mapping[str, Callable[[Targets, Sequence[Result], Mapping[str, int]], list[str]]] = {
+SECTIONS: Mapping[str, Callable[[Targets], list[str]]] = {
     GGUF: _gguf,
     ONNX: _onnx,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emo_export.base.install import install_command
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.model.source_card import CARD
 
 SMALL_FILES = [
     "config.json",
@@ -24,7 +25,8 @@ HUB_FILES = [*SMALL_FILES, "*.safetensors"]
 def locate(source: str, progress: bool = False, weights: bool = True) -> Path:
     """A local folder as it is, or a Hugging Face id fetched into the hub's cache (resumable).
 
-    Only the files of HUB_FILES are fetched, or without `weights` those of SMALL_FILES; remote code
+    Only the files of HUB_FILES are fetched, or without `weights` those of SMALL_FILES, and the
+    card; remote code
     never is. Raises EmoExportError when the source is neither, MissingDependencyError without
     huggingface_hub.
     """
@@ -41,7 +43,7 @@ def locate(source: str, progress: bool = False, weights: bool = True) -> Path:
     if not progress:
         disable_progress_bars()
     repo, _, revision = source.partition("@")
-    wanted = HUB_FILES if weights else SMALL_FILES
+    wanted = [*(HUB_FILES if weights else SMALL_FILES), CARD]
     try:
         # A pattern's * also matches "/": without ignoring folders, copies of the weights in other
         # layouts (original/, checkpoint-100/) would be fetched too.

@@ -24,7 +24,6 @@ UNNEEDED = {
     "configuration_emo.py": b"raise SystemExit('remote code ran')",
     "pytorch_model.bin": b"\x80\x02.",
     "training_args.bin": b"\x80\x02.",
-    "README.md": b"# tiny",
     ".gitattributes": b"",
     "original/model.safetensors": b"\0" * 64,
     "original/chat_template.jinja": b"{{ other }}",
@@ -33,6 +32,7 @@ UNNEEDED = {
 }
 
 TEMPLATES = {
+    "README.md": b"---\nlicense: mit\n---\n# tiny",
     "chat_template.jinja": b"{{ messages }}",
     "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
 }
