@@ -60,9 +60,15 @@ def sample(
     if sampling.repetition_penalty != 1:
         logits = _penalised(logits, sampling.repetition_penalty, seen)
         best = logits.max()
+        if not np.isfinite(best):
+            raise EmoExportError(
+                f"repetition_penalty is {sampling.repetition_penalty}, with which logits are {best}"
+            )
     if sampling.temperature == 0:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf, so probability 0
+    with np.errstate(
+        over="ignore", divide="ignore", invalid="ignore"
+    ):  # a tiny temperature: -inf, so probability 0
         weights = np.exp((logits.astype(np.float64) - best) / sampling.temperature)
     tokens = _kept(weights, sampling)
     cumulative = np.cumsum(weights[tokens])
@@ -80,7 +86,8 @@ def log_probability(logits: F32, token: int) -> float:
 def _penalised(logits: F32, penalty: float, seen: Iterable[int]) -> F32:
     ids = np.unique(np.fromiter(seen, np.int64))
     changed = logits.copy()
-    changed[ids] = np.where(changed[ids] > 0, changed[ids] / penalty, changed[ids] * penalty)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        changed[ids] = np.where(changed[ids] > 0, changed[ids] / penalty, changed[ids] * penalty)
     return changed
 
 

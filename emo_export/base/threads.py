@@ -5,7 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from emo_export.errors import EmoExportError
+
 SYSFS = Path("/sys/devices/system/cpu")
+MOST = 512
+"""GGML_MAX_N_THREADS of ggml.h, beyond which it ends the process; ONNX Runtime would make them all
+and take the memory of the machine."""
+
+
+def threads_for(asked: int | None) -> int:
+    """The threads of an engine: those asked for, or one per physical core.
+
+    Raises EmoExportError for fewer than 1 or more than MOST.
+    """
+    if asked is None:
+        return min(physical_cores(), MOST)
+    if not 1 <= asked <= MOST:
+        raise EmoExportError(f"threads is {asked}, expected 1 to {MOST}")
+    return asked
 
 
 def usable_cpus() -> frozenset[int]:

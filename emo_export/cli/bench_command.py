@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
 
@@ -31,7 +32,7 @@ from emo_export.files.kv_cache import KV_CACHES
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="End an engine that does not answer in so long.  [default: 3600]",
 )

@@ -8,6 +8,7 @@ import click
 
 from emo_export.cli import target_names
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
+from emo_export.cli.numbers import Within
 from emo_export.cli.output import stdout
 from emo_export.model.rounding import Rounding
 from emo_export.selection.method import Method
@@ -95,7 +96,7 @@ from emo_export.selection.method import Method
 )
 @click.option(
     "--bits",
-    type=click.FloatRange(1, 32),
+    type=Within(1, 32),
     help="For gguf:auto and onnx:auto: at most so many bits a weight, scales included. What each "
     "type costs each part and layer is measured on --calibration's text, and the bits are spent "
     "where they save most. The types are stored in recipe.json.",

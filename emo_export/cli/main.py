@@ -31,6 +31,7 @@ def cli() -> None:
 
 
 _received: list[int] = []
+_AGAIN = 0.01  # seconds
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -44,12 +45,25 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _hear_again(found: sys.UnraisableHookArgs) -> None:
+    """Repeat an interrupt that came where Python drops exceptions, as in a weak reference's call.
+
+    Nobody could interrupt the command any more, as further signals are ignored.
+    """
+    if found.exc_type is not KeyboardInterrupt or not hasattr(signal, "setitimer"):
+        sys.__unraisablehook__(found)
+        return
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     open_streams()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _hear_again
     try:
         code = cli.main(prog_name="emo-export", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
@@ -69,6 +83,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
         usage = io.StringIO()
         error.show(usage)
         return error.exit_code, usage.getvalue().rstrip("\n")
+    if isinstance(error, MemoryError):
+        return 2, "error: there is not enough memory for this; free some, or raise a limit on it"
     if isinstance(error, UnicodeEncodeError):  # libraries take neither such paths nor such texts
         return 2, f"error: a path or a text is not UTF-8: {on_one_line(str(error.object)[:500])}"
     if isinstance(error, OSError):

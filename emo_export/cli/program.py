@@ -11,31 +11,60 @@ import os
 import signal
 import sys
 
-from emo_export.base.tied import tied
-from emo_export.base.uninterrupted import SIGNALS
-from emo_export.cli.main import main
-from emo_export.cli.output import open_streams, tell
-
 OPENING = ("run", "chat")
 """Commands that open an engine in their own process."""
 
 
 def program() -> None:
     """Run the command line and exit with its code; 2 where a signal ended the engine."""
+    _begin()
+    from emo_export.cli.main import main
+
     if sys.platform == "linux" and sys.argv[1:2] and sys.argv[1] in OPENING:
-        open_streams()
-        tie = tied()
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGCHLD))
-        if child := os.fork():
-            sys.exit(_code_of(child))
-        tie()
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # no debugger where ggml gives up
+        _in_a_child()
     main()
+
+
+def _begin() -> None:
+    """Undo what the caller, and Python, made of signals, where it would lead astray.
+
+    Ctrl-C while we are imported ends the process, and shows no stack. Who ignores SIGCHLD is never
+    told of a child's end nor of its code; a time limit on a device is a SIGALRM.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ours = [getattr(signal, name) for name in ("SIGCHLD", "SIGALRM") if hasattr(signal, name)]
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+
+
+def _in_a_child() -> None:
+    """Return in a child; its parent waits for it, and exits with its code."""
+    from emo_export.base.tied import tied
+    from emo_export.base.uninterrupted import SIGNALS
+    from emo_export.cli.output import open_streams, tell
+
+    open_streams()
+    tie = tied()
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGCHLD))
+    try:
+        child = os.fork()
+    except OSError as error:
+        tell(f"error: no process can be started for the engine ({error.strerror})")
+        sys.exit(2)
+    if child:
+        sys.exit(_code_of(child))
+    tie()
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # no debugger where ggml gives up
 
 
 def _code_of(child: int) -> int:
     """The exit code of a child, to which signals to this process alone are sent on."""
+    from emo_export.base.uninterrupted import SIGNALS
+
     while True:
         heard = signal.sigwaitinfo((*SIGNALS, signal.SIGCHLD))
         if heard.si_signo != signal.SIGCHLD:
@@ -45,10 +74,19 @@ def _code_of(child: int) -> int:
             continue
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
-            break
-    code = os.waitstatus_to_exitcode(status)
+            return _told(os.waitstatus_to_exitcode(status))
+
+
+def _told(code: int) -> int:
+    """The exit code for a child's (less than 0: a signal's number), and a sentence on a signal."""
+    from emo_export.base.uninterrupted import SIGNALS
+    from emo_export.cli.output import tell
+
     if code >= 0:
         return code
+    if -code in SIGNALS:  # before it listened
+        tell("interrupted")
+        return 130
     tell(
         f"error: the engine was ended by {signal.Signals(-code).name}"
         + (", as it is when memory runs out" if -code == signal.SIGKILL else "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
 
@@ -20,7 +21,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="End an engine that neither opens a model nor reads a text in so long.  [default: 3600] "
     "On a device: a target whose whole run takes longer.  [default: none]",

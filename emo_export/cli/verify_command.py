@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
 
 
@@ -19,7 +20,7 @@ from emo_export.cli.output import stdout
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="With --deep: end a target whose replay takes longer.  [default: none]",
 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from emo_export.base.memory_mark import wait_to_be_seen
-from emo_export.base.threads import physical_cores
+from emo_export.base.threads import threads_for
 from emo_export.errors import EmoExportError
 from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, NUMBERS
 from emo_export.interfaces import F32, Ids
@@ -48,9 +48,7 @@ class LlamaCpp:
         """Raises EmoExportError for a file that is not GGUF or that llama.cpp refuses."""
         _check_gguf(path)
         self._lib: Library = load_library()
-        self._threads = physical_cores() if threads is None else threads
-        if self._threads < 1:
-            raise EmoExportError(f"threads is {threads}, expected 1 or more")
+        self._threads = threads_for(threads)
         self._kv_cache = kv_cache or (CACHE_F32 if parity else CACHE_F16)
         self._length = 0
         self._context: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emo_export.base.memory_mark import wait_to_be_seen
-from emo_export.base.threads import physical_cores
+from emo_export.base.threads import threads_for
 from emo_export.errors import EmoExportError
 from emo_export.files.kv_cache import CACHE_F32, CACHE_INT8, no_int8
 from emo_export.files.onnx_needs import Requirements
@@ -72,9 +72,7 @@ class OnnxModel:
             )
         if graph is None and not (folder / MODEL).is_file():
             raise EmoExportError(f"there is no {MODEL} in {folder}")
-        self._threads = physical_cores() if threads is None else threads
-        if self._threads < 1:
-            raise EmoExportError(f"threads is {threads}, expected 1 or more")
+        self._threads = threads_for(threads)
         self._entries = dict(session_options) | ({} if spin else {SPIN_KEY: "0"})
         self._prepacked = prepacked is not None
         if prepacked is not None:

@@ -30,6 +30,7 @@ NOT_FAILED = (0, 4)
 def exit_code_of(*arguments: object) -> int:
     """Run a command; how this process takes signals is afterwards as it was."""
     argv, handlers = sys.argv, {number: signal.getsignal(number) for number in SIGNALS}
+    unraisable = sys.unraisablehook
     sys.argv = ["emo-export", *map(str, arguments)]
     try:
         main()
@@ -37,6 +38,7 @@ def exit_code_of(*arguments: object) -> int:
         return int(stop.code or 0)
     finally:
         sys.argv = argv
+        sys.unraisablehook = unraisable
         for number, handler in handlers.items():
             signal.signal(number, handler)
     raise AssertionError("main returned")

@@ -134,3 +134,9 @@ def test_log_probability_is_that_of_the_softmax() -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(EmoExportError, match="expected"):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_penalty_that_makes_logits_infinite_is_refused() -> None:
+    penalty = Sampling(repetition_penalty=1e-320)
+    with pytest.raises(EmoExportError, match="repetition_penalty is 1e-320, with which logits are"):
+        sample(np.array([2.0, 1.0], np.float32), penalty, np.random.default_rng(0), [0])
