@@ -12,6 +12,7 @@ from typing import Any
 
 from emo_export.base.disk import unfinished, write_whole
 from emo_export.base.json_file import read_json
+from emo_export.base.plain_file import open_plain
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import is_domains, read_domains
 from emo_export.files.parts import HEADER, TENSOR, Part, Span, digest_parts, hashing, tensor_spans
@@ -313,8 +314,8 @@ def _as_dict(file: FileEntry) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as handle:
+    """SHA-256 of a plain file, hexadecimal. Raises EmoExportError as `open_plain`."""
+    with open_plain(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from emo_export.base.json_file import read_json
+from emo_export.base.plain_file import check_plain
 from emo_export.errors import EmoExportError
 from emo_export.model.config import EmoConfig
+from emo_export.model.hub import SMALL_FILES
 from emo_export.model.matching import match
 from emo_export.model.names import Slot
 from emo_export.model.notes import Note
@@ -92,6 +94,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """
         if not path.is_dir():
             raise EmoExportError(f"{path}: is not a folder with a checkpoint")
+        check_plain(path, SMALL_FILES)
         config_path = path / "config.json"
         if not config_path.is_file():
             raise EmoExportError(f"{path}: has no config.json; is it a Hugging Face checkpoint?")

@@ -12,9 +12,12 @@ from emo_export.errors import EmoExportError
 CARD = "README.md"
 MOST_BYTES = 1 << 20
 UNKNOWN = "unknown"  # a word of the hub's for it
-_HEAD = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
+_HEAD = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", re.DOTALL)
+_ID = re.compile(r"[A-Za-z0-9_.-]+")
 _KEYS = "license|license_name|license_link"
-_LINE = re.compile(rf"^({_KEYS}):[ \t]*[\"']?(\w[\w./:+-]{{0,200}})[\"']?[ \t]*$", re.MULTILINE)
+_LINE = re.compile(
+    rf"^({_KEYS}):[ \t]*[\"']?(\w[\w./:+-]{{0,200}}(?<!:))[\"']?[ \t]*$", re.MULTILINE
+)
 
 
 def licence_of(folder: Path) -> Mapping[str, str]:
@@ -36,5 +39,7 @@ def hub_id(folder: Path) -> str | None:
     place = folder.absolute()
     words = place.parent.parent.name.split("--")
     if place.parent.name != "snapshots" or len(words) != 3 or words[0] != "models":
+        return None
+    if not all(map(_ID.fullmatch, words)):  # it goes into the head of a card, which is YAML
         return None
     return f"{words[1]}/{words[2]}"

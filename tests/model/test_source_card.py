@@ -21,6 +21,8 @@ from emo_export.model.source_card import hub_id, licence_of
         ("# no head\nlicense: mit\n", {"license": "unknown"}),
         ("---\nlicense: [a, b]\n---\n", {"license": "unknown"}),
         ("---\ntags: x\n---\nlicense: mit\n---\n", {"license": "unknown"}),
+        ("---\nlicense: mit:\n---\n", {"license": "unknown"}),  # a key, in YAML
+        ("---" + "\n" * ((1 << 20) - 4) + "x", {"license": "unknown"}),  # in linear time
         ("---\nlicense: " + "a" * (1 << 20) + "\n---\n", {"license": "unknown"}),
     ],
 )
@@ -37,5 +39,11 @@ def test_a_folder_of_the_hub_s_cache_is_named(tmp_path: Path) -> None:
     assert hub_id(tmp_path / "hub/models--allenai--Emo_1b14b_1T/snapshots/0f3a") == (
         "allenai/Emo_1b14b_1T"
     )
-    for other in ("models--allenai--x/main/0f", "datasets--a--b/snapshots/0f", "emo", "a/b/c"):
+    for other in (
+        "models--a--b\nlicense: mit/snapshots/0f",
+        "models--allenai--x/main/0f",
+        "datasets--a--b/snapshots/0f",
+        "emo",
+        "a/b/c",
+    ):
         assert hub_id(tmp_path / other) is None
