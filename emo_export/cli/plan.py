@@ -36,7 +36,7 @@ LONG = (
 LEGEND = (
     "Memory on a device for a prompt of at most 512 tokens: weights, KV cache, and Python with the "
     "engine and its work space; estimated, within 10% of what validate --ram measured. tok/s: what "
-    "the bandwidth of the device allows at most, with an empty cache."
+    "the bandwidth of the device allows at most, with an empty cache. +: and those with more."
 )
 
 
@@ -147,7 +147,9 @@ def _verdict(planned: Planned, profile: DeviceProfile | None) -> str:
     if profile is None:
         profiles = device_profiles()
         held = [p.name for p in profiles.values() if planned.running.total <= p.usable]
-        return "all" if len(held) == len(profiles) else ", ".join(held) or "none"
+        smallest = {name.split("-")[0]: name for name in reversed(held)}  # later ones are larger
+        shown_names = [f"{name}+" for name in reversed(smallest.values())]
+        return "all" if len(held) == len(profiles) else ", ".join(shown_names) or "none"
     short = planned.running.total - profile.usable
     return "fits" if short <= 0 else f"{shown(short)} too much"
 

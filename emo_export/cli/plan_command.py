@@ -40,8 +40,9 @@ from emo_export.files.kv_cache import KV_CACHES
 @click.option(
     "--fit",
     metavar="PROFILE",
-    help="Choose for pi4-4gb, pi4-8gb, pi5-4gb, pi5-8gb, pi5-16gb, android-6gb, android-8gb or "
-    "laptop-16gb: the most experts that fit, then the type with the most bytes.",
+    help="Choose for pi4-1gb, pi4-2gb, pi4-4gb, pi4-8gb, pi5-2gb, pi5-4gb, pi5-8gb, pi5-16gb, "
+    "android-6gb, android-8gb or laptop-16gb: the most experts that fit, then the type with the "
+    "most bytes.",
 )
 @click.option(
     "--time",

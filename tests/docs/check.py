@@ -30,8 +30,9 @@ OURS = ("emo_export", "tests")
 
 
 def documents(root: Path = ROOT) -> list[Path]:
-    """README, CONTRIBUTING and docs/, but for the reference that click writes."""
-    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    """README, CONTRIBUTING, docs/ and what stands in examples/ itself."""
+    folders = [path for name in ("docs", "examples") for path in sorted((root / name).glob("*.md"))]
+    return [root / "README.md", root / "CONTRIBUTING.md", *folders]
 
 
 def command_lines(text: str) -> Iterator[str]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import boards
 from tests.docs import cli, measurements
 from tests.docs.check import documents, problems, wrong_command
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_link_and_command_line_holds(path: Path) -> None:
     assert list(problems(path)) == []
 
@@ -21,6 +22,11 @@ def test_every_link_and_command_line_holds(path: Path) -> None:
 )
 def test_what_is_generated_is_as_the_code_says(path: Path, page: Callable[[], str]) -> None:
     assert path.read_text("utf-8") == page(), f"stale: run python -m {page.__module__}"
+
+
+@pytest.mark.slow
+def test_the_readme_s_table_of_boards_is_what_plan_says() -> None:
+    assert "\n".join(boards.lines()) in documents()[0].read_text("utf-8")
 
 
 def test_the_readme_is_short() -> None:
