@@ -70,11 +70,17 @@ class Statistics(StrEnum):
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What was measured of a matrix's inputs over `tokens` tokens, with what was asked for."""
+    """What was measured of a matrix's inputs over `tokens` tokens, with what was asked for.
+
+    `diagonal` (C,): the mean of each squared; `second_moments` (C, C): of x xT. `drift` (C, C),
+    where inputs x are those of the quantised model: the mean of (y - x) xT, y being the float
+    model's for the same token, over the same tokens and those that second moments borrow.
+    """
 
     tokens: int
     diagonal: F32 | None = None
     second_moments: F32 | None = None
+    drift: F32 | None = None
 
 
 class Quantiser(Protocol):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from emo_export.model.product import Product
     from emo_export.model.source import Source
     from emo_export.reference.calibrate import Calibration
+    from emo_export.reference.drift import Original
     from emo_export.selection.choice import Choice
     from emo_export.selection.keep import Selection
     from emo_export.text.sample import Sample
@@ -58,11 +59,16 @@ def read_sample(text: CalibrationText, product: Product, encode: Encode | None =
     return sample
 
 
-def start_calibration(sample: Sample, product: Product, device: str) -> Calibration:
-    """A calibration over a sample of text, to be collected in the pass to come."""
+def start_calibration(
+    sample: Sample, product: Product, device: str, original: Original | None = None
+) -> Calibration:
+    """A calibration over a sample of text, to be collected in the pass to come.
+
+    `original`: of the float model, for one of a quantised model.
+    """
     from emo_export.reference.calibrate import Calibration
 
-    return Calibration(product.config, sample.sequences, sample.source, device)
+    return Calibration(product.config, sample.sequences, sample.source, device, original)
 
 
 def start_choice(selection: Selection, calibration: Calibration, source: Source) -> Choice:

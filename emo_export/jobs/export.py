@@ -47,9 +47,10 @@ from emo_export.validating import validate_new
 if TYPE_CHECKING:
     from emo_export.reference.calibrate import Calibration
     from emo_export.reference.probes import Probes
+    from emo_export.reference.states import States
     from emo_export.text.sample import Sample
 
-OWN_BYTES = 250_000_000
+OWN_BYTES = 200_000_000
 """Memory for the states of all targets' own calibrations: what bounds their tokens."""
 
 
@@ -169,7 +170,8 @@ def _package(
             product = selection.awaiting(checkpoint)
         calibration = start_calibration(sample, product, options.device)
         if rounding == Rounding.GPTQ:
-            own = _own(sample, product, len(asked) * len(options.texts), options.device)
+            count = len(asked) * len(options.texts)
+            own = _own(sample, product, count, calibration.states, options.device)
         if selection is not None:
             choice = start_choice(selection, calibration, checkpoint)
         matrix = None if rounding == Rounding.NEAREST else calibration.matrix
@@ -198,10 +200,19 @@ def _package(
     return Package(product, make, measure, recipe, told), matrix
 
 
-def _own(sample: Sample, product: Product, targets: int, device: str) -> Callable[[], Calibration]:
-    """What begins the calibration of a target's own weights, one of so many at a time."""
+def _own(
+    sample: Sample, product: Product, targets: int, states: States, device: str
+) -> Callable[[], Calibration]:
+    """What begins the calibration of a target's own weights, one of so many at a time.
+
+    `states` are what the float model makes of all of the sample.
+    """
+    from emo_export.reference.drift import Original
+
     tokens = OWN_BYTES // (targets * STATES * 4 * product.config.hidden_size)
-    return partial(start_calibration, sample.part(tokens), product, device)
+    drawn = sample.drawn(tokens)
+    original = Original(states, states.tokens_of(drawn))
+    return partial(start_calibration, sample.part(drawn), product, device, original)
 
 
 def _save(

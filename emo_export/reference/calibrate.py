@@ -19,6 +19,7 @@ from emo_export.model.config import EmoConfig
 from emo_export.model.finite import first
 from emo_export.model.importance import LARGEST, ImportanceMatrix
 from emo_export.model.names import VECTORS, Kind, Role, Slot, Step, slots
+from emo_export.reference.drift import Original
 from emo_export.reference.passes import Pass
 from emo_export.reference.states import Inputs, States
 
@@ -34,7 +35,8 @@ class Calibration:
 
     Fed float weights, it carries the hidden states of the float model; fed what the earlier
     matrices became, those of the quantised model, so that a later one is calibrated on what it will
-    meet.
+    meet. With an `original`, the states of the float model, it also tells how far it has drifted
+    from these.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Calibration:
         sequences: Sequence[Ids],
         source: str,
         device: str = "cpu",
+        original: Original | None = None,
     ) -> None:
+        self._original = original
         self.matrix = ImportanceMatrix(source, sum(len(ids) for ids in sequences))
         self._pass = Pass(States.of(config, sequences, device=device))
-        self._moments: tuple[Step, F32] | None = None
+        self._moments: tuple[Step, F32, F32 | None] | None = None
         self._layer: tuple[int, F32] | None = None
 
     @property
@@ -67,14 +71,23 @@ class Calibration:
         if slot not in self.matrix.sums:
             self.matrix.sums[slot] = _squares(inputs, slot)
             self.matrix.counts[slot] = len(inputs)
-        moments = self._of_step(step, inputs) if needs == Statistics.SECOND_MOMENTS else None
-        return InputStatistics(len(inputs), self.matrix.row(slot), moments)
+        both = self._of_step(step, inputs) if needs == Statistics.SECOND_MOMENTS else ()
+        return InputStatistics(len(inputs), self.matrix.row(slot), *both)
 
-    def _of_step(self, step: Step, inputs: Inputs) -> F32:
-        """Second moments, the same array for all matrices of a step."""
+    def _of_step(self, step: Step, inputs: Inputs) -> tuple[F32, F32 | None]:
+        """Second moments and drift, the same arrays for all matrices of a step."""
         if self._moments is None or self._moments[0] != step:
-            self._moments = step, self._steadied(step, inputs)
-        return self._moments[1]
+            self._moments = None  # let go before as much is made anew
+            self._moments = step, self._steadied(step, inputs), self._drift(step, inputs)
+        return self._moments[1:]
+
+    def _drift(self, step: Step, inputs: Inputs) -> F32 | None:
+        """Borrowed tokens have not drifted."""
+        if self._original is None:
+            return None
+        total = self._original.drift(self.states, step)
+        drift: F32 = (total / (len(inputs) + _lent(inputs))).cpu().numpy()
+        return drift
 
     def _steadied(self, step: Step, inputs: Inputs) -> F32:
         """Second moments of a step; of few tokens they lean on others.
@@ -83,7 +96,7 @@ class Calibration:
         all others on none: they count as less correlated.
         """
         found = _moments(inputs)
-        lent = BORROWED * inputs.width
+        lent = _lent(inputs)
         other = np.diag(np.diag(found))
         if step.kind == Kind.GATE_UP and step.expert >= 0:
             if self._layer is None or self._layer[0] != step.layer:
@@ -115,6 +128,10 @@ class Calibration:
             if f"sums/{slot.name}" in saved:
                 self.matrix.sums[slot] = saved[f"sums/{slot.name}"]
                 self.matrix.counts[slot] = int(saved[f"counts/{slot.name}"])
+
+
+def _lent(inputs: Inputs) -> int:
+    return BORROWED * inputs.width
 
 
 def _squares(inputs: Inputs, slot: Slot) -> F32:

@@ -142,12 +142,22 @@ class States:
         if step.kind == Kind.ATTENTION_OUT:
             return Inputs(self.inner)
         if step.kind == Kind.GATE_UP:
-            return Inputs(self.normed, None if step.expert < 0 else self._tokens(step))
+            return Inputs(self.normed, self.tokens(step))
         if step.kind == Kind.DOWN:
             if not self.uses(step):
                 return Inputs(torch.empty(0, self.config.intermediate_size))
             return Inputs(self.inner)
         raise ValueError(f"nothing is multiplied in a step of kind {step.kind}")
+
+    def tokens(self, step: Step) -> Tensor | None:
+        """Which tokens (n,) the inputs of a step are of; None: all, in order."""
+        return None if step.expert < 0 else self._routing().uses(step.expert)[0]
+
+    def tokens_of(self, sequences: Sequence[int]) -> Tensor:
+        """The numbers (T,) of the tokens of some sequences."""
+        spans = [self.spans[each] for each in sequences]
+        numbers = [torch.arange(span.start, span.stop) for span in spans]
+        return torch.cat(numbers).to(self.hidden.device)
 
     def all_normed(self) -> Inputs:
         """What the experts of a layer multiply, of all tokens."""
@@ -229,6 +239,3 @@ class States:
         if self.routing is None:
             raise ValueError("an expert before its router")
         return self.routing
-
-    def _tokens(self, step: Step) -> Tensor:
-        return self._routing().uses(step.expert)[0]

@@ -44,6 +44,12 @@ class Factor:
     moments: Tensor
     upper: Tensor
 
+    def undone(self, rows: Tensor, drift: Tensor) -> F32:
+        """Rows (N, C), moved to give on their inputs what they gave on those that drifted."""
+        lost = (rows @ drift)[:, self.order] @ self.upper.T @ self.upper
+        moved: F32 = rows.index_add(1, self.order, lost).cpu().numpy()
+        return moved
+
 
 def factor(moments: Tensor, width: int) -> Factor:
     """The order of the columns of second moments (C, C), in blocks of `width`, and its factor.

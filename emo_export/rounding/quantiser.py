@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,10 @@ class Factors:
 class Gptq:
     """Rounds by second moments where a format has a `grid`, and as the format does where not.
 
+    Where inputs have drifted from the float model's, the matrix is moved first, so that on its
+    inputs it comes closest to what the float matrix gives on those: W + W D H^-1, of drift D and
+    second moments H. Source: least squares; arXiv 2504.02692 (GPTAQ) has the same aim.
+
     A row whose outputs the format's own rounding, weighed by importance, changes less gets that,
     and so do the rows beside one that GPTQ moves beyond what the format can store.
     """
@@ -59,6 +64,7 @@ class Gptq:
             return self.format.quantize(rows, diagonal)
         factor = self.factors.of(inputs.second_moments, self.grid.columns)
         moments = torch.from_numpy(inputs.second_moments).to(self.factors.device)
+        drift = None if inputs.drift is None else torch.from_numpy(inputs.drift).to(moments.device)
         made = []
         count = max(1, TOGETHER // rows.shape[1])
         for start in range(0, len(rows), count):
@@ -67,6 +73,11 @@ class Gptq:
                 own = self.format.quantize(some, diagonal)
             except BadValueError as error:
                 raise error.below(start) from error
+            if drift is not None:
+                moved = factor.undone(torch.from_numpy(some).to(moments.device), drift)
+                if np.isfinite(moved).all():
+                    with suppress(BadValueError):  # it stays where the format can't store it moved
+                        own, some = self.format.quantize(moved, diagonal), moved
             try:
                 found = round_columns(some, factor, self.grid, diagonal)
             except BadValueError:  # what earlier columns moved is beyond the format's range

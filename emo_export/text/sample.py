@@ -59,18 +59,19 @@ class Sample:
         """Of all sequences."""
         return sum(map(len, self.sequences))
 
-    def part(self, tokens: int) -> Sample:
-        """Of at most so many tokens, but of one sequence at least, drawn evenly."""
+    def drawn(self, tokens: int) -> Sequence[int]:
+        """Sequences of at most so many tokens, but one at least, drawn evenly."""
         longest = max(map(len, self.sequences))
-        count = max(1, tokens // longest)
-        if count >= len(self.sequences):
-            return self
-        drawn = [at * len(self.sequences) // count for at in range(count)]
+        count = min(max(1, tokens // longest), len(self.sequences))
+        return [at * len(self.sequences) // count for at in range(count)]
+
+    def part(self, drawn: Sequence[int]) -> Sample:
+        """Of these sequences alone."""
         return replace(
             self,
             sequences=tuple(self.sequences[at] for at in drawn),
             documents=tuple(self.documents[at] for at in drawn),
-            whole=False,
+            whole=self.whole and len(drawn) == len(self.sequences),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import F32, Format, InputStatistics, Packed, Statistics
+from emo_export.interfaces import F32, Format, Ids, InputStatistics, Packed, Statistics
 from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.config import EmoConfig
@@ -25,6 +26,7 @@ from emo_export.model.product import Product
 from emo_export.model.scheme import QuantScheme
 from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
+from emo_export.reference.drift import Original
 from emo_export.reference.forward import KeyValues
 from emo_export.reference.passes import Pass, Rows
 from emo_export.reference.states import States
@@ -177,8 +179,13 @@ class Asking:
 class Told(Calibration):
     """A calibration that keeps what it says of each matrix."""
 
-    def __init__(self, config: EmoConfig) -> None:
-        super().__init__(config, SEQUENCES, "a text")
+    def __init__(
+        self,
+        config: EmoConfig,
+        sequences: Sequence[Ids] = SEQUENCES,
+        original: Original | None = None,
+    ) -> None:
+        super().__init__(config, sequences, "a text", original=original)
         self.of: dict[str, InputStatistics] = {}
 
     def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:

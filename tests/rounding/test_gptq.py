@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,51 @@ def test_without_correlation_it_is_the_nearest() -> None:
     told = InputStatistics(5, np.ones(96, np.float32), np.diag(np.arange(1, 97)).astype(np.float32))
     found = Gptq(kind, onnx.grid_of(kind), Factors()).quantize(rows, told)
     want = kind.quantize(rows)
+    for name in want:
+        np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_a_matrix_makes_up_for_inputs_that_drifted() -> None:
+    """On what the quantised model feeds it, it gives what the float matrix gave on the original."""
+    kind, rng = NBITS_FORMATS["int8b32"], np.random.default_rng(6)
+    grid = onnx.grid_of(kind)
+    assert grid is not None
+    rows = rng.standard_normal((16, 64)).astype(np.float32)
+    original = correlated(64, seed=4)
+    inputs = original @ (np.eye(64) + 0.05 * rng.standard_normal((64, 64)))
+    moments = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+    drift = ((original - inputs).T @ inputs / len(inputs)).astype(np.float32)
+    told = InputStatistics(len(inputs), np.diag(moments).copy(), moments)
+    want = original @ rows.T
+
+    def cost(told: InputStatistics) -> float:
+        found = kind.dequantize(Gptq(kind, grid, Factors()).quantize(rows, told))
+        return float(np.square(inputs @ found.T - want).sum())
+
+    damped = inputs.T @ inputs + DAMPING * np.trace(inputs.T @ inputs) / 64 * np.eye(64)
+    best = rows + np.linalg.solve(damped, inputs.T @ (original - inputs) @ rows.T).T
+    least = np.square(inputs @ best.T - want).sum()
+    assert cost(replace(told, drift=drift)) < 1.1 * least < 0.05 * cost(told)
+    moved = factor(torch.from_numpy(moments), grid.columns).undone(
+        torch.from_numpy(rows), torch.from_numpy(drift)
+    )
+    np.testing.assert_allclose(moved, best, 1e-2, 1e-2)
+
+
+@pytest.mark.parametrize("size", [1e38, np.nan])
+@pytest.mark.parametrize(
+    ("kind", "grid"),
+    [
+        (GGML_FORMATS["q4_0"], ggml.grid_of(GGML_FORMATS["q4_0"])),
+        (NBITS_FORMATS["int4b32"], onnx.grid_of(NBITS_FORMATS["int4b32"])),
+    ],
+)
+def test_a_matrix_that_cannot_be_moved_stays(kind: Format, grid: Grid | None, size: float) -> None:
+    rows = np.random.default_rng(7).standard_normal((3, 64)).astype(np.float32)
+    told = InputStatistics(9, np.ones(64, np.float32), np.eye(64, dtype=np.float32))
+    gptq = Gptq(kind, grid, Factors())
+    found = gptq.quantize(rows, replace(told, drift=np.full((64, 64), size, np.float32)))
+    want = gptq.quantize(rows, told)
     for name in want:
         np.testing.assert_array_equal(found[name], want[name])
 

@@ -217,7 +217,7 @@ def test_real_text_and_a_real_tokenizer() -> None:
 def test_a_part_is_drawn_evenly() -> None:
     ids = tuple(np.full(10, n) for n in range(7))
     whole = Sample(ids, tuple(range(7)), tuple("abcdefg"), "a text", True, Texts(()))
-    part = whole.part(35)
+    part = whole.part(whole.drawn(35))
     assert [int(one[0]) for one in part.sequences] == [0, 2, 4] == list(part.documents)
     assert part.tokens == 30 and not part.whole
-    assert whole.part(70) is whole and whole.part(1).tokens == 10
+    assert whole.part(whole.drawn(70)) == whole and whole.part(whole.drawn(1)).tokens == 10
