@@ -1,12 +1,13 @@
 """What types found for a budget cost on emo-nano, beside the fixed recipes that read as much.
 
-    python -m tests.bench.budget [--tokens 6000] [--family onnx|gguf] [--json]
+    python -m tests.bench.budget [--tokens 6000] [--family onnx|gguf] [--gptq] [--json]
 
 What each type costs each part and layer is measured once a family on calibration text, as `export`
 does it. Then each budget, of bytes that a decoded token reads, is spent, exported with `--recipe`
 and judged on held-out text beside the fixed recipes. The budgets of ONNX are parts of what int4
 reads, those of GGUF what fixed recipes read, so that their KLs are at equal bytes. `sum` and
-`measured` are of the calibration text: the KLs of single sites added, and that of all at once.
+`measured` are of the calibration text: the KLs of single sites added, and that of all at once. With
+`--gptq` all files are rounded by it; what types cost is measured with each format's own rounding.
 """
 
 from __future__ import annotations
@@ -87,25 +88,28 @@ class Row:
 @click.command()
 @click.option("--tokens", default=6000, show_default=True, help="Of held-out text.")
 @click.option("--family", "families", multiple=True, default=(ONNX, GGUF))
+@click.option("--gptq", is_flag=True, help="Round the files so.")
 @click.option("--json", "as_json", is_flag=True)
-def main(tokens: int, families: tuple[str, ...], as_json: bool) -> None:
+def main(tokens: int, families: tuple[str, ...], gptq: bool, as_json: bool) -> None:
     """Spend budgets on emo-nano."""
     with workspace("budget") as folder:
         reference = original(tokens)
-        rows = [row for name in families for row in _family(name, folder, reference)]
+        rows = [row for name in families for row in _family(name, folder, reference, gptq)]
     if as_json:
         click.echo(json.dumps({"tokens": reference.tokens, "rows": [asdict(row) for row in rows]}))
     else:
         _show(rows, reference.tokens)
 
 
-def _family(family: str, folder: Path, reference: Original) -> Iterator[Row]:
+def _family(family: str, folder: Path, reference: Original, gptq: bool) -> Iterator[Row]:
     read = {}
     measured = ("--calibration", CALIBRATION, "--rounding", "weighted")
     export(folder / "importance", "--to", f"{family}:f32", *measured)
-    importance = ("--imatrix", folder / "importance" / IMATRIX)
+    told: tuple[object, ...] = ("--imatrix", folder / "importance" / IMATRIX)
+    if gptq:
+        told = ("--calibration", CALIBRATION, "--rounding", "gptq")
     for name, (spec, *options) in FIXED[family].items():
-        path = _exported(folder / f"{family}-{name}", spec, *options, *importance)
+        path = _exported(folder / f"{family}-{name}", spec, *options, *told)
         read[name] = family_at(path).per_token(path).weights
         yield _row(family, name, path, reference)
     if family == ONNX:
@@ -120,7 +124,7 @@ def _family(family: str, folder: Path, reference: Original) -> Iterator[Row]:
         recipe = folder / f"{place.name}-{RECIPE}"
         write_recipes(folder, {spec: found.as_dict()})
         (folder / RECIPE).rename(recipe)
-        path = _exported(place, str(spec), "--recipe", recipe, *importance)
+        path = _exported(place, str(spec), "--recipe", recipe, *told)
         yield _row(family, name, path, reference, found)
 
 

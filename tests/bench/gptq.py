@@ -2,8 +2,9 @@
 
     python -m tests.bench.gptq [--to q4_0 --to int4b128] [--rows 1024 --columns 2048]
 
-Medians of seconds of a matrix (rows, columns) with second moments of random inputs, the factor
-made anew each time and not; and what that makes for the routed experts of a layer that keeps 32.
+Medians of seconds of a matrix (rows, columns) with second moments and drift of random inputs, the
+factor made anew each time and not; and what that makes for the routed experts of a layer that keeps
+32.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main(names: tuple[str, ...], rows: int, columns: int, repeat: int) -> None:
     weights = rng.standard_normal((rows, columns), np.float32)
     inputs = rng.standard_normal((2 * columns, columns), np.float32)
     moments = inputs.T @ inputs / len(inputs)
-    told = InputStatistics(len(inputs), np.diag(moments).copy(), moments)
+    drift = 0.01 * rng.standard_normal((columns, columns), np.float32)
+    told = InputStatistics(len(inputs), np.diag(moments).copy(), moments, drift)
     for name in names:
         ours = name in NBITS_FORMATS
         kind = NBITS_FORMATS[name] if ours else GGML_FORMATS[name]
