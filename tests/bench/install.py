@@ -59,19 +59,24 @@ class Venv:
         return str(self.folder / "bin" / name)
 
 
+def copy_tracked(tree: Path) -> None:
+    """What a clone of this repository has, with the changes of this working tree."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, tracked.stdout.split("\0")):
+        copy = tree / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy, follow_symlinks=False)
+
+
 @contextmanager
 def index() -> Iterator[str]:
     """Build and check both distributions; the URL of an index that has them."""
     with tempfile.TemporaryDirectory(prefix="emo-export-index-") as top:
         tree, page = Path(top) / "tree", Path(top) / "simple" / "emo-export"
         page.mkdir(parents=True)
-        tracked = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        for name in filter(None, tracked.stdout.split("\0")):
-            source, copy = ROOT / name, tree / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy, follow_symlinks=False)
+        copy_tracked(tree)
         _run(sys.executable, "-m", "venv", Path(top) / "tools")
         tools = Path(top) / "tools" / "bin"
         _run(tools / "pip", "install", "-q", *TOOLS)
