@@ -13,6 +13,8 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from emo_export.files.onnx_header import read_onnx
+
 SESSION_OPTIONS: Mapping[str, str] = {
     # QMoE's 8-bit fast path takes int8 activations at every accuracy level; it needs prepacked
     # weights, so without prepacking the float path runs (onnxruntime 1.31).
@@ -21,7 +23,11 @@ SESSION_OPTIONS: Mapping[str, str] = {
 
 
 def exact_graph(model: Path) -> bytes:
-    """The bytes of a model that computes in float; its data file is not read."""
+    """The bytes of a model that computes in float; its data file is not read.
+
+    Raises EmoExportError as `read_onnx`: onnx would wait for a pipe.
+    """
+    read_onnx(model)
     proto = onnx.load(model, load_external_data=False)
     _make_exact(proto.graph)
     return bytes(proto.SerializeToString())

@@ -9,6 +9,7 @@ import pytest
 
 from emo_export.base.plain_file import check_plain
 from emo_export.errors import EmoExportError
+from emo_export.families import FAMILIES
 from emo_export.files.manifest import digest
 from emo_export.model.checkpoint import Checkpoint
 from emo_export.model.hub import SMALL_FILES
@@ -33,6 +34,17 @@ def test_what_is_no_file_is_refused(name: str, what: str, tmp_path: Path) -> Non
         Checkpoint.open(tmp_path)
     with pytest.raises(EmoExportError, match=what):
         digest(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a link that leads to no file"])
+def test_a_model_that_is_no_file_is_refused_before_onnx_opens_it(what: str, tmp_path: Path) -> None:
+    KINDS[what](tmp_path / "model.onnx")
+    with (
+        pytest.raises(EmoExportError, match=f"model.onnx.*{what}"),
+        FAMILIES["onnx"].exact(tmp_path, None),
+    ):
+        pass
 
 
 def test_files_and_other_names_are_left_alone(tmp_path: Path) -> None:
