@@ -38,6 +38,14 @@ def test_one_engine(
     assert refused.returncode == 3 and extra in refused.stderr
 
 
+@pytest.mark.slow
+def test_no_tokenizers_library_and_no_client_of_a_hub(folder: Path, tmp_path: Path) -> None:
+    blocked = "tokenizers,huggingface_hub"
+    for command in (["validate", folder], ["run", folder, "-p", "a", "--target", "onnx:int4"]):
+        done = without(blocked, tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+
+
 def test_no_engine(folder: Path, tmp_path: Path) -> None:
     for command in (["validate", folder], ["run", folder, "-p", "a"]):
         done = without("xllamacpp,onnxruntime", tmp_path, *command)
