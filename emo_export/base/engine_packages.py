@@ -18,6 +18,9 @@ ENGINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Kind of target -> the requirements of its extra (`llama`, `ort`)."""
 
+ENGINE_OF: Mapping[str, str] = MappingProxyType({"llama": "gguf", "ort": "onnx"})
+"""Extra -> kind of target."""
+
 
 def requirements_for(kinds: Iterable[str]) -> tuple[str, ...]:
     """What pip is asked for, sorted. Kinds are `gguf` and `onnx`."""

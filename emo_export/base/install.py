@@ -1,11 +1,14 @@
-"""The pip command that would add an extra to this installation."""
+"""The command that would add an extra to this installation."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from emo_export.base.engine_packages import ENGINE_OF, ENGINES, module_of
 from emo_export.errors import MissingDependencyError
 
 DISTRIBUTION = "emo-export"
@@ -23,18 +26,31 @@ def need(modules: Sequence[str], extra: str, what: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """`pip install …[extra]`, from where this distribution was installed (PEP 610)."""
-    return f'pip install "{_origin()}[{extra}]"'
+    """The command that adds an extra, of the installer that was used here (PEP 376, 610).
 
-
-def _origin() -> str:
+    Where nothing of ours is installed, as beside a .pyz, what the extra consists of.
+    """
     from importlib import metadata  # not on the way of a command that finds what it needs
-    from urllib.parse import unquote, urlparse
 
     try:
-        recorded = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+        ours = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return DISTRIBUTION
+        if extra in ENGINE_OF:
+            return f"pip install {' '.join(map(module_of, ENGINES[ENGINE_OF[extra]]))}"
+        return f'pip install "{DISTRIBUTION}[{extra}]"'
+    wanted = f'"{_origin(ours.read_text("direct_url.json"))}[{extra}]"'
+    if (Path(sys.prefix) / "uv-receipt.toml").is_file():
+        return f"uv tool install {wanted}"
+    if (Path(sys.prefix) / "pipx_metadata.json").is_file():
+        return f"pipx install --force {wanted}"
+    by_uv = (ours.read_text("INSTALLER") or "").strip() == "uv"
+    return f"{'uv ' if by_uv else ''}pip install {wanted}"
+
+
+def _origin(recorded: str | None) -> str:
+    """What was installed: a folder, or our name; `recorded` is its direct_url.json."""
+    from urllib.parse import unquote, urlparse
+
     place = urlparse(json.loads(recorded)["url"]) if recorded else None
     # A folder, not a wheel file: an archive at some other path may be gone by now.
     if place is None or place.scheme != "file" or place.path.endswith((".whl", ".gz", ".zip")):

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emo_export.base.disk import check_writable, size_of, unfinished
-from emo_export.base.engine_packages import requirements_for
+from emo_export.base.engine_packages import ENGINE_OF, requirements_for
 from emo_export.cli.output import put, say
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.devices.pyz import fetch_wheels, write_pyz
-
-KINDS = {"llama": "gguf", "ort": "onnx"}
-"""Extra of emo-export -> kind of target."""
 
 
 def write_and_fetch(
@@ -30,7 +27,7 @@ def write_and_fetch(
     check_writable(out)
     if engines:
         say(f"fetching wheels for Python {python} on {machine}: {', '.join(engines)}")
-        kinds = [KINDS[engine] for engine in engines]
+        kinds = [ENGINE_OF[engine] for engine in engines]
         count = _fetch(wheels, kinds, machine, python)
         put(f"{wheels}: {count} wheels, {size_of(wheels) / 1e6:.1f} MB")
     put(f"{out}: {write_pyz(out) / 1e6:.1f} MB")
