@@ -56,7 +56,8 @@ class SweepOptions:
     torch_device: str = "cpu"
 
 
-MOST_BYTES = 1 << 20  # what tomllib takes grows faster than the text
+MOST_BYTES = 128 << 10  # what tomllib takes grows faster than the text
+MOST_DOTS = 256  # on a line: a key's parts cost the square of their number
 LEAST = {"calibration_tokens": 2, "heldout_tokens": 2, "seed": 0, "context": 2}
 ONE_OF: Mapping[str, Collection[object]] = {
     "block_size": (32, 64, 128),
@@ -85,8 +86,14 @@ def read_spec(path: Path) -> SweepSpec:
     Raises EmoExportError, which names the place, for anything that is not known, missing or of
     another type, and for files that are not there.
     """
+    text = read_text(path, MOST_BYTES)
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise EmoExportError(
+                f"{path}: line {number} has more than {MOST_DOTS} dots; break a long list up"
+            )
     try:
-        raw = tomllib.loads(read_text(path, MOST_BYTES))
+        raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits, too
         raise EmoExportError(f"{path}: is not TOML ({error})") from error
     required = ("checkpoint", "keep", "targets", "domains")

@@ -66,6 +66,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("[domains.c]", '[domains."c d"]', "domains.c d: it names folders"),
         (str(NANO) + '"\nkeep', 'nowhere"\nkeep', "checkpoint: there is no folder"),
         ("keep =", "keep", "is not TOML"),
+        ("keep =", f"a{'.a' * 20000} =", "has more than 256 dots"),  # 1.6 GB in tomllib
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
