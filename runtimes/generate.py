@@ -12,7 +12,7 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Runtime, Tokenizer
-from emo_export.runtimes.sampling import Sampling, log_probability, sample
+from emo_export.runtimes.sampling import Sampling, likeliest, log_probability, sample
 
 # What a layer computes of every token at once takes memory: 256 tokens are as fast as more.
 PREFILL_PIECE = 256
@@ -32,12 +32,14 @@ class Said:
     """One token of an answer, and the text that it completes, which may be none or more.
 
     `token` is None for text that was held back until the end. `log_probability` (natural logarithm,
-    before any filter) is None there, and where it was not asked for.
+    before any filter) is None there, and where it was not asked for. `alternatives` are the
+    likeliest tokens of its place and their log-probabilities, where they were asked for.
     """
 
     text: str
     token: int | None
     log_probability: float | None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 class Answer:
@@ -56,13 +58,14 @@ class Answer:
         seed: int,
         stop: Sequence[str],
         log_probabilities: bool,
+        alternatives: int,
     ) -> None:
         self.prompt_tokens, self.tokens, self.seed = len(prompt), 0, seed
         self.prefill_seconds = self.decode_seconds = 0.0
         self.end: End | None = None
         self._runtime, self._tokenizer, self._prompt = runtime, tokenizer, prompt
         self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
-        self._log_probabilities = log_probabilities
+        self._log_probabilities, self._alternatives = log_probabilities, alternatives
 
     def __iter__(self) -> Iterator[Said]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -71,7 +74,7 @@ class Answer:
             held += decoder.decode(self._tokenizer.piece(token))
             text, held, stopped = self._released(held)
             likely = log_probability(logits, token) if self._log_probabilities else None
-            yield Said(text, token, likely)
+            yield Said(text, token, likely, likeliest(logits, self._alternatives))
             if stopped:
                 self.end = End.STOP_STRING
                 return
@@ -154,6 +157,7 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     log_probabilities: bool = False,
+    alternatives: int = 0,
 ) -> Answer:
     """Text that follows the prompt, token by token as they come.
 
@@ -178,5 +182,13 @@ def generate(
     if seed is None:
         seed = int(np.random.default_rng().integers(1 << 32))
     return Answer(
-        runtime, tokenizer, prompt, sampling, max_tokens, seed, tuple(stop), log_probabilities
+        runtime,
+        tokenizer,
+        prompt,
+        sampling,
+        max_tokens,
+        seed,
+        tuple(stop),
+        log_probabilities,
+        alternatives,
     )

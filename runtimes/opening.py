@@ -30,18 +30,22 @@ def open_runtime(
     `prepacked` and `spin` have no meaning for a .gguf file. Raises EmoExportError for a `kv_cache`
     that the engine can't have.
     """
-    family = family_at(path)
-    if threads is None and sum(map(size_of, family.files(path))) < SMALL_MODEL:
-        threads = 1
-    return family.open(
+    return family_at(path).open(
         path,
-        threads,
+        fitting_threads(path, threads),
         parity=parity,
         context=context,
         prepacked=prepacked,
         spin=spin,
         kv_cache=kv_cache,
     )
+
+
+def fitting_threads(path: Path, threads: int | None) -> int | None:
+    """The threads asked for, else 1 for a small model and None (the engine's own) for others."""
+    if threads is None and sum(map(size_of, family_at(path).files(path))) < SMALL_MODEL:
+        return 1
+    return threads
 
 
 def missing_engine(family: str) -> str:

@@ -83,6 +83,18 @@ def log_probability(logits: F32, token: int) -> float:
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
+def likeliest(logits: F32, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens by logits (V,) and their log-probabilities, likeliest first."""
+    if count == 0:
+        return ()
+    count = min(count, len(logits))
+    found = np.argpartition(-logits, count - 1)[:count]
+    found = found[np.argsort(-logits[found], kind="stable")]
+    shifted = logits.astype(np.float64) - logits.max()
+    total = np.log(np.exp(shifted).sum())
+    return tuple((int(token), float(shifted[token] - total)) for token in found)
+
+
 def _penalised(logits: F32, penalty: float, seen: Iterable[int]) -> F32:
     ids = np.unique(np.fromiter(seen, np.int64))
     changed = logits.copy()

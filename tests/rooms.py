@@ -38,7 +38,7 @@ ORDER = (
     {"planning", "judging"},
     {"validating", "pruning"},
     {"jobs"},
-    {"testing", "sweep"},
+    {"testing", "sweep", "service"},
     {"pytest_plugin"},
     {"cli"},
     {"__main__"},
@@ -51,11 +51,12 @@ WITHIN = {
     "converters": ({"placed_file", "row_tasks", "split"}, {"gguf", "onnx", "safetensors"}),
     "runtimes": (
         {"sampling"},
-        {"checks", "generate", "timing"},
+        {"checks", "generate", "serving", "timing"},
         {"llama", "ort"},
         {"families"},
         {"opening", "package"},
         {"loading"},
+        {"answering"},
         {"devices"},
     ),
 }

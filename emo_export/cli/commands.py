@@ -20,6 +20,7 @@ NAMES = (
     "plan",
     "prune",
     "run",
+    "serve",
     "sweep",
     "validate",
     "verify",

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-OPENING = ("run", "chat")
+OPENING = ("run", "chat", "serve")
 """Commands that open an engine in their own process."""
 
 

@@ -111,7 +111,7 @@ class LlamaFamily:
         from emo_export.runtimes.llama.model import LlamaCpp
 
         _checked(path, kv_cache)
-        _check_keys(path, read_model(path))  # a crafted header hangs or kills other readers
+        check_file(path)
         return LlamaCpp(path, threads=threads, context=context, parity=parity, kv_cache=kv_cache)
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:
@@ -125,6 +125,11 @@ class LlamaFamily:
     def kernels(self) -> Mapping[str, str]:
         """None: every CPU computes the same."""
         return {}
+
+
+def check_file(path: Path) -> None:
+    """Refuse a crafted header, which hangs or kills other readers, with EmoExportError."""
+    _check_keys(path, read_model(path))
 
 
 def _check_keys(path: Path, file: GgufFile) -> None:

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint: what `serve` answers."""

@@ -1,0 +1,112 @@
+"""One answer under way: an engine's thread writes it, the event loop reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from http import HTTPStatus
+
+from starlette.requests import ClientDisconnect
+
+from emo_export.runtimes.serving import Answering, Finish, Piece, Wanted
+from emo_export.service.refusal import Refusal
+
+
+class Job:
+    """What a request waits for; a Listener."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.ended_by: str | None = None  # why we, not the client, gave it up
+        self._pieces: deque[Piece] = deque()
+        self._stirred, self._told = asyncio.Event(), False
+        self._loop = asyncio.get_running_loop()
+        self._future: Future[Finish]
+
+    def begin(self, answer: Callable[[], Finish], threads: ThreadPoolExecutor) -> Future[Finish]:
+        """Have one of the threads answer, when its turn comes."""
+        self._future = threads.submit(answer)
+        self._future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._stirred.set))
+        return self._future
+
+    def hear(self, piece: Piece) -> None:
+        """Take a piece, in the engine's thread; the loop is woken once for all it hasn't seen."""
+        self._pieces.append(piece)
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._stirred.set)
+
+    def leave(self, why: str | None = None) -> None:
+        """Nobody waits any more: take it out of the queue, or stop the engine at its next step."""
+        self.gone = True
+        self.ended_by = self.ended_by or why
+        self._future.cancel()
+        self._stirred.set()
+
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """The pieces as they come, all that are there at once."""
+        while True:
+            await self._stirred.wait()
+            self._stirred.clear()
+            self._told = False
+            over = self._future.done()
+            batch = [self._pieces.popleft() for _ in range(len(self._pieces))]
+            if batch:
+                yield batch
+            if over or self.gone:
+                return
+
+    def finish(self) -> Finish:
+        """How it ended, once all batches were read. Raises what the engine raised.
+
+        Raises ClientDisconnect where the client, and Refusal where the server gave it up.
+        """
+        if self.ended_by is not None:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, self.ended_by)
+        if self.gone:
+            raise ClientDisconnect
+        return self._future.result(timeout=0)
+
+
+class Desk:
+    """One model and its queue: so many answers at once, and so many that wait for their turn."""
+
+    def __init__(self, name: str, answering: Answering, queue: int) -> None:
+        self.name, self.answering = name, answering
+        self.room = answering.places + queue
+        self._jobs: set[Job] = set()
+        self._threads = ThreadPoolExecutor(answering.places, thread_name_prefix=f"serve-{name}")
+
+    @property
+    def busy(self) -> int:
+        """Requests that are being answered or wait."""
+        return len(self._jobs)
+
+    def admit(self, wanted: Wanted) -> Job:
+        """Take a request in, or raise Refusal where the queue is full."""
+        if self.busy >= self.room:
+            raise Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{self.busy} requests are being answered or wait, which is all that may: try "
+                "again later, or raise --queue",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        job = Job()
+        loop = asyncio.get_running_loop()
+        self._jobs.add(job)
+        future = job.begin(lambda: self.answering.answer(wanted, job), self._threads)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._jobs.discard, job))
+        return job
+
+    def leave_all(self, why: str) -> None:
+        """End every answer."""
+        for job in list(self._jobs):
+            job.leave(why)
+
+    def close(self) -> None:
+        """Wait for the threads, whose jobs were left, and free the model."""
+        self._threads.shutdown(cancel_futures=True)
+        self.answering.close()
