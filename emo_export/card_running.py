@@ -13,6 +13,7 @@ from pathlib import PurePath
 from emo_export.files.target_entry import TargetEntry
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import Result
+from emo_export.report.pruning import times
 from emo_export.runtimes.families import LIGHT
 from emo_export.spec import GGUF, ONNX
 
@@ -148,6 +149,8 @@ def _choice(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int
     rows = {
         result.target: row for result in results for row in result.rows if row.against == ORIGINAL
     }
+    # Of all held-out text, the way from all experts; nothing where none was left out.
+    pruned = {r.target: r.losses.both[-1] for r in results if r.losses and r.losses.both}
     lines = []
     for spec, target in targets.items():
         cells = [f"`{target.path}`", _for(target), f"{sizes[spec] / 1e6:.1f} MB"]
@@ -157,13 +160,20 @@ def _choice(targets: Targets, results: Sequence[Result], sizes: Mapping[str, int
             cells.append(f"{rows[spec].perplexity_ratio:.4f}")
         elif rows:
             cells += ["not judged", "", ""]
+        if pruned:
+            cells.append(times(pruned[spec]) if spec in pruned else "")
         lines.append(f"| {' | '.join(cells)} |")
-    head = head if rows else head[:3]
+    head = [*(head if rows else head[:3]), *(["against all experts"] if pruned else [])]
     told = (
         "\n\nOf those that fit into memory beside the context, the largest says most like the "
         "original: lower KL and a ratio nearer to 1 are better; top-1 is how often the most likely "
         "token is the original's, near ties of the router apart, and good to a point or two."
     )
+    if pruned:
+        told += (
+            " The original is here the float model with the experts that are kept; the last column "
+            "is perplexity on held-out text against all experts in float."
+        )
     table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]
     return "\n".join(table) + (told if rows else "")
 

@@ -64,6 +64,8 @@ def test_three_figures_are_told_apart_everywhere(tmp_path: Path, emo: Emo) -> No
     assert told["pruning"][-1]["domain"] == ALL
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "## What was lost" in card and f"{told['pruning'][-1]['ratio']:.3f}" in card
+    first, _, _ = card.partition("## What it is")  # where a reader chooses
+    assert "| against all experts |" in first and f"{told['both'][-1]['ratio']:.3f}" in first
     page = tmp_path / "page.html"
     checked = emo("validate", tmp_path / "out", "--html", page, "--json")
     assert checked.code == done.code, checked.err
