@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from emo_export.cli.choosing import FIELD, RESCALE, SEED
+from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
 
@@ -25,7 +26,7 @@ from emo_export.selection.method import Method
     "--calibration-tokens",
     default=8192,
     show_default=True,
-    type=click.IntRange(2),
+    type=TOKENS,
     help="Of each kind.",
 )
 @FIELD
@@ -46,7 +47,7 @@ from emo_export.selection.method import Method
     multiple=True,
     help="Files, each a kind of text to judge on.  [default: the checkpoint's heldout/]",
 )
-@click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
+@click.option("--heldout-tokens", default=4096, show_default=True, type=TOKENS)
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print choices and figures as JSON.")
 @click.option(

@@ -8,7 +8,7 @@ import click
 
 from emo_export.cli import target_names
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
-from emo_export.cli.numbers import Within
+from emo_export.cli.numbers import TOKENS, Within
 from emo_export.cli.output import stdout
 from emo_export.model.rounding import Rounding
 from emo_export.selection.method import Method
@@ -42,7 +42,7 @@ from emo_export.selection.method import Method
     "--calibration-tokens",
     default=32768,
     show_default=True,
-    type=click.IntRange(2),
+    type=TOKENS,
     help="Of all its files, sampled evenly where there is more; each takes some 11 bytes of memory "
     "per hidden feature (15 with easy-ep and reap): 0.7 GB for 2048. Of each --domain, if any.",
 )
@@ -135,7 +135,7 @@ from emo_export.selection.method import Method
     help="Text for perplexity: files or folders as for --calibration, of which the first tokens "
     "are taken. Default: the checkpoint's heldout/ folder if it has one, else a built-in text.",
 )
-@click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
+@click.option("--heldout-tokens", default=4096, show_default=True, type=TOKENS)
 @click.option("--context", type=click.IntRange(2, 1 << 20), help="Positions.  [default: config's]")
 @click.option(
     "--accuracy-level",

@@ -23,3 +23,6 @@ class Within(click.FloatRange):
 
 SECONDS = Within(0, 1e9, min_open=True)
 """A time limit; the system's clocks take no more than some 9e9."""
+
+TOKENS = click.IntRange(2, 10**12)
+"""Of text to read: more than any text has, and what every library can count."""

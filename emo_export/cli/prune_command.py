@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
+from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
 from emo_export.selection.method import Method
 
@@ -36,7 +37,7 @@ from emo_export.selection.method import Method
     required=True,
     help='Text to choose the experts for: any text file, .jsonl with "text", a folder, or -.',
 )
-@click.option("--calibration-tokens", default=32768, show_default=True, type=click.IntRange(2))
+@click.option("--calibration-tokens", default=32768, show_default=True, type=TOKENS)
 @FIELD
 @METHOD
 @RESCALE
@@ -47,7 +48,7 @@ from emo_export.selection.method import Method
     multiple=True,
     help="Text on which the loss is measured, as in export.  [default: the checkpoint's heldout/]",
 )
-@click.option("--heldout-tokens", default=4096, show_default=True, type=click.IntRange(2))
+@click.option("--heldout-tokens", default=4096, show_default=True, type=TOKENS)
 @click.option("--max-shard-size", metavar="SIZE", help="Of a checkpoint's files.  [default: 5GB]")
 @click.option("--overwrite", is_flag=True, help="Replace what prune made before.")
 @click.option("--no-resume", is_flag=True, help="Start anew where an earlier run was interrupted.")
