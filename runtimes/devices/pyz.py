@@ -7,6 +7,7 @@ is compiled for one kind of machine can't be imported from a zip, so it stays in
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from emo_export.base.disk import write_whole
 from emo_export.base.engine_packages import requirements_for
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.runtimes.devices.emulated.engines import SETTINGS
 from emo_export.runtimes.devices.source_zip import FIRST_DATE
 
 PACKAGE = "emo_export"
@@ -77,7 +79,13 @@ def fetch_wheels(folder: Path, kinds: Sequence[str], machine: str, python: str) 
     tags += [f"--abi=cp{python.replace('.', '')}", "--abi=abi3", "--abi=none"]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
     options = ["--only-binary=:all:", "--implementation=cp", f"--dest={folder}"]
-    done = subprocess.run([*pip, *options, *tags, *wanted], capture_output=True, text=True)
+    done = subprocess.run(
+        [*pip, *options, *tags, *wanted],
+        capture_output=True,
+        text=True,
+        env=os.environ | SETTINGS,
+        check=False,
+    )
     if "No module named pip" in done.stderr:
         raise MissingDependencyError(
             f"wheels are fetched by pip, which {sys.executable} lacks: "
