@@ -28,11 +28,13 @@ from pathlib import Path
 import click
 
 from emo_export.base.tied import tied
+from emo_export.runtimes.devices.pyz import GLIBC
 from tests.kit.paths import NANO, ROOT
 
 ENGINES = {"llama": "gguf:q4_0", "ort": "onnx:int4"}
 ENGINE_PARTS = {"xllamacpp", "onnxruntime", "numpy", "numpy.libs", "flatbuffers", "google"}
 RUNS = 9
+ARM64_PYTHON = "3.13"  # of Raspberry Pi OS 13
 TOOLS = ("build>=1.2,<2", "twine>=7,<8")
 LOAD = """
 import sys, time
@@ -162,6 +164,21 @@ def measured(venvs: Sequence[Venv], package: Path) -> list[Times]:
     return [Times(*map(statistics.median, column)) for column in columns]
 
 
+def on_arm64(url: str, folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Extra, bytes of all that its wheels hold for arm64, and of those the engine and numpy."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile"]
+    pip += ["--only-binary=:all:", "--implementation=cp", f"--python-version={ARM64_PYTHON}"]
+    pip += [f"--abi=cp{ARM64_PYTHON.replace('.', '')}", "--abi=abi3", "--abi=none"]
+    pip += [f"--platform=manylinux_2_{minor}_aarch64" for minor in GLIBC]
+    pip += ["--platform=manylinux2014_aarch64", "--extra-index-url", url]
+    for extra in ENGINES:
+        site = folder / f"arm64-{extra}"
+        _run(*pip, "--target", site, f"emo-export[{extra}]")
+        made = [path for path in site.rglob("*") if path.is_file()]
+        of_engine = [path for path in made if path.relative_to(site).parts[0] in ENGINE_PARTS]
+        yield extra, _bytes(made), _bytes(of_engine)
+
+
 def _targets(package: Path) -> dict[str, dict[str, str]]:
     targets: dict[str, dict[str, str]] = json.loads((package / "manifest.json").read_text("utf-8"))[
         "targets"
@@ -204,6 +221,9 @@ def main(pythons: tuple[str, ...], package: Path | None) -> None:
             token = f"{it.token - it.load:13.3f} ({it.token_cpu - it.load_cpu:.2f})"
             load = f"{it.load:6.3f} ({it.load_cpu:.2f})"
             click.echo(f"{venv.version:8} {venv.extra:6} {sizes}  {version}  {token}  {load}")
+        for extra, nbytes, of_engine in on_arm64(url, Path(top)):
+            sizes = f"{nbytes / 1e6:6.1f}  {of_engine / 1e6:15.1f}"
+            click.echo(f"{ARM64_PYTHON:8} {extra:6} {sizes}  on arm64, nothing compiled")
 
 
 if __name__ == "__main__":
