@@ -145,7 +145,15 @@ def list_(as_json: bool) -> None:
     help="Of the wheels: python3 --version there.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
-def pyz(out: Path, engines: tuple[str, ...], machine: str, python: str, overwrite: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print paths and bytes as JSON.")
+def pyz(
+    out: Path,
+    engines: tuple[str, ...],
+    machine: str,
+    python: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Write emo-export as one file for a machine without a package index.
 
     OUT, as emo.pyz, holds emo-export and all of its commands; what is compiled, numpy and the
@@ -159,7 +167,7 @@ def pyz(out: Path, engines: tuple[str, ...], machine: str, python: str, overwrit
     """
     from emo_export.cli.pyz import write_and_fetch
 
-    write_and_fetch(out, engines, machine, python, overwrite)
+    write_and_fetch(out, engines, machine, python, overwrite, as_json)
 
 
 @device.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -104,4 +105,15 @@ def test_names_are_looked_at_before_anything_is_fetched(tmp_path: Path) -> None:
     (tmp_path / "emo.wheels").mkdir()
     done = run_here("device", "pyz", str(tmp_path / "emo.pyz"), "--engine", "ort")
     assert done.code == 2 and "emo.wheels: is there already" in done.err
+    (tmp_path / "emo.wheels" / "mine.txt").touch()
+    done = run_here("device", "pyz", str(tmp_path / "emo.pyz"), "--engine", "ort", "--overwrite")
+    assert done.code == 2 and "no folder of wheels alone" in done.err
     assert not (tmp_path / "emo.pyz").exists()
+
+
+@pytest.mark.slow
+def test_what_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "emo.pyz"
+    found = json.loads(run_here("device", "pyz", out, "--json").out)
+    assert found == {"path": str(out), "bytes": out.stat().st_size, "install": ["numpy"]}
+    assert "emo.pyz doctor" in run_here("device", "pyz", out, "--overwrite").out
