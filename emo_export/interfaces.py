@@ -168,6 +168,22 @@ class Runtime(Protocol):
         """Engine, version and settings that the figures of this runtime depend on."""
 
 
+class Rewinding(Runtime, Protocol):
+    """A runtime whose KV cache can be cut, taken out and put back."""
+
+    def rewind(self, length: int) -> None:
+        """Forget what comes after the first `length` positions of the cached sequence."""
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What the KV cache holds, by names of the engine's own."""
+
+    def put_back(self, state: Mapping[str, npt.NDArray[Any]], length: int) -> None:
+        """Fill the cache with a state of `length` positions.
+
+        Raises EmoExportError for one that an engine with these settings did not give.
+        """
+
+
 class Tokenizer(Protocol):
     """Text <-> token ids, as the exported model's own files define them."""
 

@@ -14,7 +14,7 @@ from emo_export.files.memory_need import Need
 from emo_export.files.read_per_token import PerToken
 from emo_export.files.run_memory import Running
 from emo_export.files.target_entry import TargetEntry
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import Rewinding, Runtime, Tokenizer
 from emo_export.model.config import EmoConfig
 from emo_export.runtimes.llama.family import LlamaFamily
 from emo_export.runtimes.ort.family import OrtFamily
@@ -92,7 +92,7 @@ class LightFamily(Protocol):
         prepacked: Path | None,
         spin: bool,
         kv_cache: str | None,
-    ) -> Runtime:
+    ) -> Rewinding:
         """Open it, as LlamaCpp and OnnxModel describe; what has no meaning for one is left out."""
 
     def tokenizer(self, path: Path, runtime: Runtime) -> Tokenizer:

@@ -12,6 +12,7 @@ import numpy as np
 
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import F32, Runtime, Tokenizer
+from emo_export.runtimes.remembering import Remembering
 from emo_export.runtimes.sampling import Sampling, likeliest, log_probability, sample
 
 # What a layer computes of every token at once takes memory: 256 tokens are as fast as more.
@@ -25,6 +26,7 @@ class End(Enum):
     STOP_STRING = "stop string"
     LENGTH = "length"
     CONTEXT = "context"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Said:
 class Answer:
     """The text that follows a prompt, to be gone through once; see `generate`.
 
-    Afterwards `end` says why it is over. Seconds are those of the engine and the choice of tokens.
+    Afterwards `end` says why it is over. Seconds are those of the engine and the choice of tokens;
+    `read_tokens` are those of the prompt that were not in a cache already.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Answer:
         alternatives: int,
     ) -> None:
         self.prompt_tokens, self.tokens, self.seed = len(prompt), 0, seed
+        self.read_tokens = len(prompt)
         self.prefill_seconds = self.decode_seconds = 0.0
         self.end: End | None = None
         self._runtime, self._tokenizer, self._prompt = runtime, tokenizer, prompt
@@ -121,9 +125,13 @@ class Answer:
             self.decode_seconds += time.perf_counter() - began
 
     def _prefill(self) -> F32:
-        """Run the prompt from an empty cache -> logits (V,) after its last token."""
-        self._runtime.reset()
-        ids = np.array(self._prompt, np.int64)
+        """Read the prompt -> logits (V,) after its last token."""
+        if isinstance(self._runtime, Remembering):
+            ids = self._runtime.unread(self._prompt)
+            self.read_tokens = len(ids)
+        else:
+            self._runtime.reset()
+            ids = np.array(self._prompt, np.int64)
         pieces = [ids[start : start + PREFILL_PIECE] for start in range(0, len(ids), PREFILL_PIECE)]
         for piece in pieces[:-1]:
             self._runtime.forward(piece, last=True)
@@ -163,8 +171,9 @@ def generate(
 
     It ends at a token of `stop_ids` (which gives no text), before one of the strings `stop`, after
     `max_tokens`, or where the context is full. Without a `seed` one is drawn, which the answer
-    tells. The runtime's cache is emptied first. An empty prompt begins with the lowest of the
-    tokenizer's stop tokens, the one that separates texts in training.
+    tells. The runtime's cache is emptied first, but for what a Remembering one has of the prompt.
+    An empty prompt begins with the lowest of the tokenizer's stop tokens, the one that separates
+    texts in training.
     Raises EmoExportError for arguments out of range and for a prompt that exceeds the context.
     """
     if max_tokens < 0 or (seed is not None and seed < 0):

@@ -8,19 +8,22 @@ from types import TracebackType
 
 import numpy as np
 
-from emo_export.interfaces import F32, Runtime
+from emo_export.interfaces import F32, Rewinding
 from emo_export.runtimes.generate import Answer, generate
 from emo_export.runtimes.opening import missing_engine, open_runtime, tokenizer_of
 from emo_export.runtimes.package import chosen_targets
+from emo_export.runtimes.remembering import Remembering
 from emo_export.runtimes.sampling import Sampling
 
 
 class Model:
     """A model in its engine, with its tokenizer. Close it, or use it in a `with`."""
 
-    def __init__(self, path: Path, runtime: Runtime) -> None:
+    def __init__(self, path: Path, runtime: Rewinding) -> None:
         """`path` is the .gguf file or ONNX folder that `runtime` has open."""
         self.path, self.runtime = path, runtime
+        self.memory: Remembering | None = None
+        """Set, answers go on from what its cache has of their prompt."""
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Token ids (T,), from an empty context -> logits (T, V) float32.
@@ -65,7 +68,7 @@ class Model:
         """
         tokenizer = tokenizer_of(self.path, self.runtime)
         return generate(
-            self.runtime,
+            self.memory or self.runtime,
             tokenizer,
             tokenizer.encode(prompt),
             sampling,

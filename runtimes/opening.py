@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emo_export.base.disk import size_of
 from emo_export.errors import MissingDependencyError
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import Rewinding, Runtime, Tokenizer
 from emo_export.runtimes.families import LIGHT, family_at
 
 SMALL_MODEL = 96 << 20
@@ -23,7 +23,7 @@ def open_runtime(
     prepacked: Path | None = None,
     spin: bool = True,
     kv_cache: str | None = None,
-) -> Runtime:
+) -> Rewinding:
     """The engine for a .gguf file or an ONNX folder; a small model gets one thread.
 
     `parity`, `context`, `prepacked`, `spin` and `kv_cache` are those of LlamaCpp and OnnxModel;

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from emo_export.base.lock import is_at, take
 from emo_export.errors import EmoExportError
@@ -85,9 +86,17 @@ def write_whole(path: Path, content: bytes) -> None:
     A link stays a link, and a device or a pipe is written to instead of being replaced. Raises
     EmoExportError when it can't be written.
     """
+    with whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """As `write_whole`, of what is written to the file that is given."""
     with writing(path):
         if path.exists() and not path.is_file():
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                yield file
             return
         real = path.resolve()
         temporary = unfinished(real)
@@ -97,7 +106,7 @@ def write_whole(path: Path, content: bytes) -> None:
         try:
             with open(handle, "wb", closefd=False) as file:
                 file.truncate()  # what a killed process has left
-                file.write(content)
+                yield file
             os.fsync(handle)
             temporary.replace(real)
             flush(real.parent)

@@ -12,6 +12,7 @@ from emo_export.errors import EmoExportError
 
 NAMES = (
     "bench",
+    "chat",
     "device",
     "doctor",
     "domains",

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli.validate_command import THREADS
-from emo_export.files.kv_cache import KV_CACHES
+from emo_export.cli.writing_options import ENGINE, SAMPLING, with_options
 
 
 @click.command()
@@ -15,39 +14,8 @@ from emo_export.files.kv_cache import KV_CACHES
 @click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("-p", "--prompt", help="The same as PROMPT; - reads stdin.")
 @click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(0))
-@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-k", default=0, show_default=True, help="So many of the likeliest; 0: all.")
-@click.option("--top-p", default=0.95, show_default=True, help="Those that make up this share.")
-@click.option("--min-p", default=0.0, show_default=True, help="Of the likeliest's probability.")
-@click.option("--repetition-penalty", default=1.0, show_default=True, help="1: none.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before it.  [repeatable]")
-@click.option("--seed", type=click.IntRange(0), help="For the same text again.  [default: drawn]")
-@click.option("--domain", metavar="NAME", help="Of a folder that export --domain made.")
-@click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
-@click.option("--threads", type=click.IntRange(1), help=THREADS)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(KV_CACHES),
-    help="Type of keys and values: for GGUF f16 (default), f32 or q8_0, for ONNX f32 (default) or "
-    "int8.",
-)
-@click.option(
-    "--cache-prepacked",
-    is_flag=True,
-    help="ONNX: map the weights as the CPU's kernels want them from a copy on disk, made at the "
-    "first use; takes twice their bytes there, and a tenth of them in memory of its own.",
-)
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where that copy is kept.  [default: ~/.cache/emo-export/prepacked]",
-)
-@click.option(
-    "--spin/--no-spin",
-    default=None,
-    help="ONNX: threads wait for work in a loop: faster, and their cores are never idle.  "
-    "[default: spin]",
-)
+@with_options(SAMPLING)
+@with_options(ENGINE)
 @click.option("--json", "as_json", is_flag=True, help="Print an event in JSON for each token.")
 @click.option("--logprobs", is_flag=True, help="With --json: log-probability of each token.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but the text: no figures at the end.")
@@ -67,6 +35,7 @@ def run(
     target: str | None,
     threads: int | None,
     kv_cache: str | None,
+    prompt_cache: Path | None,
     cache_prepacked: bool,
     cache_dir: Path | None,
     spin: bool | None,
@@ -96,4 +65,4 @@ def run(
     asked = Asked(prompt_text(text, prompt), sampling, max_tokens, seed, stop, logprobs)
     settings = OnnxSettings(cache_prepacked, cache_dir, spin)
     place = path if domain is None else domain_folder(path, domain)
-    run_text(place, asked, target, threads, settings, kv_cache, as_json, quiet)
+    run_text(place, asked, target, threads, settings, kv_cache, prompt_cache, as_json, quiet)

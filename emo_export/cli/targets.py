@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emo_export.cli.output import say
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import Runtime
+from emo_export.interfaces import Rewinding
 from emo_export.runtimes.families import family_at
 from emo_export.runtimes.opening import open_runtime
 
@@ -34,7 +34,7 @@ class OnnxSettings:
 
 def open_with(
     path: Path, threads: int | None, settings: OnnxSettings, kv_cache: str | None = None
-) -> Runtime:
+) -> Rewinding:
     """The engine for a .gguf file or an ONNX folder, as the options of `run` say."""
     settings.check(path)
     prepacked = None

@@ -17,7 +17,7 @@ from emo_export.files.read_per_token import PerToken, gguf_per_token
 from emo_export.files.run_memory import Running, gguf_running
 from emo_export.files.sizes import gguf_sizes
 from emo_export.files.target_entry import TargetEntry
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import Rewinding, Runtime, Tokenizer
 from emo_export.model.config import EmoConfig
 from emo_export.spec import GGUF, Spec
 
@@ -106,7 +106,7 @@ class LlamaFamily:
         prepacked: Path | None,
         spin: bool,
         kv_cache: str | None,
-    ) -> Runtime:
+    ) -> Rewinding:
         """Open a file; `prepacked` and `spin` have no meaning for llama.cpp."""
         from emo_export.runtimes.llama.model import LlamaCpp
 

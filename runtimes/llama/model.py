@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from emo_export.base.memory_mark import wait_to_be_seen
 from emo_export.base.threads import threads_for
@@ -21,6 +22,7 @@ from emo_export.runtimes.llama.abi import Batch, Library, Params, load_library
 
 GGUF_MAGIC = b"GGUF"
 FLASH_ATTN_DISABLED = 0  # enum llama_flash_attn_type
+SEQUENCE, STATE = 0, "llama.cpp"  # the one sequence, and what its state is called
 REPACKED = "repacked bytes"  # of weights, copied for the kernels of this CPU
 
 
@@ -136,6 +138,35 @@ class LlamaCpp:
         api = self._lib.api
         api.llama_memory_clear(api.llama_get_memory(self._opened()), True)
         self._length = 0
+
+    def rewind(self, length: int) -> None:
+        """Forget what comes after the first `length` positions."""
+        api = self._lib.api
+        if not api.llama_memory_seq_rm(api.llama_get_memory(self._opened()), SEQUENCE, length, -1):
+            raise EmoExportError(f"llama.cpp cannot cut its KV cache to {length} positions")
+        self._length = length
+
+    def state(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """The KV cache as llama.cpp writes it."""
+        api, context = self._lib.api, self._opened()
+        raw = np.empty(api.llama_state_seq_get_size(context, SEQUENCE), np.uint8)
+        size = api.llama_state_seq_get_data(context, raw.ctypes.data, raw.nbytes, SEQUENCE)
+        if size != raw.nbytes:
+            raise EmoExportError(f"llama.cpp cannot give its KV cache: {self._lib.log.reason()}")
+        return {STATE: raw}
+
+    def put_back(self, state: Mapping[str, npt.NDArray[Any]], length: int) -> None:
+        """Fill the cache. Raises EmoExportError for what llama.cpp does not take."""
+        self.reset()
+        raw = state.get(STATE)
+        if raw is None or raw.dtype != np.uint8 or raw.ndim != 1:
+            raise EmoExportError("there is no KV cache of llama.cpp's in it")
+        api, raw = self._lib.api, np.ascontiguousarray(raw)
+        done = api.llama_state_seq_set_data(self._opened(), raw.ctypes.data, raw.nbytes, SEQUENCE)
+        if done != raw.nbytes:
+            self.reset()
+            raise EmoExportError(f"llama.cpp takes no such KV cache: {self._lib.log.reason()}")
+        self._length = length
 
     def close(self) -> None:
         """Free the context and the model; a second call does nothing."""

@@ -17,7 +17,7 @@ from emo_export.files.read_per_token import PerToken, onnx_per_token
 from emo_export.files.run_memory import Running, onnx_running
 from emo_export.files.sizes import onnx_sizes
 from emo_export.files.target_entry import TargetEntry, recipe_from
-from emo_export.interfaces import Runtime, Tokenizer
+from emo_export.interfaces import Rewinding, Runtime, Tokenizer
 from emo_export.model.config import EmoConfig
 from emo_export.spec import ONNX, Spec
 
@@ -93,7 +93,7 @@ class OrtFamily:
         prepacked: Path | None,
         spin: bool,
         kv_cache: str | None,
-    ) -> Runtime:
+    ) -> Rewinding:
         """Open a folder; `parity` has no meaning for ONNX Runtime, which computes the same."""
         from emo_export.runtimes.ort.model import OnnxModel
 

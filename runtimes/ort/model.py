@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from emo_export.base.memory_mark import wait_to_be_seen
 from emo_export.base.threads import threads_for
@@ -189,6 +190,41 @@ class OnnxModel:
             shape = (1, heads, self.context_length, size)
             make = self._ort.OrtValue.ortvalue_from_shape_and_type
             self._past = [make(shape, self._cache_type) for _ in self._past_names]
+
+    def rewind(self, length: int) -> None:
+        """Forget what comes after the first `length` positions."""
+        if not self._needs.share_kv_buffer:
+            cut = [np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._past]
+            self._past = [self._value(array) for array in cut]
+        self._length = length  # in place, what lies beyond is masked
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Keys and values (heads, T, size) of each layer, by the names of the graph's inputs."""
+        values = (value.numpy()[0, :, : self._length].copy() for value in self._past)
+        return dict(zip(self._past_names, values, strict=True))
+
+    def put_back(self, state: Mapping[str, npt.NDArray[Any]], length: int) -> None:
+        """Fill the cache. Raises EmoExportError for other names, shapes or types."""
+        heads, size = self._cache_shape
+        expected = (heads, length, size)
+        if set(state) != set(self._past_names) or length > self.context_length:
+            raise EmoExportError("there is no KV cache of such a graph in it")
+        for name, array in state.items():
+            if array.shape != expected or array.dtype != self._cache_type:
+                raise EmoExportError(
+                    f"{name} is {array.dtype} {array.shape}, expected "
+                    f"{np.dtype(self._cache_type)} {expected}"
+                )
+        if self._needs.share_kv_buffer:
+            for value, name in zip(self._past, self._past_names, strict=True):
+                shape = (1, heads, self.context_length, size)
+                whole: npt.NDArray[Any] = np.zeros(shape, self._cache_type)
+                whole[0, :, :length] = state[name]
+                value.update_inplace(whole)
+        else:
+            made = (np.ascontiguousarray(state[name][None]) for name in self._past_names)
+            self._past = [self._value(array) for array in made]
+        self._length = length
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
