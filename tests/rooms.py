@@ -50,12 +50,12 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 WITHIN = {
     "converters": ({"placed_file", "row_tasks", "split"}, {"gguf", "onnx", "safetensors"}),
     "runtimes": (
-        {"sampling"},
-        {"checks", "generate", "serving", "timing"},
+        {"sampling", "remembering"},
+        {"checks", "generate", "history", "serving", "template", "timing"},
         {"llama", "ort"},
         {"families"},
         {"opening", "package"},
-        {"loading"},
+        {"loading", "prompt_cache"},
         {"answering"},
         {"devices"},
     ),

@@ -12,17 +12,19 @@ from types import FrameType
 
 import click
 
+from emo_export.base.install import need
 from emo_export.cli.output import say
 from emo_export.cli.run import begun, figures, keep, put_end, put_event, put_piece
 from emo_export.cli.targets import OnnxSettings, open_with
 from emo_export.errors import EmoExportError
 from emo_export.interfaces import Tokenizer
 from emo_export.runtimes.generate import End, Said, generate
-from emo_export.runtimes.history import History, PlainHistory, fitted
+from emo_export.runtimes.history import History, PlainHistory, TemplateHistory, fitted
 from emo_export.runtimes.loading import Model, first_that_runs
 from emo_export.runtimes.opening import tokenizer_of
 from emo_export.runtimes.remembering import Interrupted, Remembering
 from emo_export.runtimes.sampling import Sampling
+from emo_export.runtimes.template import has_template, template_of
 
 HELP = (
     "/reset begins anew, /quit or Ctrl-D ends the chat, Ctrl-C an answer",
@@ -62,11 +64,12 @@ def run_chat(
         else:
             memory = begun(prompt_cache, place, model, typing.is_stopped)
         tokenizer = tokenizer_of(place, model.runtime)
-        history = PlainHistory(tokenizer, settings.system)
+        history = _history(place, tokenizer, settings.system)
         if not settings.quiet and sys.stdin.isatty():
+            plain = isinstance(history, PlainHistory)
             say(
-                f"{place}: what you type is gone on with, in a context of "
-                f"{model.runtime.context_length} tokens; Ctrl-D ends, /help tells more"
+                f"{place}: what you type is {'gone on with' if plain else 'answered'}, in a "
+                f"context of {model.runtime.context_length} tokens; Ctrl-D ends, /help tells more"
             )
         chat = _Chat(memory, tokenizer, history, settings)
         with typing.heard():
@@ -75,6 +78,16 @@ def run_chat(
                     break
         if prompt_cache is not None:
             keep(prompt_cache, place, memory, len(memory.ids), len(memory.ids))
+
+
+def _history(place: Path, tokenizer: Tokenizer, system: str) -> History:
+    """By the model's chat template, or plain for a model without. Raises EmoExportError."""
+    if not has_template(place):
+        return PlainHistory(tokenizer, system)
+    need(["jinja2"], "serve", f"{place}: its chat template")
+    template = template_of(place)
+    assert template is not None
+    return TemplateHistory(tokenizer, template.write, system)
 
 
 class Typing:

@@ -21,13 +21,13 @@ from starlette.types import ASGIApp, Receive
 from emo_export.base.shown import on_one_line
 from emo_export.errors import EmoExportError
 from emo_export.runtimes.serving import Piece, UnservableError
+from emo_export.runtimes.template import Template
 from emo_export.service.guard import Guard
 from emo_export.service.job import Desk, Job
 from emo_export.service.refusal import Refusal
 from emo_export.service.replies import Chat, Completion, Shape
 from emo_export.service.request import Asked, parse_chat, parse_completion, parse_json
 from emo_export.service.stream import Stream
-from emo_export.service.template import Template
 
 LOG = logging.getLogger("uvicorn.error")
 MOST_BYTES = 1 << 20  # of a request

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 from emo_export.runtimes.answering import open_answering
 from emo_export.runtimes.families import family_at
+from emo_export.runtimes.template import template_of
 from emo_export.service.app import Served
 from emo_export.service.job import Desk
 from emo_export.service.plans import Plan, Settings
-from emo_export.service.template import template_of
 
 
 def open_all(plans: Sequence[Plan], settings: Settings, stack: ExitStack) -> dict[str, Served]:

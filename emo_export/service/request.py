@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emo_export.errors import EmoExportError
+from emo_export.runtimes.history import Render
 from emo_export.runtimes.sampling import Sampling
 from emo_export.runtimes.serving import Wanted
 from emo_export.service.refusal import bad
@@ -88,9 +89,7 @@ def parse_completion(body: Mapping[str, Any], context: int) -> Asked:
     return _asked(body, prompt, min(count, context), likeliest)
 
 
-def parse_chat(
-    body: Mapping[str, Any], context: int, write: Callable[[list[Message]], str]
-) -> Asked:
+def parse_chat(body: Mapping[str, Any], context: int, write: Render) -> Asked:
     """A request for /v1/chat/completions; `write` makes a prompt of messages. Raises Refusal."""
     _check_fields(body, CHAT)
     if "max_tokens" in body and "max_completion_tokens" in body:
@@ -101,7 +100,11 @@ def parse_chat(
     if "top_logprobs" in body and not told:
         raise bad("top_logprobs", "has no effect without logprobs")
     likeliest = _whole(body, "top_logprobs", 0, MOST_TOP_LOGPROBS, 0) if told else None
-    prompt = write(_messages(body.get("messages")))
+    messages = [(one.role, one.content) for one in _messages(body.get("messages"))]
+    try:
+        prompt = write(messages)
+    except EmoExportError as error:
+        raise bad("messages", str(error)) from error
     return _asked(body, prompt, min(count, context), likeliest)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from tests.kit.command import Emo
 from tests.kit.exporting import exported
-from tests.kit.paths import NANO
+from tests.kit.paths import GOLDEN, NANO
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -82,6 +83,35 @@ def test_what_is_not_text_is_refused(text: str, emo: Emo, monkeypatch: pytest.Mo
     done = emo("chat", exported(NANO, "gguf:q4_0"), "-q")
     assert (done.code, done.out) == (2 if text else 0, "")
     assert ("UTF-8" in done.err) == bool(text)
+
+
+TEMPLATE = """{% for message in messages %}{{ message.role }}: {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gguf:q4_0", "onnx:int4"])
+def test_a_model_with_a_template_answers_by_it(
+    target: str, tmp_path: Path, emo: Emo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "chatty"
+    shutil.copytree(GOLDEN / "base", checkpoint)
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
+    done = emo("export", checkpoint, "-o", tmp_path / "out", "--to", target, "--no-golden")
+    assert done.code == 0, done.err
+    options = ["-n", "6", "--temperature", "0"]
+    typed(monkeypatch, "Hi\nAnd?\n")
+    told = emo("chat", tmp_path / "out", "--system", "Be.", *options, "--json")
+    events = [json.loads(line) for line in told.out.splitlines()]
+    ends = [event for event in events if event["event"] == "end"]
+    said, at = "", events.index(ends[0])
+    for event in events[:at]:
+        said += event["text"]
+    begun = "system: Be.\nuser: Hi\nassistant:"
+    assert emo("run", tmp_path / "out", begun, *options).out == f"{said}\n"
+    then = f"system: Be.\nuser: Hi\nassistant: {said}\nuser: And?\nassistant:"
+    rest = "".join(event["text"] for event in events[at:] if event["event"] == "token")
+    assert emo("run", tmp_path / "out", then, *options).out == f"{rest}\n"
 
 
 class Terminal:

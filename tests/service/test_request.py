@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from emo_export.runtimes.sampling import Sampling
 from emo_export.service.refusal import Refusal
-from emo_export.service.request import Message, parse_chat, parse_completion, parse_json
+from emo_export.service.request import parse_chat, parse_completion, parse_json
 
 BAD_JSON = (b"", b"{", b"[]", b"7", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 5000, b'{"a": 1e999}')
 BAD: tuple[dict[str, Any], ...] = (
@@ -130,8 +131,8 @@ def test_all_fields_arrive() -> None:
 
 
 def test_messages_become_a_prompt() -> None:
-    def write(messages: list[Message]) -> str:
-        return "|".join(f"{message.role}:{message.content}" for message in messages)
+    def write(messages: Sequence[tuple[str, str]]) -> str:
+        return "|".join(f"{role}:{text}" for role, text in messages)
 
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": parts}]

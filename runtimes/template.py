@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +16,6 @@ from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufArray
 from emo_export.files.gguf_parts import read_model
 from emo_export.model.chat_templates import DEFAULT, SETTINGS, chat_templates
-from emo_export.service.refusal import bad
-from emo_export.service.request import Message
 
 
 class Template:
@@ -42,16 +39,28 @@ class Template:
         except TemplateSyntaxError as error:
             raise EmoExportError(f"{place}: its chat template is no template ({error})") from error
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """The prompt that ends where the answer begins. Raises Refusal where the template does."""
+    def write(self, messages: Sequence[tuple[str, str]]) -> str:
+        """(role, text) of messages -> the prompt that ends where the answer begins.
+
+        Raises EmoExportError where the template does.
+        """
         from jinja2 import TemplateError
 
         try:
             return self._template.render(
-                messages=list(map(asdict, messages)), add_generation_prompt=True, **self._special
+                messages=[{"role": role, "content": text} for role, text in messages],
+                add_generation_prompt=True,
+                **self._special,
             )
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise bad("messages", f"the model's chat template refuses them ({error})") from error
+            raise EmoExportError(f"the model's chat template refuses them ({error})") from error
+
+
+def has_template(path: Path) -> bool:
+    """Whether a .gguf file or an ONNX folder has a chat template; needs no Jinja."""
+    if path.is_dir():
+        return DEFAULT in chat_templates(path)
+    return isinstance(read_model(path).keys.get("tokenizer.chat_template"), str)
 
 
 def template_of(path: Path) -> Template | None:
