@@ -70,7 +70,12 @@ export async function openTokenizer(read) {
 }
 
 /** Up to `count` token ids that follow the prompt's: the most likely each time, to the end of text. */
-export async function* greedy(model, prompt, count) {
+export function greedy(model, prompt, count) {
+  return generate(model, prompt, count, mostLikely);
+}
+
+/** As `greedy`, with `choose(logits)` to take the next token. */
+export async function* generate(model, prompt, count, choose) {
   // A text begins after the token that ends the one before.
   const ids = prompt.length > 0 ? prompt : [Math.min(...model.stopIds)];
   model.reset();
@@ -79,12 +84,29 @@ export async function* greedy(model, prompt, count) {
     logits = await model.forward([ids.slice(start, start + PIECE)]);
   }
   for (let produced = 1; produced <= count; produced++) {
-    const token = mostLikely(logits);
+    const token = choose(logits);
     if (model.stopIds.includes(token)) return;
     yield token;
     if (produced === count || model.length === model.contextLength) return;
     logits = await model.forward([[token]]);
   }
+}
+
+/**
+ * A way to choose the next token for `generate`: drawn from softmax(logits / temperature), the most
+ * likely at temperature 0. The same seed draws the same tokens.
+ */
+export function sampler(temperature, seed) {
+  if (temperature === 0) return mostLikely;
+  const random = mulberry32(seed);
+  return (logits) => {
+    const best = mostLikely(logits);
+    const row = logits.data.subarray(-logits.dims[2]);
+    const weights = row.map((value) => Math.exp((value - row[best]) / temperature));
+    let left = random() * weights.reduce((sum, weight) => sum + weight, 0);
+    const found = weights.findIndex((weight) => (left -= weight) < 0);
+    return found < 0 ? best : found; // rounding may leave a little
+  };
 }
 
 /** The text of token ids as they come, held back while a character lacks bytes. */
@@ -110,6 +132,17 @@ function mostLikely(logits) {
   const row = logits.data.subarray(-logits.dims[2]);
   if (row.some(Number.isNaN)) throw new Error("the logits are not numbers");
   return row.reduce((best, value, index) => (value > row[best] ? index : best), 0);
+}
+
+/** Tommy Ettinger's generator of 32 bits, as numbers from 0 to below 1. */
+function mulberry32(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
 }
 
 function int64(rows) {
