@@ -29,6 +29,7 @@ from emo_export.files.read_per_token import (
     olmoe_per_token,
 )
 from emo_export.model.config import EmoConfig
+from emo_export.report.html.bench_page import check_writable, write_bench_page
 from emo_export.runtimes.families import LIGHT
 from emo_export.runtimes.opening import SMALL_MODEL, missing_engine
 from emo_export.runtimes.package import chosen_targets
@@ -54,10 +55,35 @@ class BenchOptions:
     olmoe: Path | None
     one_at_a_time: bool
     as_json: bool
+    html: Path | None
 
 
 def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> None:
     """Measure, then print a table or JSON; what goes on is told on stderr."""
+    if options.html is not None:
+        check_writable(options.html)
+    report = measured(paths, options)
+    if options.html is not None:
+        labels = [result.subject.label for result in report.results]
+        found = report.figures()
+        speeds = {
+            "Prefill": dict(zip(labels, (one.prefill for one in found), strict=True)),
+            "Decode": dict(zip(labels, (one.decode for one in found), strict=True)),
+        }
+        write_bench_page(options.html, list(render(report)), speeds)
+        say(f"wrote {options.html}")
+    if options.as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+        return
+    for part in render(report):
+        out.print(part)
+
+
+def measured(paths: Sequence[Path], options: BenchOptions) -> Report:
+    """Measure every model that the paths mean.
+
+    Raises EmoExportError for what can't be measured, MissingDependencyError without its engine.
+    """
     subjects = _subjects(paths, options)
     small = all(subject.nbytes < SMALL_MODEL for subject in subjects)
     threads = options.threads or (1 if small else physical_cores())
@@ -71,12 +97,7 @@ def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> Non
     results = measure(subjects, settings, opening, together, say)
     say("measuring read bandwidth")
     after = measure_bandwidth(threads, before.kernel)
-    report = Report(machine, settings, together, before, after, results)
-    if options.as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2))
-        return
-    for part in render(report):
-        out.print(part)
+    return Report(machine, settings, together, before, after, results)
 
 
 def _subjects(paths: Sequence[Path], options: BenchOptions) -> list[Subject]:

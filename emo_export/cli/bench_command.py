@@ -48,6 +48,12 @@ from emo_export.files.kv_cache import KV_CACHES
     is_flag=True,
     help="Open each model anew in every round.  [default: where memory is short]",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a page with a picture of the speeds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
 def bench(
     paths: tuple[Path, ...],
@@ -62,6 +68,7 @@ def bench(
     olmoe_bf16: Path | None,
     one_at_a_time: bool,
     as_json: bool,
+    html: Path | None,
 ) -> None:
     """Measure speed and memory, and the share of this machine's bandwidth that decode reaches.
 
@@ -86,5 +93,6 @@ def bench(
         olmoe_bf16,
         one_at_a_time,
         as_json,
+        html,
     )
     run_bench(paths, options, stdout())

@@ -13,6 +13,7 @@ from emo_export.errors import EmoExportError
 NAMES = (
     "bench",
     "chat",
+    "compare",
     "device",
     "doctor",
     "domains",

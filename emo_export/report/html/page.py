@@ -38,6 +38,10 @@ TEMPLATES = (
     "report_charts.html.j2",
     "report_device.html.j2",
     "sweep.html.j2",
+    "bench.html.j2",
+    "compare.html.j2",
+    "compare.svg.j2",
+    "compare_picture.svg.j2",
     "report.css",
 )
 
