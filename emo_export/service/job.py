@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,9 @@ from starlette.requests import ClientDisconnect
 from emo_export.runtimes.serving import Answering, Finish, Piece, Wanted
 from emo_export.service.refusal import Refusal
 
+MOMENT = 0.01
+"""Seconds. A small model writes ten tokens meanwhile, and each wake of the loop costs it one."""
+
 
 class Job:
     """What a request waits for; a Listener."""
@@ -22,14 +26,19 @@ class Job:
         self.ended_by: str | None = None  # why we, not the client, gave it up
         self._pieces: deque[Piece] = deque()
         self._stirred, self._told = asyncio.Event(), False
+        self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._future: Future[Finish]
 
     def begin(self, answer: Callable[[], Finish], threads: ThreadPoolExecutor) -> Future[Finish]:
         """Have one of the threads answer, when its turn comes."""
         self._future = threads.submit(answer)
-        self._future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._stirred.set))
+        self._future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._end))
         return self._future
+
+    def _end(self) -> None:
+        self._over.set()
+        self._stirred.set()
 
     def hear(self, piece: Piece) -> None:
         """Take a piece, in the engine's thread; the loop is woken once for all it hasn't seen."""
@@ -43,20 +52,25 @@ class Job:
         self.gone = True
         self.ended_by = self.ended_by or why
         self._future.cancel()
-        self._stirred.set()
+        self._end()
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
-        """The pieces as they come, all that are there at once."""
+        """The pieces as they come: all that are there, and then for a moment none."""
         while True:
             await self._stirred.wait()
             self._stirred.clear()
-            self._told = False
             over = self._future.done()
             batch = [self._pieces.popleft() for _ in range(len(self._pieces))]
             if batch:
                 yield batch
             if over or self.gone:
                 return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MOMENT):
+                    await self._over.wait()
+            self._told = False
+            if self._pieces:
+                self._stirred.set()
 
     def finish(self) -> Finish:
         """How it ended, once all batches were read. Raises what the engine raised.
