@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli.numbers import SECONDS
 from emo_export.cli.validate_command import THREADS
 from emo_export.files.kv_cache import KV_CACHES
 
@@ -56,8 +57,9 @@ from emo_export.files.kv_cache import KV_CACHES
     "--timeout",
     default=600.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds for an answer, its wait included.",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="For an answer, its wait included.",
 )
 @click.option("--json", "as_json", is_flag=True, help="When ready, print a line of JSON.")
 def serve(
@@ -86,8 +88,8 @@ def serve(
     \b
     Example:
         emo-export serve out --port 8080
-        curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
-            -d '{"prompt": "def main(", "max_tokens": 32}'
+        curl http://127.0.0.1:8080/v1/completions \\
+            -H 'Content-Type: application/json' -d '{"prompt": "def main("}'
     """
     from emo_export.cli.serve import Address, run_service
     from emo_export.service.plans import Settings

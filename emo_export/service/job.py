@@ -30,11 +30,21 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._future: Future[Finish]
 
-    def begin(self, answer: Callable[[], Finish], threads: ThreadPoolExecutor) -> Future[Finish]:
-        """Have one of the threads answer, when its turn comes."""
+    def begin(
+        self,
+        answer: Callable[[], Finish],
+        threads: ThreadPoolExecutor,
+        left: Callable[[], None],
+    ) -> None:
+        """Have one of the threads answer, when its turn comes; `left` is called once it is over."""
         self._future = threads.submit(answer)
-        self._future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._end))
-        return self._future
+        self._future.add_done_callback(lambda _: self._soon(left))
+        self._future.add_done_callback(lambda _: self._soon(self._end))
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Have the loop call, from any thread; where it has ended nobody waits."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call)
 
     def _end(self) -> None:
         self._over.set()
@@ -45,7 +55,7 @@ class Job:
         self._pieces.append(piece)
         if not self._told:
             self._told = True
-            self._loop.call_soon_threadsafe(self._stirred.set)
+            self._soon(self._stirred.set)
 
     def leave(self, why: str | None = None) -> None:
         """Nobody waits any more: take it out of the queue, or stop the engine at its next step."""
@@ -109,10 +119,12 @@ class Desk:
                 headers={"Retry-After": "1"},
             )
         job = Job()
-        loop = asyncio.get_running_loop()
         self._jobs.add(job)
-        future = job.begin(lambda: self.answering.answer(wanted, job), self._threads)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._jobs.discard, job))
+        job.begin(
+            lambda: self.answering.answer(wanted, job),
+            self._threads,
+            lambda: self._jobs.discard(job),
+        )
         return job
 
     def leave_all(self, why: str) -> None:
@@ -121,6 +133,8 @@ class Desk:
             job.leave(why)
 
     def close(self) -> None:
-        """Wait for the threads, whose jobs were left, and free the model."""
+        """Stop what is still under way, and free the model. The loop may have ended."""
+        for job in list(self._jobs):
+            job.gone = True
         self._threads.shutdown(cancel_futures=True)
         self.answering.close()

@@ -6,12 +6,13 @@ has in common with the one before. Requests go into it by a call, not by HTTP.
 
 from __future__ import annotations
 
+import os
 import secrets
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emo_export.base.scratch import Scratch
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_parts import read_model
 from emo_export.files.kv_cache import CACHE_F16, CACHE_F32, CACHE_Q8_0
@@ -28,6 +29,7 @@ from emo_export.runtimes.serving import (
 PREFILL_PIECE = 256
 """Tokens of prompts in one step of the model: between two, a listener may be found gone."""
 
+LONGEST_SOCKET = 107  # bytes of a path (man 7 unix)
 SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p")
 """Those of Sampling, in its order."""
 
@@ -74,14 +76,20 @@ class LlamaServer:
         params.verbosity = 0
         # It listens by HTTP as well, with no key and to pages of any origin: not where one could
         # come. The folder is this user's alone.
-        self._folder = tempfile.TemporaryDirectory(prefix="emo-export-")
-        params.hostnames = [f"{self._folder.name}/s.sock"]
+        self._scratch = Scratch("serve")
+        listener = self._scratch.path / "s.sock"
+        params.hostnames = [str(listener)]
         params.api_keys = [secrets.token_hex(32)]
         params.n_threads_http = 1
         try:
+            if len(os.fsencode(listener)) > LONGEST_SOCKET:
+                raise EmoExportError(f"{listener.parent}: too long for a socket; shorten TMPDIR")
             self._server: Any = xllamacpp.Server(params)
+        except EmoExportError:
+            self._scratch.close()
+            raise
         except RuntimeError as error:
-            self._folder.cleanup()
+            self._scratch.close()
             raise EmoExportError(
                 f"llama.cpp cannot serve {path} with {places} contexts of {context} tokens; "
                 "emo-export inspect tells more of the file"
@@ -145,7 +153,7 @@ class LlamaServer:
     def close(self) -> None:
         """Free the model; a second call does nothing."""
         self._server = None
-        self._folder.cleanup()
+        self._scratch.close()
 
 
 def _chosen(entry: Mapping[str, Any]) -> Chosen:

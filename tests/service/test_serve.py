@@ -167,14 +167,22 @@ def test_malformed_requests_break_nothing(served: Served) -> None:
     assert served.ask(prompt=PROMPT, max_tokens=3).status_code == 200
 
 
-def test_beyond_the_queue_and_after_clients_went_away(served: Served) -> None:
-    body = json.dumps({"prompt": PROMPT, "max_tokens": 1000, "temperature": 0, "stream": True})
+def connected(found: Served, **fields: object) -> socket.socket:
+    """A connection on which a request was sent."""
+    body = json.dumps({"prompt": PROMPT, "temperature": 0, **fields})
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    sent = (head + "Content-Type: application/json\r\n\r\n" + body).encode()
-    port = httpx.URL(served.url).port
-    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(24)]
-    for client in clients:
-        client.sendall(sent)
+    connection = socket.create_connection(("127.0.0.1", httpx.URL(found.url).port), 60)
+    connection.sendall((head + "Content-Type: application/json\r\n\r\n" + body).encode())
+    return connection
+
+
+def read_whole(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def test_beyond_the_queue_and_after_clients_went_away(served: Served) -> None:
+    clients = [connected(served, max_tokens=1000, stream=True) for _ in range(24)]
     full = served.ask(prompt=PROMPT)
     assert full.status_code == 503 and full.headers["Retry-After"] == "1"
     assert full.json()["error"]["code"] == "queue_full"
@@ -210,6 +218,20 @@ def test_signals_end_it_and_streams_say_so(
             os.kill(found.process.pid, number)
             assert found.process.wait(30) == code
             assert stream.result()[1] == "length"  # it had the time
+
+
+def test_answers_that_take_too_long_are_told_of_the_end(nano: Path) -> None:
+    with serving(nano, "--target", "onnx:int4", "--queue", 40) as found:
+        connections = [connected(found, max_tokens=1000) for _ in range(40)]  # half a minute
+        time.sleep(1)
+        began = time.monotonic()
+        found.process.terminate()
+        answers = [read_whole(one) for one in connections]
+        assert found.process.wait(30) == 0
+        assert time.monotonic() - began < 10
+    assert answers[0].startswith(b"HTTP/1.1 200")
+    assert answers[-1].startswith(b"HTTP/1.1 503") and b"the server ends" in answers[-1]
+    assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
 
 
 @pytest.mark.parametrize("target", TARGETS)
