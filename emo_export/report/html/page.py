@@ -38,6 +38,8 @@ TEMPLATES = (
     "report_charts.html.j2",
     "report_device.html.j2",
     "sweep.html.j2",
+    "report_usage.html.j2",
+    "usage.html.j2",
     "bench.html.j2",
     "compare.html.j2",
     "compare.svg.j2",
