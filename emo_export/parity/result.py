@@ -63,7 +63,7 @@ class Row:
     once or token by token through the KV cache. `positions` has all of them, near ties too;
     `domains` only the comparison with the original, and only where golden.npz recorded them.
     `intervals` are those of the figures that are judged by one: of the comparison with the
-    original, where there are enough tokens for one.
+    original, where there are enough tokens for one, and of a top-1 under its limit in the others.
     """
 
     against: str

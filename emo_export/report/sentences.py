@@ -49,7 +49,7 @@ ARITHMETIC = {"shipped": "as shipped", "exact": "float activations"}
 MODE = {"prefill": "whole prompt", "decode": "token by token"}
 MORE_TEXT = (
     "--heldout and --heldout-tokens of export give more text (6 sequences of 48 positions for each "
-    "4096 tokens, at least as many), --tokens of an emulated device more of it"
+    "4096 tokens, at least as many), --device-tokens judges more of it on a device"
 )
 MOST_TIMES = 100  # beyond, an estimate of how much text would do means nothing
 ERRORS = {
@@ -179,6 +179,28 @@ def limit(failure: Failure) -> str:
         told = f"{value:.4f} is" if math.isfinite(value) else "is not finite, so it is"
         return f"perplexity ratio {told} not within {1 / bound:.4f} to {bound}"
     raise ValueError(f"{failure.figure} is no figure that has a limit")
+
+
+def decisive(result: Result) -> str:
+    """The figure that kept a target from passing, as `KL stored 9.1e-03 > 8e-03`; empty: none did.
+
+    `~`: the limit is within the figure's interval.
+    """
+    decided: list[tuple[Row, Failure | Doubt, str]] = [
+        *((row, one, "") for row in result.rows for one in row.failures),
+        *((row, one, "~") for row in result.rows for one in row.doubts),
+    ]
+    for row, one, sign in decided:
+        against = "original" if row.against == ORIGINAL else "stored"
+        if one.figure == "kl_mean":
+            return f"KL {against} {one.value:.1e} {sign or '>'} {one.limit:.0e}"
+        if one.figure == "top1":
+            return f"top-1 {against} {one.value:.1%} {sign or '<'} {one.limit:.0%}"
+        if one.figure == "perplexity_ratio":
+            bound = one.limit if not one.value < 1 else 1 / one.limit
+            return f"ppl × {one.value:.4f} {sign or ('<' if one.value < 1 else '>')} {bound:.4g}"
+        raise ValueError(f"{one.figure} is no figure that has a limit")
+    return ""
 
 
 def _beyond(figure: str, value: float, shown: str, side: str, bound: str) -> str:

@@ -13,7 +13,14 @@ from emo_export.files.kv_cache import CACHE_F32
 from emo_export.parity.golden import ORIGINAL
 from emo_export.parity.result import HERE, Result, Row
 from emo_export.report.pruning import losses_table
-from emo_export.report.sentences import faults, intervals, name, not_compared, sentences
+from emo_export.report.sentences import (
+    decisive,
+    faults,
+    intervals,
+    name,
+    not_compared,
+    sentences,
+)
 
 TITLE = "Parity with the reference"
 TABLE_LEGEND = (
@@ -29,7 +36,8 @@ def show(results: Sequence[Result], out: Console) -> None:
     if any(result.kind != HERE for result in results):
         out.print(_fitting(results, out), "", sep="\n")
         found = [f"{name(result)}: {text}" for result in results for text in estimates(result)]
-        lines = [MATRIX_LEGEND, "", *found, *facts(results), *sentences(results)]
+        legend = MATRIX_LEGEND + (DECIDED_LEGEND if any(map(decisive, results)) else "")
+        lines = [legend, "", *found, *facts(results), *sentences(results)]
     else:
         lines = details(results, out)
     passed = [result for result in results if result.passed]
@@ -138,33 +146,45 @@ MATRIX_LEGEND = (
     "worse of whole prompt and token by token), and from the float original, each with its limit; "
     "top-1 and perplexity beside the original's."
 )
+DECIDED_LEGEND = (
+    " Beside a verdict other than pass: the first figure that decided, and its limit (~: the limit "
+    "is within the figure's 95% interval)."
+)
 NONE = "–"
 
 
 FIGURES = ("KL stored", "limit", "KL original", "limit", "top-1", "limit", "ppl ×", "positions")
-LESS = ((), (7,), (5, 7), (3, 5, 7), (1, 3, 5, 7), (0, 1, 3, 5, 7))
+LESS = ((), (7,), (5, 7), (3, 5, 7), (1, 3, 5, 7), (0, 1, 3, 5, 7), (0, 1, 3, 4, 5, 7))
 """Figures that a narrow terminal has no room for, fewer first."""
 
 
 def matrix(results: Sequence[Result], without: Sequence[int] = ()) -> Table:
-    """One line for each target on each device, its verdict in front, `without` some figures."""
+    """One line for each target on each device, its verdict in front, `without` some figures.
+
+    The figure that kept a target from passing stands beside the verdict.
+    """
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for heading in ("device", "target", ""):
+    decided = [decisive(result) for result in results]
+    for heading in ("device", "target", "", *([""] if any(decided) else [])):
         out.add_column(heading, no_wrap=True)
     shown = [place for place in range(len(FIGURES)) if place not in without]
     for place in shown:
         out.add_column(FIGURES[place], justify="right", no_wrap=True)
-    for result in results:
+    for result, by in zip(results, decided, strict=True):
         figures = _figures(result)
-        out.add_row(result.device, result.target, result.verdict, *(figures[i] for i in shown))
+        why = [by] if any(decided) else []
+        out.add_row(
+            result.device, result.target, result.verdict, *why, *(figures[i] for i in shown)
+        )
     return out
 
 
 def _fitting(results: Sequence[Result], out: Console) -> Table:
     """The matrix with as many figures as a terminal has room for."""
     tables = (matrix(results, without) for without in LESS)
+    unbounded = out.options.update(max_width=10_000)  # else no table is wider than the terminal
     return next(
-        (table for table in tables if out.measure(table).maximum <= out.width),
+        (table for table in tables if out.measure(table, options=unbounded).maximum <= out.width),
         matrix(results, range(len(FIGURES))),
     )
 

@@ -21,8 +21,8 @@ from emo_export.parity.estimates import (
     share_interval,
     student,
 )
-from emo_export.parity.golden import ORIGINAL, Golden
-from emo_export.parity.judge import judged, validate_target
+from emo_export.parity.golden import ORIGINAL, Golden, Measured
+from emo_export.parity.judge import beyond, judged, validate_target
 from emo_export.parity.result import Doubt, Failure, Row
 from emo_export.runtimes.llama.model import LlamaCpp
 from emo_export.spec import Spec
@@ -180,3 +180,25 @@ def test_a_bug_at_one_position_is_no_matter_of_spread(package: Path) -> None:
         lambda runtime: WORDS,
     )
     assert [row.verdict for row in result.rows] == ["FAIL", "FAIL", "pass"]
+
+
+def test_a_top1_of_few_positions_is_no_bug() -> None:
+    limit = {"kl_mean": 8e-3, "top1": 0.85}
+
+    def found(agreeing: int, scored: int, ties: int = 3, kl: float = 1e-3) -> list[Failure | Doubt]:
+        share = agreeing / scored
+        verdicts, interval = beyond(Measured(scored + ties, kl, 0.1, share, 1.0, ties, 0.1), limit)
+        assert (interval is None) == (share >= 0.85)
+        return verdicts
+
+    (doubt,) = found(7, 9)  # what 12 positions on a pi4 gave
+    assert isinstance(doubt, Doubt) and doubt.tokens == 9 < doubt.enough
+    assert found(8, 9) == found(246, 288) == []  # within the limit: a pass, however wide
+    assert found(3, 9) == [Failure("top1", 3 / 9, 0.85)]
+    assert found(220, 288) == [Failure("top1", 220 / 288, 0.85)]
+    assert isinstance(found(7, 9, kl=9e-3)[0], Failure)  # KL finds bugs: by the figure
+    exact, _ = beyond(Measured(288, 0.0, 0.0, 287 / 288, 0.0, 0, 0.0), {"kl_mean": 1, "top1": 1.0})
+    assert exact == [Failure("top1", 287 / 288, 1.0)]
+    nan = math.nan
+    lost, _ = beyond(Measured(12, nan, nan, 0.0, nan, 0, nan), limit)
+    assert [type(one) for one in lost] == [Failure, Failure]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from emo_export.card import _parity_line, _verdict
 from emo_export.errors import EmoExportError, NotEnoughTextError, ParityError
-from emo_export.parity.estimates import SEQUENCES, TOKENS, Interval
+from emo_export.parity.estimates import SEQUENCES, TOKENS, Interval, share_interval
 from emo_export.parity.result import Crash, Doubt, Failure, Refusal, Result, as_json, worst
 from emo_export.report.junit import junit_xml
 from emo_export.report.sentences import check, faults
@@ -117,3 +117,36 @@ def test_too_little_text_is_skipped_not_failed_nor_passed() -> None:
     content = junit_xml([on_pi(replace(one, rows=(failed,)))], "mine")
     (wrong,) = [x for x in cases(content).values() if x is not None]
     assert wrong.tag == "failure" and "not enough text to judge" in (wrong.text or "")
+
+
+def test_the_row_of_a_device_has_the_figure_that_decided_in_80_columns() -> None:
+    top1 = Doubt("top1", 7 / 9, 0.85, 9, 120)
+    few = replace(report().rows[0], doubts=(top1,), intervals={"top1": share_interval(7, 9)})
+    results = [
+        replace(made, device="server-arm", kind="emulated")
+        for made in (
+            report(),
+            replace(report(), rows=(few, report().rows[1])),
+            report(0.02, (Failure("kl_mean", 0.02, 0.005),)),
+        )
+    ]
+    text = io.StringIO()
+    show(results, Console(file=text, width=80))
+    rows = [line for line in text.getvalue().splitlines() if line.startswith("server-arm  ")]
+    assert len(rows) == 3 and max(map(len, rows)) <= 80
+    assert "   not enough text   top-1 stored 77.8% ~ 85%" in rows[1], rows
+    assert "   FAIL              KL stored 2.0e-02 > 5e-03" in rows[2], rows
+    assert "   pass   " in rows[0] and ">" not in rows[0]
+    assert "(~: " in text.getvalue()
+
+
+def test_figures_that_a_narrow_terminal_has_no_room_for_are_left_out() -> None:
+    for width, figures in ((120, 8), (80, 5), (60, 3), (40, 0)):
+        text = io.StringIO()
+        show(
+            [replace(report(), device="server-arm", kind="emulated")],
+            Console(file=text, width=width),
+        )
+        row = next(line for line in text.getvalue().splitlines() if line.startswith("server-arm"))
+        assert row.split()[:3] == ["server-arm", "onnx:int4", "pass"]
+        assert len(row.split()) == 3 + figures and len(row) <= width, row
