@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emo_export.base.near import did_you_mean
 from emo_export.errors import EmoExportError
 from emo_export.files.domains import is_domains
 from emo_export.files.manifest import NAME as MANIFEST
@@ -29,7 +30,10 @@ def chosen_targets(path: Path, only: Sequence[str] = ()) -> tuple[Path, Mapping[
         only = [spec.removesuffix(f"@{GRAPHS[ONNX][0]}") for spec in only]
         for spec in only:
             if spec not in targets:
-                raise EmoExportError(f"{path}: has no target {spec}; it has {', '.join(targets)}")
+                raise EmoExportError(
+                    f"{path}: has no target {spec}; it has {', '.join(targets)}"
+                    f"{did_you_mean(spec, targets)}"
+                )
         return path, {spec: targets[spec] for spec in only or targets}
     if only:
         raise EmoExportError(f"{path}: is a single model; --target chooses from an exported folder")

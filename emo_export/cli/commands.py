@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from emo_export.base.near import did_you_mean
 from emo_export.cli.output import drop
 from emo_export.errors import EmoExportError
 
@@ -46,6 +47,15 @@ class Commands(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.{cmd_name} is no command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for. Raises a UsageError, with what was meant, for a slip."""
+        name = args[0]
+        if name not in NAMES and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"There is no command {name}{did_you_mean(name, NAMES)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; a reader of stdout that went away is exit 141, a full disk exit 2.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from emo_export.base.near import did_you_mean
 from emo_export.errors import EmoExportError
 from emo_export.model.recipes import Part
 from emo_export.model.scheme import QuantScheme
@@ -32,9 +33,11 @@ def parse_overrides(
         takers = [kind for kind, known in types.items() if name in known]
         if role not in roles or not takers:
             known = "; or ".join(f"{', '.join(names)} ({kind})" for kind, names in types.items())
+            kinds = {name for names in types.values() for name in names}
+            slip = did_you_mean(role, roles) if role not in roles else did_you_mean(name, kinds)
             raise EmoExportError(
                 f"--tensor-type {entry}: expected ROLE=TYPE, with ROLE one of {', '.join(roles)} "
-                f"and TYPE one of {known}"
+                f"and TYPE one of {known}{slip}"
             )
         for kind in takers:
             if Part(role) in found[kind]:

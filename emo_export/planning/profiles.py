@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from emo_export.base.near import did_you_mean
 from emo_export.errors import EmoExportError
 
 
@@ -50,5 +51,7 @@ def device_profile(name: str) -> DeviceProfile:
     known = device_profiles()
     if name not in known:
         names = ", ".join(known)
-        raise EmoExportError(f"--fit {name}: there is no such profile; there are {names}")
+        raise EmoExportError(
+            f"--fit {name}: there is no such profile; there are {names}{did_you_mean(name, known)}"
+        )
     return known[name]

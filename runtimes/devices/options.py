@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emo_export.base.near import did_you_mean
 from emo_export.base.ram_size import spelled
 from emo_export.errors import EmoExportError
 from emo_export.parity.result import HERE
@@ -29,7 +30,7 @@ def kind_of(name: str) -> str:
         return ADB
     raise EmoExportError(
         f"--device {name}: expected {', '.join(PROFILES)}, ssh://[user@]host[:port], adb, "
-        f"adb:SERIAL or {HERE}"
+        f"adb:SERIAL or {HERE}{did_you_mean(name, (*PROFILES, HERE, ADB))}"
     )
 
 
