@@ -140,6 +140,8 @@ class Answer:
 
     def _released(self, text: str) -> tuple[str, str, bool]:
         """What may be shown of a text, what may yet become a stop string, and whether one came."""
+        if not self._stop:
+            return text, "", False
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             return text[: min(found)], "", True

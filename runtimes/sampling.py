@@ -54,18 +54,20 @@ def sample(
 
     Raises EmoExportError for logits without a largest number.
     """
-    best = logits.max()
-    if not np.isfinite(best):  # also when any is NaN
+    first = int(logits.argmax())  # the first NaN, if there is any
+    best = logits[first]
+    if not np.isfinite(best):
         raise EmoExportError(f"the logits have the maximum {best}: the model's file is broken")
     if sampling.repetition_penalty != 1:
         logits = _penalised(logits, sampling.repetition_penalty, seen)
-        best = logits.max()
+        first = int(logits.argmax())
+        best = logits[first]
         if not np.isfinite(best):
             raise EmoExportError(
                 f"repetition_penalty is {sampling.repetition_penalty}, with which logits are {best}"
             )
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return first
     with np.errstate(
         over="ignore", divide="ignore", invalid="ignore"
     ):  # a tiny temperature: -inf, so probability 0

@@ -212,6 +212,7 @@ class LlamaTokenizer:
     def __init__(self, model: LlamaCpp) -> None:
         """`model` must stay open as long as this is used."""
         self._model = model
+        self._pieces: dict[int, bytes] = {}
 
     def encode(self, text: str) -> list[int]:
         """Text -> token ids; special tokens are recognised in the text, none are added."""
@@ -227,6 +228,11 @@ class LlamaTokenizer:
 
     def piece(self, token: int) -> bytes:
         """The bytes that one token stands for (empty for a control or unused token)."""
+        if token not in self._pieces:
+            self._pieces[token] = self._piece(token)
+        return self._pieces[token]
+
+    def _piece(self, token: int) -> bytes:
         api, vocab = self._model.vocabulary()
         if not 0 <= token < self._model.vocab_size:
             raise EmoExportError(
