@@ -73,8 +73,7 @@ def _table(result: Result) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
+        padding=0,  # beside the box's own blank; with more, 80 columns cut the verdict
     )
     for heading in ("against", "arithmetic", "mode"):
         out.add_column(heading, no_wrap=True)

@@ -71,6 +71,7 @@ def test_the_terminal_shows_interval_and_verdict_in_80_columns() -> None:
         assert "perplexity ratio 1.0040 (0.9900 to 1.0182, by sequence)" in shown
         assert "mean KL 1.00e-04 (2.10e-03 to 3.90e-03)" in shown
         assert "not enough" in text.getvalue() and "1.0040" in shown
+        assert "…" not in text.getvalue()
 
 
 def test_json_is_read_back_and_checked() -> None:
