@@ -66,5 +66,5 @@ function describe(name, manifest, target, folder) {
   });
   const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
   const key = `${manifest.sha256.slice(0, 16)}-${folder}`;
-  return { key, title: manifest.source?.name ?? name, target, bytes, files };
+  return { key, title: name, target, bytes, files };
 }

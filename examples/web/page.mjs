@@ -9,7 +9,8 @@ let offered = []; // packages that can be loaded: { entry, from }
 let current; // the entry that is open
 let loading; // stops the load in progress
 
-const worker = startWorker();
+const library = startWorker(); // loads, checks and keeps packages
+let engine; // computes. One for each model: what WebAssembly took, it gives back only by ending
 
 function startWorker() {
   let last = 0;
@@ -18,12 +19,24 @@ function startWorker() {
   thread.addEventListener("message", ({ data }) => {
     if (data.ready) return;
     const { told, resolve, reject } = waiting.get(data.id);
-    if (data.told) told(data.told);
-    else if (data.error === undefined) resolve(data.value);
+    if (data.told) {
+      told(data.told);
+      return;
+    }
+    waiting.delete(data.id);
+    if (data.error === undefined) resolve(data.value);
     else reject(Object.assign(new Refusal(data.error), { paused: data.paused }));
   });
-  thread.addEventListener("error", (event) => fail(event.message || "worker.js did not start"));
+  function end(error) {
+    thread.terminate();
+    for (const { reject } of waiting.values()) reject(error);
+    waiting.clear();
+  }
+  thread.addEventListener("error", ({ message }) => {
+    end(new Refusal(message || "worker.js did not start: reload the page"));
+  });
   return {
+    end: () => end(Object.assign(new Refusal("ended"), { paused: true })),
     /** Ask for one of the worker's tasks; the promise has a `stop`. */
     ask(does, request = {}, told = () => {}) {
       const id = ++last;
@@ -66,7 +79,7 @@ function lacks() {
 
 /** The list: stored packages first, then those that can be loaded. */
 async function show() {
-  const kept = await worker.ask("stored");
+  const kept = await library.ask("stored");
   const keys = new Set(kept.map(({ key }) => key));
   const rest = offered.filter(({ entry }) => !keys.has(entry.key));
   at("models").replaceChildren(
@@ -82,7 +95,10 @@ async function show() {
 }
 
 function item(entry, where, actions) {
-  const [line, what, small] = ["li", "span", "small"].map((tag) => document.createElement(tag));
+  const [line, what, small, choice] = ["li", "span", "small", "span"].map((tag) =>
+    document.createElement(tag),
+  );
+  choice.className = "choice";
   what.className = "what";
   const isOpen = entry.key === current?.key;
   if (isOpen) line.setAttribute("aria-current", "true");
@@ -100,7 +116,8 @@ function item(entry, where, actions) {
       button.addEventListener("click", () => run(act));
       return button;
     });
-  line.append(what, ...buttons);
+  choice.append(...buttons);
+  line.append(what, choice);
   return line;
 }
 
@@ -108,7 +125,7 @@ async function load(entry, from) {
   if (loading) return;
   await navigator.storage.persist?.(); // asks the browser not to clear it; it may refuse
   const began = { at: performance.now(), done: undefined };
-  loading = worker.ask("add", { entry, ...from }, ({ step, done }) => {
+  loading = library.ask("add", { entry, ...from }, ({ step, done }) => {
     if (began.done === undefined) Object.assign(began, { at: performance.now(), done });
     const seconds = (performance.now() - began.at) / 1000;
     at("bar").value = done / entry.bytes;
@@ -134,15 +151,22 @@ async function load(entry, from) {
   await open(entry);
 }
 
-async function open(entry) {
-  current = undefined;
+function close() {
+  engine?.end();
+  engine = current = undefined;
   at("go").disabled = true;
+}
+
+async function open(entry) {
+  close();
+  engine = startWorker();
   tell("opening");
   try {
-    await worker.ask("open", { entry });
+    await engine.ask("open", { entry });
     current = entry;
     tell("ready");
   } catch (error) {
+    if (error.paused) return; // another was opened meanwhile
     tell("");
     throw error;
   } finally {
@@ -153,10 +177,9 @@ async function open(entry) {
 
 async function forget(entry) {
   if (!window.confirm(`Remove ${entry.title} ${entry.target} (${size(entry.bytes)}) from this device?`)) return;
-  await worker.ask("remove", { key: entry.key });
+  await library.ask("remove", { key: entry.key });
   if (current?.key === entry.key) {
-    current = undefined;
-    at("go").disabled = true;
+    close();
     tell("");
   }
   await show();
@@ -166,7 +189,7 @@ async function forget(entry) {
 async function look(from) {
   tell("looking");
   try {
-    const found = await worker.ask("look", from);
+    const found = await library.ask("look", from);
     const keys = new Set(found.map(({ key }) => key));
     offered = [...offered.filter(({ entry }) => !keys.has(entry.key)), ...found.map((entry) => ({ entry, from }))];
     await show();
@@ -196,7 +219,7 @@ async function write() {
     temperature: Number(temperature.value),
     seed: drawn,
   };
-  const answer = worker.ask("generate", request, ({ piece, produced, speed }) => {
+  const answer = engine.ask("generate", request, ({ piece, produced, speed }) => {
     at("out").append(piece);
     if (at("status").value !== "writing") tell("writing");
     at("speed").textContent = `${produced} tokens${speed ? `, ${speed.toFixed(1)} tok/s` : ""}`;
@@ -210,6 +233,7 @@ async function write() {
       `${produced} tokens${rate}, ${read} read, the first after ${(toFirst / 1000).toFixed(1)} s, ${how}`;
     tell(ENDS[end]);
   } catch (error) {
+    if (error.paused) return; // another was opened, or this one removed, meanwhile
     tell("");
     throw error;
   } finally {
@@ -230,7 +254,7 @@ async function nextToPage() {
   if (!response?.ok) return;
   for (const { url } of await response.json()) {
     const from = { url: new URL(url, document.baseURI).href };
-    const found = await worker.ask("look", from).catch((error) => fail(error.message) ?? []);
+    const found = await library.ask("look", from).catch((error) => fail(error.message) ?? []);
     offered.push(...found.map((entry) => ({ entry, from })));
   }
 }

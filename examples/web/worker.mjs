@@ -11,16 +11,14 @@ import { fromFiles, fromUrl } from "./sources.mjs";
 import { add, bytesOf, remove, size, stored } from "./store.mjs";
 
 const WASM_LIMIT = 4 * 2 ** 30; // what a 32-bit WebAssembly can address
-let opened; // { key, model, tokenizer }
+const SMALL = 96 * 2 ** 20; // bytes of a model whose threads would mostly wait for each other
+let opened; // { model, tokenizer }
 
 const source = ({ url, files }) => (url ? fromUrl(url) : fromFiles(files));
 
 const tasks = {
   stored,
-  remove: async ({ key }) => {
-    if (opened?.key === key) await close();
-    await remove(key);
-  },
+  remove: ({ key }) => remove(key),
   look: (request) => readPackage(source(request)),
   async add({ entry, ...from }, tell, signal) {
     if (entry.bytes >= WASM_LIMIT) {
@@ -33,13 +31,13 @@ const tasks = {
   },
 
   async open({ entry }) {
-    if (opened?.key === entry.key) return;
-    await close();
+    // It is asked once, when WebAssembly starts: the page has a worker for each model.
+    if (entry.bytes < SMALL) ort.env.wasm.numThreads = 1;
     const files = new Map(entry.files.map((file) => [file.name, file]));
     const read = (name) => bytesOf(files.get(name));
     try {
       const tokenizer = await openTokenizer(read);
-      opened = { key: entry.key, tokenizer, model: await Model.open(read) };
+      opened = { tokenizer, model: await Model.open(read) };
     } catch (error) {
       throw shortOfMemory(error) ? tooLarge(entry) : error;
     }
@@ -77,11 +75,6 @@ const tasks = {
   },
 };
 
-async function close() {
-  await opened?.model.session.release();
-  opened = undefined;
-}
-
 /** Whether an engine or the browser had no memory left: each says it in its own way. */
 function shortOfMemory(error) {
   return error instanceof RangeError || /bad_alloc|out of memory|allocat/i.test(String(error?.message ?? error));
@@ -89,8 +82,8 @@ function shortOfMemory(error) {
 
 function tooLarge(entry) {
   return new Refusal(
-    `this device's memory is too small: the model has ${size(entry.bytes)}, and needs about twice as ` +
-      "much while it opens. Close other tabs and try again, or export with fewer experts (--keep)",
+    `this device's memory is too small: the model has ${size(entry.bytes)}, and is in memory twice while ` +
+      "it opens. Close other tabs and try again, or export with fewer experts (--keep)",
   );
 }
 

@@ -60,12 +60,14 @@ class Browser:
 
 
 @contextmanager
-def browser(session: Path, profile: Path, width: int, scheme: str = "light") -> Iterator[Browser]:
-    """Chromium with a profile folder of its own, ended at the end."""
+def browser(
+    session: Path, profile: Path, width: int, scheme: str = "light", *flags: str
+) -> Iterator[Browser]:
+    """Chromium with a profile folder of its own, ended at the end; `flags` are its own."""
     # The package unpacks Chromium to TMPDIR. The other setting has it unpack NSS beside it, which
     # a bare machine lacks.
     settings = {"TMPDIR": str(session.parent), "AWS_LAMBDA_JS_RUNTIME": "nodejs24.x"}
-    command = [str(NODE), str(session), str(profile), str(width), scheme]
+    command = [str(NODE), str(session), str(profile), str(width), scheme, *flags]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=os.environ | settings, text=True, **pipes) as process:
         try:

@@ -6,9 +6,12 @@ import { createInterface } from "node:readline";
 
 import chromium from "@sparticuz/chromium";
 
-/** Start it with a profile folder of its own: `openPage` answers a socket to a blank page. */
-export async function launch(profile) {
-  const flags = ["--headless", "--no-sandbox", "--no-zygote", "--disable-gpu"];
+/**
+ * Start it with a profile folder of its own, and more flags: `openPage` answers a socket to a blank
+ * page.
+ */
+export async function launch(profile, more = []) {
+  const flags = [...more, "--headless", "--no-sandbox", "--no-zygote", "--disable-gpu"];
   const where = ["--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"];
   // With the package's own font configuration its renderer ends as soon as it draws (153.0.0).
   const { FONTCONFIG_PATH: _, ...env } = process.env;

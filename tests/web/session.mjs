@@ -1,5 +1,5 @@
 // A page in headless Chromium that is told what to do, a JSON line on stdin after the other:
-//   node session.mjs PROFILE_FOLDER WIDTH SCHEME
+//   node session.mjs PROFILE_FOLDER WIDTH SCHEME [FLAG…]
 // {evaluate}, {navigate}, {screenshot}, {call: METHOD, params}, {events: true}; each is answered by a
 // line of {value} or {error}. It ends with stdin.
 
@@ -8,8 +8,8 @@ import { createInterface } from "node:readline";
 
 import { launch } from "./browser.mjs";
 
-const [profile, width, scheme] = process.argv.slice(2);
-const browser = await launch(profile);
+const [profile, width, scheme, ...flags] = process.argv.slice(2);
+const browser = await launch(profile, flags);
 const socket = await browser.openPage();
 const [waiting, events] = [new Map(), []];
 let last = 0;

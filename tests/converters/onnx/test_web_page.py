@@ -123,7 +123,7 @@ def test_it_loads_writes_and_opens_again_without_a_network(
         with browser(session, tmp_path / scheme, width, scheme) as page:
             with serving(site):
                 show(page, site)
-                assert page.js(LIST) == ["emo-nano · onnx:int4@if14.4 MB, to be loaded once"]
+                assert page.js(LIST) == ["nano · onnx:int4@if14.4 MB, to be loaded once"]
                 load(page)
                 assert write(page) == said
                 shown = page.js("document.getElementById('speed').textContent")
@@ -291,6 +291,14 @@ def test_a_full_storage_is_told_and_what_came_is_kept(
     assert write(phone) == said
 
 
+def test_too_small_a_memory_is_told(session: Path, site: Site, tmp_path: Path) -> None:
+    few = "--js-flags=--wasm-max-mem-pages=400"  # 26 MB
+    with browser(session, tmp_path, 360, "light", few) as page:
+        show(page, site)
+        press(page, "Load")
+        refused(page, "this device's memory is too small: the model has 14.4 MB")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -319,6 +327,14 @@ def test_settings_and_stop(phone: Browser, said: str) -> None:
     press(phone, "Stop")
     phone.until(f"{STATUS} === 'stopped'", seconds=5)
     assert write(phone) == said
+    phone.js("document.forms.write.elements.count.value = 900")
+    press(phone, "Write")
+    phone.until(f"{TEXT}.length > 20")
+    phone.js("window.confirm = () => true")
+    press(phone, "Remove")  # while it writes
+    phone.until(f"{LIST}[0].endsWith('to be loaded once')")
+    load(phone)
+    assert write(phone) == said
     said = write(phone, "word " * 1100)
     assert re.search(r"has \d+ tokens and the model's context 1024: shorten it", said)
 
@@ -334,7 +350,7 @@ def test_keyboard_and_screen_reader(phone: Browser) -> None:
         if not node["ignored"] and node["role"]["value"] in kinds
     ]
     assert len(found) > 8 and all(name for _, name in found), found
-    assert ("button", "Remove emo-nano onnx:int4@if") in found
+    assert ("button", "Remove nano onnx:int4@if") in found
     reached = []
     phone.js("document.activeElement.blur()")
     for _ in range(16):
