@@ -122,12 +122,17 @@ def validate(
 
 
 def load(
-    path: str | PathLike[str], target: str | None = None, *, threads: int | None = None
+    path: str | PathLike[str],
+    target: str | None = None,
+    *,
+    threads: int | None = None,
+    kv_cache: str | None = None,
 ) -> Model:
     """Open an exported model to run it, on token ids or on text.
 
     `path` is a .gguf file, an ONNX folder or a folder that export made, of which `target` is taken
-    (by default the first whose engine is installed). Example:
+    (by default the first whose engine is installed). `kv_cache` is the type of keys and values, as
+    `run --kv-cache` has them. Example:
     `with load("out") as model: print("".join(model.text("The")))`. Raises EmoExportError when it
     can't be read, MissingDependencyError without its engine.
     """
@@ -135,4 +140,4 @@ def load(
 
     from emo_export.runtimes.loading import load as opened
 
-    return opened(Path(path), target, threads)
+    return opened(Path(path), target, threads, kv_cache)

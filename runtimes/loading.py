@@ -94,10 +94,15 @@ class Model:
         self.close()
 
 
-def load(path: Path, target: str | None = None, threads: int | None = None) -> Model:
+def load(
+    path: Path,
+    target: str | None = None,
+    threads: int | None = None,
+    kv_cache: str | None = None,
+) -> Model:
     """Open a model: see emo_export.load."""
     place = first_that_runs(path, target)
-    return Model(place, open_runtime(place, threads))
+    return Model(place, open_runtime(place, threads, kv_cache=kv_cache))
 
 
 def first_that_runs(path: Path, target: str | None = None) -> Path:

@@ -43,10 +43,15 @@ def test_from_a_checkpoint_to_text(tmp_path: Path, golden: Path) -> None:
     with pytest.raises(EmoExportError, match="exists already"):
         emo_export.export(str(source), str(tmp_path / "out"), ["gguf:f32"])
     ids = list(range(1, 8))
-    for target, error in (("gguf:f32", 0.05), ("onnx:f32", 1e-4)):  # llama.cpp's cache is float16
+    # llama.cpp's own cache is float16
+    for target, cache, error in (
+        ("gguf:f32", None, 0.05),
+        ("gguf:f32", "f32", 1e-4),
+        ("onnx:f32", None, 1e-4),
+    ):
         (result,) = emo_export.validate(tmp_path / "out", [target])
         assert result.passed and result.rows
-        with emo_export.load(tmp_path / "out", target) as model:
+        with emo_export.load(tmp_path / "out", target, kv_cache=cache) as model:
             found = model.logits(ids)
             np.testing.assert_array_equal(model.logits(ids), found)  # from an empty context
         want = oracle_logits(source, np.array([ids]))[0][0]
