@@ -206,8 +206,8 @@ def row(
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--clients", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--threads", default=1, show_default=True, help="Of the engine; clients want one.")
-@click.option("--rounds", default=7, show_default=True, help="Of decode, after one to warm up.")
-@click.option("--steps", default=64, show_default=True, help="Of decode in each round.")
+@click.option("--rounds", default=15, show_default=True, help="Of decode, after one to warm up.")
+@click.option("--steps", default=32, show_default=True, help="Of decode in each round.")
 def main(
     packages: Sequence[Path], seconds: float, clients: int, threads: int, rounds: int, steps: int
 ) -> None:
