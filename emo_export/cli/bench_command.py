@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
@@ -13,7 +14,14 @@ from emo_export.files.kv_cache import KV_CACHES
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
+@click.option(
+    "--target",
+    "only",
+    multiple=True,
+    metavar="SPEC",
+    help="Only this target.",
+    shell_complete=completing.package_targets,
+)
 @click.option(
     "--threads", type=click.IntRange(1), help="[default: physical cores; 1 for small models]"
 )

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.output import stdout
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
+@click.option(
+    "--target",
+    "only",
+    multiple=True,
+    metavar="SPEC",
+    help="Only this target.",
+    shell_complete=completing.package_targets,
+)
 @click.option(
     "--speed",
     type=click.Path(path_type=Path),

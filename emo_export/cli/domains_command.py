@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.choosing import FIELD, RESCALE, SEED
 from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
@@ -13,7 +14,7 @@ from emo_export.selection.method import Method
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=completing.folder)
 @click.option("--keep", required=True, metavar="K", help="Experts of each layer, as 8 or 25%.")
 @click.option(
     "--calibration",

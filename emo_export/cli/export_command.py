@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli import target_names
+from emo_export.cli import completing, target_names
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.numbers import TOKENS, Within
 from emo_export.cli.output import stdout
@@ -15,13 +15,14 @@ from emo_export.selection.method import Method
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=completing.folder)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
 @click.option(
     "--to",
     "specs",
     multiple=True,
     callback=target_names.check,
+    shell_complete=completing.targets,
     required=True,
     metavar="SPEC",
     help="gguf:TYPE (f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, iq2_xs, …) "
@@ -110,6 +111,7 @@ from emo_export.selection.method import Method
 )
 @click.option(
     "--fit",
+    shell_complete=completing.profiles,
     metavar="PROFILE",
     help="The same, for the memory of a device that `plan` knows, as pi5-8gb, at --context.",
 )

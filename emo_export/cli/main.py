@@ -8,6 +8,7 @@ went away. Where 1, 2 and 3 apply to different targets, the smallest counts.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import traceback
@@ -29,6 +30,9 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 def cli() -> None:
     """Export EMO mixture-of-experts checkpoints to GGUF and ONNX, and prove parity."""
 
+
+COMPLETING = "_EMO_EXPORT_COMPLETE"
+"""Click's: set by a shell that asks for completions, or for the script that asks for them."""
 
 _received: list[int] = []
 _AGAIN = 0.01  # seconds
@@ -60,6 +64,10 @@ def _hear_again(found: sys.UnraisableHookArgs) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     open_streams()
+    if COMPLETING in os.environ:
+        from emo_export.cli.completing import begin
+
+        begin()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks to be left alone
             signal.signal(number, _interrupt)

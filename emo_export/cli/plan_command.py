@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
-from emo_export.cli import target_names
+from emo_export.cli import completing, target_names
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=completing.folder)
 @click.option(
     "--to",
     "specs",
     multiple=True,
     callback=target_names.check,
+    shell_complete=completing.targets,
     metavar="SPEC",
     help="A target as in export; may be repeated.  [default: gguf:q8_0, q6_k, q4_k_m, q3_k_m, "
     "onnx:int8, int4]",
@@ -39,6 +40,7 @@ from emo_export.files.kv_cache import KV_CACHES
 )
 @click.option(
     "--fit",
+    shell_complete=completing.profiles,
     metavar="PROFILE",
     help="Choose for pi4-1gb, pi4-2gb, pi4-4gb, pi4-8gb, pi5-2gb, pi5-4gb, pi5-8gb, pi5-16gb, "
     "android-6gb, android-8gb or laptop-16gb: the most experts that fit, then the type with the "

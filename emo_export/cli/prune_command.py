@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
@@ -13,11 +14,12 @@ from emo_export.selection.method import Method
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", shell_complete=completing.place)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New.")
 @click.option(
     "--target",
     "targets",
+    shell_complete=completing.package_targets,
     multiple=True,
     metavar="NAME",
     help="Of an exported folder with several: the one to prune, as gguf:q4_0.",

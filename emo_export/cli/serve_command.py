@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
 from emo_export.cli.validate_command import THREADS
 from emo_export.files.kv_cache import KV_CACHES
@@ -13,7 +14,12 @@ from emo_export.files.kv_cache import KV_CACHES
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]")
+@click.option(
+    "--target",
+    metavar="SPEC",
+    shell_complete=completing.package_targets,
+    help="Of a folder.  [default: the first that can run]",
+)
 @click.option(
     "--domain",
     "domains",

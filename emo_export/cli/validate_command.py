@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
 from emo_export.files.kv_cache import KV_CACHES
@@ -16,8 +17,20 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--target", "only", multiple=True, metavar="SPEC", help="Only this target.")
-@click.option("--reference", metavar="CHECKPOINT", help="Compute the reference anew from this.")
+@click.option(
+    "--target",
+    "only",
+    multiple=True,
+    metavar="SPEC",
+    help="Only this target.",
+    shell_complete=completing.package_targets,
+)
+@click.option(
+    "--reference",
+    metavar="CHECKPOINT",
+    shell_complete=completing.folder,
+    help="Compute the reference anew from this.",
+)
 @click.option("--threads", type=click.IntRange(1), help=THREADS)
 @click.option(
     "--timeout",
@@ -30,6 +43,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--device",
     "devices",
+    shell_complete=completing.devices,
     multiple=True,
     metavar="DEVICE",
     help="Where to run: pi4, pi5, phone or server-arm (emulated here), ssh://[user@]host[:port], "

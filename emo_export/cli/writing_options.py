@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from emo_export.cli import completing
 from emo_export.cli.validate_command import THREADS
 from emo_export.files.kv_cache import KV_CACHES
 
@@ -25,9 +26,17 @@ SAMPLING = (
     ),
 )
 ENGINE = (
-    click.option("--domain", metavar="NAME", help="Of a folder that export --domain made."),
     click.option(
-        "--target", metavar="SPEC", help="Of a folder.  [default: the first that can run]"
+        "--domain",
+        metavar="NAME",
+        shell_complete=completing.package_domains,
+        help="Of a folder that export --domain made.",
+    ),
+    click.option(
+        "--target",
+        metavar="SPEC",
+        shell_complete=completing.package_targets,
+        help="Of a folder.  [default: the first that can run]",
     ),
     click.option("--threads", type=click.IntRange(1), help=THREADS),
     click.option(
