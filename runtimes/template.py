@@ -1,59 +1,71 @@
-"""A conversation written as a prompt, by the chat template that came with the model.
-
-Rendered as transformers 5 does (`utils/chat_template_utils.py`): Jinja in a sandbox, blocks
-trimmed, with `raise_exception`, `strftime_now` and the texts of the special tokens.
-"""
+"""A conversation written as a prompt, by the chat template that came with the model."""
 
 from __future__ import annotations
 
-import datetime
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from emo_export.base.child_process import Child, ChildHangsError
 from emo_export.base.json_file import read_json
 from emo_export.errors import EmoExportError
 from emo_export.files.gguf_header import GgufArray
 from emo_export.files.gguf_parts import read_model
 from emo_export.model.chat_templates import DEFAULT, SETTINGS, chat_templates
 
+RENDER_SECONDS = 10.0
+"""For one prompt, and the start of the process that writes it: 1 s on a small board."""
+
 
 class Template:
-    """A chat template, ready to write prompts."""
+    """A chat template, which writes prompts in a process of its own (`rendering`)."""
 
-    def __init__(self, place: Path, text: str, begin: str, end: str) -> None:
+    def __init__(
+        self, place: Path, text: str, begin: str, end: str, seconds: float = RENDER_SECONDS
+    ) -> None:
         """`begin`, `end`: the texts of the tokens by these names, which templates quote.
 
         Raises EmoExportError for a text that is no template.
         """
-        from jinja2 import TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-        self._special = {"bos_token": begin, "eos_token": end}
-        try:
-            self._template = environment.from_string(text)
-        except TemplateSyntaxError as error:
-            raise EmoExportError(f"{place}: its chat template is no template ({error})") from error
+        self._asked = {"template": text, "special": {"bos_token": begin, "eos_token": end}}
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._child: Child | None = None
+        self._ask(f"{place}: its chat template", None)
 
     def write(self, messages: Sequence[tuple[str, str]]) -> str:
         """(role, text) of messages -> the prompt that ends where the answer begins.
 
-        Raises EmoExportError where the template does.
+        Raises EmoExportError where the template does, and where it takes too long or too much.
         """
-        from jinja2 import TemplateError
+        return self._ask("the model's chat template", messages)
 
-        try:
-            return self._template.render(
-                messages=[{"role": role, "content": text} for role, text in messages],
-                add_generation_prompt=True,
-                **self._special,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise EmoExportError(f"the model's chat template refuses them ({error})") from error
+    def _ask(self, who: str, messages: Sequence[tuple[str, str]] | None) -> str:
+        with self._lock:
+            if self._child is None:
+                module = "emo_export.runtimes.rendering"
+                self._child = Child("the process of the chat template", module, self._seconds)
+            try:
+                answer = self._child.ask({**self._asked, "messages": messages})
+            except BaseException as error:  # also Ctrl-C: its answer would be taken for the next
+                self._end()
+                if isinstance(error, ChildHangsError):
+                    raise EmoExportError(
+                        f"{who} does not end within {self._seconds:g} seconds"
+                    ) from error
+                raise
+        if "refused" in answer:
+            raise EmoExportError(f"{who} {answer['refused']}")
+        return str(answer["prompt"])
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def close(self) -> None:
+        """End its process; a second call does nothing."""
+        with self._lock:
+            self._end()
 
 
 def has_template(path: Path) -> bool:
@@ -105,13 +117,3 @@ def _token(path: Path, tokens: object, number: object) -> str:
         for _ in range(number):
             file.seek(int.from_bytes(file.read(8), "little"), 1)
         return file.read(int.from_bytes(file.read(8), "little")).decode("utf-8", errors="replace")
-
-
-def _raise(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)

@@ -30,6 +30,10 @@ TIMEOUT = 3600.0
 """Seconds without an answer after which a child hangs: a disk of 15 MB/s reads 54 GB in these."""
 
 
+class ChildHangsError(EmoExportError):
+    """A child did not answer in time, and was ended."""
+
+
 def child_command(module: str, *arguments: str) -> list[str]:
     """One of our modules in this interpreter, which does not search the folder it is called in."""
     return [sys.executable, "-P", "-m", module, *arguments]
@@ -95,7 +99,7 @@ class Child:
         while not select.select([stdout], [], [], min(wait, self._timeout))[0]:
             if time.monotonic() >= end:
                 self.kill()
-                raise EmoExportError(hangs(self.label, self._timeout))
+                raise ChildHangsError(hangs(self.label, self._timeout))
             start = time.perf_counter()
             self._look()  # the kernel walks over all pages, and the child may wait for it
             wait = max(SAMPLE_SECONDS, (time.perf_counter() - start) / SAMPLE_SHARE)

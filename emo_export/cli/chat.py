@@ -57,14 +57,17 @@ def run_chat(
 ) -> None:
     """Chat until the user ends it. Raises EmoExportError for what can't be opened or read."""
     place = first_that_runs(path, target)
-    with Model(place, open_with(place, threads, onnx, kv_cache)) as model:
+    with (
+        Model(place, open_with(place, threads, onnx, kv_cache)) as model,
+        contextlib.ExitStack() as held,
+    ):
         typing = Typing()
         if prompt_cache is None:
             memory = Remembering(model.runtime, typing.is_stopped)
         else:
             memory = begun(prompt_cache, place, model, typing.is_stopped)
         tokenizer = tokenizer_of(place, model.runtime)
-        history = _history(place, tokenizer, settings.system)
+        history = _history(place, tokenizer, settings.system, held)
         if not settings.quiet and sys.stdin.isatty():
             plain = isinstance(history, PlainHistory)
             say(
@@ -80,13 +83,14 @@ def run_chat(
             keep(prompt_cache, place, memory, len(memory.ids), len(memory.ids))
 
 
-def _history(place: Path, tokenizer: Tokenizer, system: str) -> History:
-    """By the model's chat template, or plain for a model without. Raises EmoExportError."""
+def _history(place: Path, tokenizer: Tokenizer, system: str, held: contextlib.ExitStack) -> History:
+    """By the model's chat template, which `held` closes, or plain. Raises EmoExportError."""
     if not has_template(place):
         return PlainHistory(tokenizer, system)
     need(["jinja2"], "serve", f"{place}: its chat template")
     template = template_of(place)
     assert template is not None
+    held.callback(template.close)
     return TemplateHistory(tokenizer, template.write, system)
 
 

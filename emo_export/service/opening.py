@@ -18,6 +18,8 @@ def open_all(plans: Sequence[Plan], settings: Settings, stack: ExitStack) -> dic
     found = {}
     for plan in plans:
         template = template_of(plan.path)
+        if template is not None:
+            stack.callback(template.close)
         answering = open_answering(
             plan.path, plan.need, plan.places, settings.threads, settings.kv_cache
         )
