@@ -14,6 +14,7 @@ import uvicorn
 from emo_export.base.uninterrupted import SIGNALS
 from emo_export.errors import EmoExportError
 from emo_export.service.app import Service
+from emo_export.service.connection import Connection
 
 GRACE_SECONDS = 5.0  # for answers that are under way when a signal comes
 BACKLOG = 128
@@ -82,7 +83,13 @@ def listen(service: Service, bound: socket.socket, ready: Callable[[], None]) ->
     `ready` is called once requests are answered. A second signal ends answers at once.
     """
     config = uvicorn.Config(
-        service.app, log_level="warning", access_log=False, lifespan="off", server_header=False
+        service.app,
+        http=Connection,  # also where httptools is installed, which bounds no header
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
     )
     server = _Server(config, service, ready)
 

@@ -19,7 +19,8 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, _sendable(message), code
+        self.param = None if param is None else _sendable(param)
         self.headers = dict(headers or {})
 
     @property
@@ -29,6 +30,11 @@ class Refusal(Exception):
         kind = "server_error" if ours else "invalid_request_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+
+def _sendable(text: str) -> str:
+    """JSON may have half of a surrogate pair, which is quoted, and which UTF-8 has not."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def bad(param: str, message: str) -> Refusal:

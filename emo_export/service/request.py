@@ -22,6 +22,7 @@ SEEDS = 2**32 - 1  # llama.cpp draws one itself for the largest 32-bit number
 MOST_STOPS = 4
 LONGEST_STOP = 1000
 COMPLETION_TOKENS = 16  # OpenAI's default
+PENALTIES = 1e-6, 1e6  # beyond these, logits in float32 get to 0 or to infinity
 MOST_LOGPROBS, MOST_TOP_LOGPROBS = 5, 20  # OpenAI's limits
 
 COMMON = frozenset(
@@ -137,9 +138,13 @@ def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
 
 
 def _sampling(body: Mapping[str, Any]) -> Sampling:
+    penalty = _number(body, "repetition_penalty", 1.0)
+    low, high = PENALTIES
+    if not low <= penalty <= high:
+        raise bad("repetition_penalty", f"expected a number from {low:g} to {high:g}")
     try:
         return Sampling(
-            repetition_penalty=_number(body, "repetition_penalty", 1.0),
+            repetition_penalty=penalty,
             temperature=_number(body, "temperature", 1.0),
             top_k=_whole(body, "top_k", 0, 2**31 - 1, 0),
             top_p=_number(body, "top_p", 1.0),

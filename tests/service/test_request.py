@@ -39,6 +39,8 @@ BAD: tuple[dict[str, Any], ...] = (
     {"top_k": 1.5},
     {"min_p": 2},
     {"repetition_penalty": 0},
+    {"repetition_penalty": 1e-40},
+    {"repetition_penalty": 1e8},
     {"seed": -1},
     {"seed": 2**32 - 1},
     {"seed": "1"},
@@ -67,6 +69,7 @@ BAD: tuple[dict[str, Any], ...] = (
     {"tools": [{"type": "function"}]},
     {"model": 5},
     {"foo": 1},
+    {"\ud800": 1},
 )
 BAD_CHAT: tuple[dict[str, Any], ...] = (
     {},
@@ -98,7 +101,8 @@ def test_what_is_wrong_is_told_with_its_field() -> None:
     for body in BAD:
         found = refusal(parse_completion, body, 100)
         assert found.status == 400
-        assert found.param in ("sampling", *body), body
+        assert str(found.param).encode().isascii()  # also half of a surrogate pair
+        assert found.param in ("sampling", "\\ud800", *body), body
     for body in BAD_CHAT:
         assert refusal(parse_chat, body, 100, str).status == 400
 

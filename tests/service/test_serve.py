@@ -331,3 +331,18 @@ def test_a_missing_extra_is_named(nano: Path, tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "serve needs starlette, uvicorn; pip install" in done.stderr
     assert '[serve]"' in done.stderr
+
+
+def test_a_client_that_says_nothing_is_hung_up_on(served: Served) -> None:
+    address = httpx.URL(served.url)
+    with (
+        socket.create_connection((address.host, address.port or 80), timeout=20) as idle,
+        socket.create_connection((address.host, address.port or 80), timeout=20) as slow,
+        socket.create_connection((address.host, address.port or 80), timeout=20) as second,
+    ):
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HT")
+        assert second.recv(4096).startswith(b"HTTP/1.1 200")
+        start = time.monotonic()
+        assert idle.recv(1) == slow.recv(1) == second.recv(1) == b""
+        assert time.monotonic() - start < 15
