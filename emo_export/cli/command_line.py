@@ -24,6 +24,8 @@ def command_line() -> str | None:
         name = parameter.name or ""
         if context.get_parameter_source(name) != ParameterSource.COMMANDLINE:
             continue
+        if not parameter.expose_value:  # -q and -v change nothing of what is made
+            continue
         value = context.params[name]
         if isinstance(parameter, click.Argument):
             last.append(_word(value))

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from emo_export.base.install import CONVERT, need
+from emo_export.cli.progress import progress
 from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.report.domains import domains_table
 from emo_export.report.html import domains as domains_page
@@ -40,6 +41,7 @@ def run_domains(
         rows = judge_domains(checkpoint, options, selections, steps)
     if html is not None:
         domains_page.write(html, checkpoint.path.resolve().name, rows)
+        progress(f"wrote {html}")
     if in_json:
         click.echo(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2))
         return

@@ -10,6 +10,7 @@ from emo_export.cli import completing
 from emo_export.cli.choosing import FIELD, RESCALE, SEED
 from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
+from emo_export.cli.progress import with_progress
 from emo_export.selection.method import Method
 
 
@@ -56,6 +57,7 @@ from emo_export.selection.method import Method
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the matrix as a page with a heat map.",
 )
+@with_progress
 def domains(
     checkpoint: str,
     keep: str,

@@ -14,6 +14,7 @@ from rich.console import Console
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.command_line import command_line
 from emo_export.cli.output import say
+from emo_export.cli.progress import progress, suggest
 from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError
 from emo_export.exporting.package import ALONE
@@ -79,6 +80,10 @@ def run_export(
     if judged and not in_json:
         show(results, out)
     check(results)
+    if not in_json:
+        first = str(output / next(iter(made)))
+        unjudged = options.golden and not judged
+        suggest(["validate", first] if unjudged else ["run", first, "Once upon a time"])
 
 
 def domain_places(given: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -127,7 +132,7 @@ def _open(source: str, options: ExportOptions) -> Checkpoint:
 
 def _say_size(folder: Path, made: Exported) -> None:
     total = sum(entry.bytes for entry in made.manifest.files)
-    say(f"{folder}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
+    progress(f"{folder}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
 
 
 def warn_unseen(matrix: ImportanceMatrix) -> None:

@@ -10,6 +10,7 @@ from emo_export.cli import completing, target_names
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.numbers import TOKENS, Within
 from emo_export.cli.output import stdout
+from emo_export.cli.progress import with_progress
 from emo_export.model.rounding import Rounding
 from emo_export.selection.method import Method
 
@@ -170,6 +171,7 @@ from emo_export.selection.method import Method
     "checkpoint.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+@with_progress
 def export(
     checkpoint: str,
     output: Path,

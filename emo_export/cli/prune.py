@@ -14,6 +14,7 @@ from rich.console import Console
 from emo_export.base.install import CONVERT, need
 from emo_export.cli.command_line import command_line
 from emo_export.cli.output import say
+from emo_export.cli.progress import progress, suggest
 from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.report.pruning import loss_table, unsteady_warning
@@ -60,4 +61,10 @@ def run_prune(
         click.echo(json.dumps(content, indent=2))
     elif made.loss:
         out.print(loss_table(made.loss))
-    say(f"{output}: {made.product.config.num_experts} experts a layer were kept")
+    progress(f"{output}: {made.product.config.num_experts} experts a layer were kept")
+    if in_json:
+        return
+    if is_package(output):
+        suggest(["run", str(output), "Once upon a time"])
+    else:
+        suggest(["export", str(output), "-o", f"{output}-export", "--to", "gguf:q4_k_m"])

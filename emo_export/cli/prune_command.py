@@ -10,6 +10,7 @@ from emo_export.cli import completing
 from emo_export.cli.choosing import FIELD, LOSS, METHOD, RESCALE, SEED, wanted
 from emo_export.cli.numbers import TOKENS
 from emo_export.cli.output import stdout
+from emo_export.cli.progress import with_progress
 from emo_export.selection.method import Method
 
 
@@ -57,6 +58,7 @@ from emo_export.selection.method import Method
 @click.option("--no-loss", is_flag=True, help="Do not measure what the pruning costs.")
 @click.option("--torch-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was kept and lost as JSON.")
+@with_progress
 def prune(
     path: str,
     output: Path,

@@ -16,7 +16,7 @@ from rich.console import Console
 from emo_export.base.child_process import TIMEOUT
 from emo_export.base.disk import check_writable
 from emo_export.base.install import CONVERT, need
-from emo_export.cli.output import say
+from emo_export.cli.progress import progress, suggest
 from emo_export.cli.work import open_checkpoint, progress_steps
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
@@ -86,11 +86,13 @@ def run_validate(path: Path, options: ValidateOptions, out: Console) -> None:
         if not ready:
             raise
         raise MissingDependencyError(f"{error} (or choose with --target {ready})") from error
+    if not options.as_json:
+        suggest(["run", str(path), "Once upon a time"], ["bench", str(path)])
 
 
 def _results(path: Path, options: ValidateOptions) -> list[Result]:
     if options.devices.asked:
-        return validate_there(path, options.only, options.devices, say)
+        return validate_there(path, options.only, options.devices, progress)
     source, device, threads = options.reference, options.torch_device, options.threads
     repeat = [] if source is None else ["--reference", source, "--torch-device", device]
     repeat += [] if threads is None else ["--threads", str(threads)]
@@ -98,10 +100,12 @@ def _results(path: Path, options: ValidateOptions) -> list[Result]:
     repeat += [] if kv_cache is None else ["--kv-cache", kv_cache]
     judging = partial(judge_apart, timeout=options.devices.timeout or TIMEOUT)
     if source is None:
-        return validate_here(path, options.only, threads, None, repeat, say, kv_cache, judging)
+        return validate_here(path, options.only, threads, None, repeat, progress, kv_cache, judging)
     with progress_steps() as steps:
         reference = partial(_reference, source, device, steps)
-        return validate_here(path, options.only, threads, reference, repeat, say, kv_cache, judging)
+        return validate_here(
+            path, options.only, threads, reference, repeat, progress, kv_cache, judging
+        )
 
 
 def _reference(
@@ -122,6 +126,7 @@ def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Resul
     """The files that were asked for."""
     if options.junit is not None:
         write_junit(options.junit, results, path.resolve().name)
+        progress(f"wrote {options.junit}")
     if options.html is not None:
         from emo_export.parity.golden import Golden
 
@@ -133,3 +138,4 @@ def _write_reports(path: Path, options: ValidateOptions, results: Sequence[Resul
         report_html.write_html(
             options.html, results, package=path, golden=golden, manifest=manifest
         )
+        progress(f"wrote {options.html}")

@@ -9,6 +9,7 @@ import click
 from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
+from emo_export.cli.progress import with_progress
 from emo_export.files.kv_cache import KV_CACHES
 
 THREADS = "[default: physical cores; 1 for a small model]"
@@ -82,6 +83,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--html", metavar="FILE", type=FILE, help="Write a report as one HTML page.")
 @click.option("--junit", metavar="FILE", type=FILE, help="Write JUnit XML, for CI.")
 @click.option("--json", "as_json", is_flag=True, help="Print parity as JSON.")
+@with_progress
 def validate(
     path: Path,
     only: tuple[str, ...],

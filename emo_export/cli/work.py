@@ -11,11 +11,14 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from emo_export.cli.output import say, stderr
+from emo_export.cli.progress import progress as tell
+from emo_export.cli.progress import quiet, timed
 from emo_export.report.checkpoint import note
 from emo_export.report.pruning import keep_table
 from emo_export.report.recipes import types_sentence, types_table
@@ -57,7 +60,7 @@ class Bar:
     def start(self, nbytes: int) -> None:
         """So many bytes are to be dealt with."""
         if not self._shown:
-            say(f"reading {nbytes / 1e6:.1f} MB once")
+            tell(f"reading {nbytes / 1e6:.1f} MB once")
         self._progress.reset(self._task, total=nbytes, visible=True)
 
     def advance(self, slot: Slot, nbytes: int) -> None:
@@ -68,7 +71,8 @@ class Bar:
         """Something else has begun."""
         # Through the bar's console, which moves a bar that is still shown out of the way.
         self._progress.update(self._task, visible=False)
-        self._progress.console.print(text, markup=False, highlight=False)
+        if not quiet():
+            self._progress.console.print(timed(text), markup=False, highlight=False)
 
     def found(self, found: Found) -> None:
         """How many experts are to be kept, and what led to that."""
@@ -97,12 +101,15 @@ def progress_bar() -> Iterator[Bar]:
     console = stderr()
     columns = (
         TextColumn("{task.description:22}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         DownloadColumn(),
         TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    hidden = not console.is_terminal or quiet()
+    with Progress(*columns, console=console, disable=hidden) as progress:
         yield Bar(progress, console.is_terminal)
 
 
@@ -120,7 +127,7 @@ def progress_steps() -> Iterator[Steps]:
                     once = f"{target.trunk_nbytes / 1e6:.1f} MB"
                     weights += f", {once} of them stored once for all domains"
                 place = f"{target.domain}/" if target.domain else ""
-                say(f"{target.name}: {weights} -> {place}{target.entry.path}")
+                tell(f"{target.name}: {weights} -> {place}{target.entry.path}")
                 _warn_fallbacks(target)
             for reason in {target.entry.no_genai for target in targets} - {None, ""}:
                 say(f"warning: no genai_config.json is written: {reason}")

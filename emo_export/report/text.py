@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from emo_export.base.ram_size import shown
 from emo_export.files.kv_cache import CACHE_F32
 from emo_export.parity.golden import ORIGINAL
-from emo_export.parity.result import HERE, Result, Row
+from emo_export.parity.result import FAIL, HERE, NOT_ENOUGH, PASS, Result, Row
 from emo_export.report.pruning import losses_table
 from emo_export.report.sentences import (
     decisive,
@@ -85,7 +86,15 @@ def _table(result: Result) -> Table:
     return out
 
 
-def _cells(row: Row) -> list[str]:
+COLOURS = {PASS: "green", FAIL: "red", NOT_ENOUGH: "yellow"}
+
+
+def verdict_cell(verdict: str) -> Text:
+    """A verdict in its colour, for a terminal that has any and no NO_COLOR."""
+    return Text(verdict, style=COLOURS[verdict])
+
+
+def _cells(row: Row) -> list[str | Text]:
     m = row.measured
     return [
         row.against,
@@ -96,7 +105,7 @@ def _cells(row: Row) -> list[str]:
         f"{m.top1:.1%}",
         f"{m.near_ties}/{m.positions}",
         "" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.4f}",
-        row.verdict,
+        verdict_cell(row.verdict),
     ]
 
 
@@ -173,7 +182,11 @@ def matrix(results: Sequence[Result], without: Sequence[int] = ()) -> Table:
         figures = _figures(result)
         why = [by] if any(decided) else []
         out.add_row(
-            result.device, result.target, result.verdict, *why, *(figures[i] for i in shown)
+            result.device,
+            result.target,
+            verdict_cell(result.verdict),
+            *why,
+            *(figures[i] for i in shown),
         )
     return out
 
