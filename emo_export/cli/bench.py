@@ -22,6 +22,7 @@ from emo_export.bench.bench import MEMORY_MARGIN, Report, Settings, Subject, fit
 from emo_export.bench.doctor import available_memory, cpu_checks, memory_check
 from emo_export.bench.view import render
 from emo_export.cli.output import say
+from emo_export.cli.progress import progress
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.read_per_token import (
     check_olmoe,
@@ -71,7 +72,7 @@ def run_bench(paths: Sequence[Path], options: BenchOptions, out: Console) -> Non
             "Decode": dict(zip(labels, (one.decode for one in found), strict=True)),
         }
         write_bench_page(options.html, list(render(report)), speeds)
-        say(f"wrote {options.html}")
+        progress(f"wrote {options.html}")
     if options.as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
         return
@@ -92,10 +93,10 @@ def measured(paths: Sequence[Path], options: BenchOptions) -> Report:
     machine = {check.name: check.found for check in (*cpu_checks(), memory_check())}
     together = _together(subjects, options, available)
     opening = partial(Child, module=CHILD, timeout=options.timeout or TIMEOUT)
-    say("measuring read bandwidth")
+    progress("measuring read bandwidth")
     before = measure_bandwidth(threads)
-    results = measure(subjects, settings, opening, together, say)
-    say("measuring read bandwidth")
+    results = measure(subjects, settings, opening, together, progress)
+    progress("measuring read bandwidth")
     after = measure_bandwidth(threads, before.kernel)
     return Report(machine, settings, together, before, after, results)
 

@@ -9,6 +9,7 @@ import click
 from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
 from emo_export.cli.output import stdout
+from emo_export.cli.progress import with_progress
 from emo_export.files.kv_cache import KV_CACHES
 
 
@@ -63,6 +64,7 @@ from emo_export.files.kv_cache import KV_CACHES
     help="Also write a page with a picture of the speeds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+@with_progress
 def bench(
     paths: tuple[Path, ...],
     only: tuple[str, ...],

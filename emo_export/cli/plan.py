@@ -13,6 +13,7 @@ from rich.text import Text
 
 from emo_export.base.install import CONVERT, need
 from emo_export.base.ram_size import shown
+from emo_export.cli.progress import suggest
 from emo_export.errors import EmoExportError
 from emo_export.files.run_memory import Running
 from emo_export.model.hub import locate
@@ -79,6 +80,10 @@ def run_plan(source: str, options: PlanOptions, out: Console) -> None:
         click.echo(json.dumps(plan.as_dict() | _fit_facts(profile, choice), indent=2))
     else:
         _show(source, plan, profile, choice, out)
+        if profile is None:  # with one, the table ends with its export
+            fitted = ["plan", source, "--fit", "pi5-8gb"]
+            ready = [str(one.spec) for one in plan.planned if not one.calibrated][:1]
+            suggest(fitted, *(["export", source, "-o", "out", "--to", to] for to in ready))
     if profile is not None and choice is not None and choice.best is None:
         raise DoesNotFitError(_nothing_fits(profile, choice, plan))
 
