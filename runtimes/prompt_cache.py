@@ -77,7 +77,9 @@ def load(file: Path, path: Path, memory: Remembering) -> str:
         key = about["key"]
         if ids.dtype != np.int64 or ids.ndim != 1 or len(ids) < 2:
             raise ValueError("it has no tokens")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if not isinstance(key, dict) or logits.dtype != np.float32 or not np.isfinite(logits).all():
+            raise ValueError("it has no key or no logits")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EmoExportError(f"{file}: is not {WHAT} ({error!r})") from error
     wanted = json.loads(json.dumps(key_of(path, memory.inner)))
     if key != wanted:
@@ -86,10 +88,15 @@ def load(file: Path, path: Path, memory: Remembering) -> str:
     if len(ids) > memory.context_length:
         return f"it has {len(ids)} positions, the context {memory.context_length}"
     state = {name.removeprefix(_STATE): array for name, array in found.items()}
-    memory.inner.put_back(state, len(ids))
-    memory.ids[:] = ids.tolist()
-    memory.rewind(len(ids) - 1)
-    again = memory.forward(ids[-1:], last=True)[-1]
+    if ids.min() < 0 or ids.max() >= memory.vocab_size:
+        raise EmoExportError(f"{file}: has tokens that the model has not; remove it")
+    try:
+        memory.inner.put_back(state, len(ids))
+        memory.ids[:] = ids.tolist()
+        memory.rewind(len(ids) - 1)
+        again = memory.forward(ids[-1:], last=True)[-1]
+    except EmoExportError as error:
+        raise EmoExportError(f"{file}: is damaged; remove it ({error})") from error
     if again.shape != logits.shape or not np.allclose(
         again, logits, rtol=0, atol=CLOSE * float(np.abs(logits).max())
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,12 @@ def put_piece(piece: str) -> None:
 def begun(
     file: Path, path: Path, model: Model, interrupted: Callable[[], bool] = lambda: False
 ) -> Remembering:
-    """Let a model begin with what a prompt cache has, if it is of this model."""
+    """Let a model begin with what a prompt cache has, if it is of this model.
+
+    Raises EmoExportError for one that can't be read, or that could not be written in the end.
+    """
+    if not file.exists() and not os.access(file.resolve().parent, os.W_OK | os.X_OK):
+        raise EmoExportError(f"{file}: can't be written: no folder there, or no right to")
     model.memory = memory = Remembering(model.runtime, interrupted)
     if file.exists() and (why := load(file, path, memory)):
         say(f"{file}: {why}; the prompt is read anew")

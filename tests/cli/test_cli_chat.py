@@ -74,6 +74,8 @@ def test_a_prompt_that_was_kept_is_not_read_again(
     refused = emo("run", path, "In the", *options)
     assert refused.code == 2 and "is not a prompt cache" in refused.err
     assert cache.read_bytes() == b"mine"
+    early = emo("run", path, "In the", "--prompt-cache", tmp_path / "nowhere" / "cache")
+    assert early.code == 2 and "can't be written" in early.err and not early.out
 
 
 @pytest.mark.parametrize("text", ["\udcff", ""])

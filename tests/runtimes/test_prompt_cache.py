@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -125,11 +126,14 @@ def test_what_is_no_whole_cache_is_refused(target: str, tmp_path: Path) -> None:
     for changed in (
         {**arrays, "ids": arrays["ids"][:1]},
         {**arrays, "ids": arrays["ids"].astype(np.float32)},
+        {**arrays, "ids": -arrays["ids"] - 1},
+        {**arrays, "logits": arrays["logits"].astype("U9")},
+        {**arrays, "logits": arrays["logits"] * np.nan},
         {**arrays, state: arrays[state][..., :-1]},
         {name: array for name, array in arrays.items() if name != state},
     ):
         _sealed(file, dict(changed))
-        with pytest.raises(EmoExportError):
+        with pytest.raises(EmoExportError, match=f"^{re.escape(str(file))}: "):
             load(file, path, memory)
     np.savez(file.with_suffix(".npz"), **{**arrays, state: arrays[state] + 1})  # type: ignore[arg-type]
     with pytest.raises(EmoExportError, match="is damaged"):
