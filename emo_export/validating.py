@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from emo_export.base.counted import counted
 from emo_export.errors import EmoExportError, MissingDependencyError
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.target_entry import TargetEntry
@@ -77,7 +78,7 @@ def validate_here(
             )
         else:
             try:
-                on_stage(f"validating {spec}")
+                on_stage(f"validating {counted(spec, targets)}")
                 result = (judging or judge)(
                     entry.spec, folder / entry.path, golden, threads, kv_cache
                 )
@@ -122,7 +123,7 @@ def validate_new(
     """
     machine, results = machine_facts(), []
     for spec, entry in targets.items():
-        on_stage(f"validating {spec}")
+        on_stage(f"validating {counted(spec, targets)}")
         result = judge(entry.spec, folder / entry.path, golden)
         results.append(replace(result, machine=machine))
     return results

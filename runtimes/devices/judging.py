@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emo_export.base.counted import counted
 from emo_export.errors import EmoExportError
 from emo_export.files.target_entry import TargetEntry
 from emo_export.files.verifying import Problem
@@ -125,7 +126,7 @@ def _judge_device(
         if verdict.error or verdict.crash or verdict.too_little:
             found[spec] = _not_run(device, spec, verdict)
             continue
-        on_stage(f"{device.name}: validating {spec}")
+        on_stage(f"{device.name}: validating {counted(spec, targets)}")
         try:
             request = asked._replace(kernels=spec in firsts.values())
             result = judge_target(device, place, entry.spec, request)

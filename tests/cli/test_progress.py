@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from emo_export.base.counted import counted
 from emo_export.cli import progress
 from emo_export.cli.command_line import command_line
 from tests.cli.test_completion import screen_with, terminal
@@ -36,6 +37,12 @@ def test_quiet_and_verbose() -> None:
     assert told("-q").stderr == told("--quiet").stderr == ""
     assert told("-v").stderr.endswith("0.0 s  reading\n")
     assert told("-q", "-v").exit_code == 2
+
+
+def test_one_of_several_is_counted() -> None:
+    assert counted("b", ["a", "b", "c"]) == "b (2 of 3)" and counted("b", {"b": 1}) == "b"
+    with pytest.raises(ValueError, match="x"):
+        counted("x", ["a", "b"])
 
 
 def test_a_manifest_does_not_tell_of_them() -> None:
