@@ -101,6 +101,7 @@ class Desk:
         self.name, self.answering = name, answering
         self.room = answering.places + queue
         self._jobs: set[Job] = set()
+        self._ended_by: str | None = None
         self._threads = ThreadPoolExecutor(answering.places, thread_name_prefix=f"serve-{name}")
 
     @property
@@ -109,7 +110,9 @@ class Desk:
         return len(self._jobs)
 
     def admit(self, wanted: Wanted) -> Job:
-        """Take a request in, or raise Refusal where the queue is full."""
+        """Take a request in, or raise Refusal where the queue is full or the server ends."""
+        if self._ended_by is not None:  # while the request came in, or its template was slow
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, self._ended_by)
         if self.busy >= self.room:
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -128,7 +131,8 @@ class Desk:
         return job
 
     def leave_all(self, why: str) -> None:
-        """End every answer."""
+        """End every answer, and begin no other."""
+        self._ended_by = why
         for job in list(self._jobs):
             job.leave(why)
 

@@ -16,6 +16,7 @@ from emo_export.errors import EmoExportError
 from emo_export.service.app import Service
 from emo_export.service.connection import Connection
 
+LOOK_SECONDS = 0.05
 GRACE_SECONDS = 5.0  # for answers that are under way when a signal comes
 BACKLOG = 128
 
@@ -62,6 +63,14 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._service, self._ready = service, ready
+        self._hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the second ends answers at once, and the third without a word to them."""
+        if self.should_exit and not self._hurried:
+            self._hurried = True
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -73,7 +82,10 @@ class _Server(uvicorn.Server):
         ending.cancel()
 
     async def _end_later(self) -> None:
-        await asyncio.sleep(GRACE_SECONDS)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GRACE_SECONDS
+        while loop.time() < end and not self._hurried:
+            await asyncio.sleep(LOOK_SECONDS)  # a signal's handler may not touch the loop
         self._service.leave_all("the server ends")
 
 
@@ -94,7 +106,7 @@ def listen(service: Service, bound: socket.socket, ready: Callable[[], None]) ->
     server = _Server(config, service, ready)
 
     def end(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
+        server.handle_exit(number, frame)
 
     # uvicorn takes SIGINT and SIGTERM for itself, and afterwards has these hear them.
     ours = [number for number in SIGNALS if number != signal.SIGINT]

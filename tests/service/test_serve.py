@@ -234,6 +234,22 @@ def test_answers_that_take_too_long_are_told_of_the_end(nano: Path) -> None:
     assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_answers_at_once_and_tells_them(nano: Path, number: int) -> None:
+    with serving(nano, "--target", "onnx:int4", "--queue", 40) as found:
+        connections = [connected(found, max_tokens=1000) for _ in range(40)]
+        time.sleep(1)
+        began = time.monotonic()
+        for _ in range(2):
+            found.process.send_signal(number)
+            time.sleep(0.3)
+        answers = [read_whole(one) for one in connections]
+        assert found.process.wait(30) == (130 if number == signal.SIGINT else 0)
+        assert time.monotonic() - began < 4
+    assert answers[-1].startswith(b"HTTP/1.1 503") and b"the server ends" in answers[-1]
+    assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_template_makes_it_converse(target: str, tmp_path: Path, emo: Emo) -> None:
     checkpoint = tmp_path / "chatty"
