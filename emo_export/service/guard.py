@@ -68,6 +68,8 @@ class Guard:
 
 def is_loopback_name(host: str) -> bool:
     """Whether a Host header names this machine in a way that no other site can."""
+    if set("@/?#\\") & set(host):  # a URL's parts, of which a Host has two: name and port
+        return False
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback

@@ -17,6 +17,7 @@ def test_names_of_this_machine() -> None:
     for host in ("localhost", "localhost:80", "127.0.0.1:8080", "127.9.9.9", "[::1]:80", "[::1]"):
         assert is_loopback_name(host)
     others = ("", "evil.com", "localhost.evil.com:80", "127.0.0.1.evil.com", "10.0.0.1", "[", "::1")
+    others += ("evil.com@127.0.0.1", "localhost/evil.com", "localhost#evil.com", "localhost?a")
     for host in others:
         assert not is_loopback_name(host)
 
