@@ -15,6 +15,9 @@ class History(Protocol):
     def add(self, text: str) -> None:
         """The user says a text."""
 
+    def withdraw(self) -> None:
+        """Take back what the user said last, which could not be asked."""
+
     def answered(self, ids: Sequence[int], text: str) -> None:
         """The model has said these ids, which are this text."""
 
@@ -49,6 +52,10 @@ class PlainHistory:
         if text:
             begun = self._ids or self._system
             self._ids += self._tokenizer.encode(f"\n{text}" if begun else text)
+
+    def withdraw(self) -> None:
+        """See History."""
+        del self._ids[self._newest :]
 
     def answered(self, ids: Sequence[int], text: str) -> None:
         """See History."""
@@ -87,6 +94,10 @@ class TemplateHistory:
     def add(self, text: str) -> None:
         """See History."""
         self._messages.append(("user", text))
+
+    def withdraw(self) -> None:
+        """See History."""
+        del self._messages[-1:]
 
     def answered(self, ids: Sequence[int], text: str) -> None:
         """See History."""

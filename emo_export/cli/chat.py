@@ -193,6 +193,7 @@ class _Chat:
         try:
             prompt, forgotten = fitted(self._history, length, self._settings.max_tokens)
         except EmoExportError as error:
+            self._history.withdraw()
             say(str(error))
             return True
         if forgotten:

@@ -69,3 +69,18 @@ def test_a_template_writes_messages() -> None:
     assert text_of(history.prompt()) == want
     prompt, forgotten = fitted(history, 60, 8)
     assert text_of(prompt) == "<system>be brief<user>and?<assistant>" and forgotten == 24
+
+
+def test_what_a_template_refuses_is_not_said() -> None:
+    def alternating(messages: Sequence[tuple[str, str]]) -> str:
+        if any(text == "no" for _, text in messages):
+            raise EmoExportError("the model's chat template refuses them")
+        return written(messages)
+
+    for history in (TemplateHistory(Letters(), alternating, "S"), PlainHistory(Letters(), "S")):
+        history.add("a")
+        history.answered(Letters().encode("b"), "b")
+        before = history.prompt()
+        history.add("no")
+        history.withdraw()
+        assert history.prompt() == before
