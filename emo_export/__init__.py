@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emo_export.exporting.export import Exported
@@ -44,10 +44,10 @@ def open_checkpoint(source: str | PathLike[str]) -> Checkpoint:
 def export(
     source: str | PathLike[str] | Checkpoint,
     out: str | PathLike[str],
-    targets: Sequence[str],
+    targets: str | Sequence[str],
     *,
-    heldout: Sequence[str | PathLike[str]] = (),
-    calibration: Sequence[str | PathLike[str]] = (),
+    heldout: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    calibration: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     keep: int | str | None = None,
     loss: float = 0.02,
     method: str = "router",
@@ -59,8 +59,9 @@ def export(
     """Export a checkpoint to every target, in one pass over its weights, and judge the result.
 
     `targets` are as `gguf:q4_k_m` or `onnx:int4@if`; `heldout` and `calibration` are text files,
-    or folders of them. `keep` experts of each layer, as 8, "25%" or "auto" for the fewest that cost
-    at most `loss` of perplexity, are those that the calibration text needs, ranked by `method`
+    or folders of them; of each, one may be given without a list. `keep` experts of each layer, as
+    8, "25%" or "auto" for the fewest that cost at most `loss` of perplexity, are those that the
+    calibration text needs, ranked by `method`
     (router, easy-ep, reap, random); with `rescale` they keep the weight that all experts had.
     Without `golden` there is no reference to judge by, now or later. A target outside its limits
     raises nothing: see `results` of what is returned. Example:
@@ -83,20 +84,20 @@ def export(
         amount = Keep.parse(str(keep))
         selection = Selection(amount, Method.parse(method), rescale=rescale)
     options = ExportOptions(
-        heldout=tuple(map(Path, heldout)),
-        calibration=tuple(map(Path, calibration)),
+        heldout=tuple(map(Path, _each(heldout))),
+        calibration=tuple(map(Path, _each(calibration))),
         selection=selection,
         golden=golden,
         validate=validate,
         overwrite=overwrite,
     )
     checkpoint = open_checkpoint(source) if isinstance(source, str | PathLike) else source
-    return export_checkpoint(checkpoint, Path(out), targets, options)[ALONE]
+    return export_checkpoint(checkpoint, Path(out), _each(targets), options)[ALONE]
 
 
 def validate(
     path: str | PathLike[str],
-    targets: Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -115,10 +116,10 @@ def validate(
     from emo_export.validating import validate_here, validate_there
 
     if device is None:
-        return validate_here(Path(path), targets, threads)
+        return validate_here(Path(path), _each(targets), threads)
     options = DeviceOptions((device,), threads=threads)
     options.check()
-    return validate_there(Path(path), targets, options)
+    return validate_there(Path(path), _each(targets), options)
 
 
 def load(
@@ -141,3 +142,8 @@ def load(
     from emo_export.runtimes.loading import load as opened
 
     return opened(Path(path), target, threads, kv_cache)
+
+
+def _each(given: str | PathLike[str] | Sequence[Any]) -> Sequence[Any]:
+    """One as a list of one: a text is a sequence too, of letters."""
+    return [given] if isinstance(given, str | PathLike) else given

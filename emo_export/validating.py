@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from emo_export.base.counted import counted
 from emo_export.errors import EmoExportError, MissingDependencyError
+from emo_export.files.manifest import BESIDE, PRUNED
 from emo_export.files.manifest import NAME as MANIFEST
 from emo_export.files.target_entry import TargetEntry
 from emo_export.files.verifying import Problem, verify
@@ -73,8 +74,13 @@ def validate_here(
             result = refused(spec, unreadable[spec])
         elif golden is None:
             raise EmoExportError(
-                f"{path}: there is no {GOLDEN} in {folder}; name the original with "
-                "--reference CHECKPOINT"
+                f"{path}: there is no {GOLDEN} in {folder}; "
+                + (
+                    "what prune made of a package has none, and its experts are not those of a "
+                    "checkpoint: export --keep from the checkpoint makes one that can be judged"
+                    if _is_pruned(path)
+                    else "name the original with --reference CHECKPOINT"
+                )
             )
         else:
             try:
@@ -88,6 +94,11 @@ def validate_here(
         result = replace(result, machine=machine, command=again, repeat=again)
         results.append(replace(result, damage=damage.get(spec, ())))
     return results
+
+
+def _is_pruned(path: Path) -> bool:
+    """Whether `prune` made it of a package."""
+    return (path / PRUNED).is_file() or path.with_name(path.name + BESIDE).is_file()
 
 
 def validate_there(

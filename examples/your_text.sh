@@ -7,8 +7,9 @@
 # TEXT is a file, a folder of files, or - for stdin; a few thousand words do. What it costs is told
 # on held-out text: give some of yours with --heldout in place of the general sample.
 set -eu
-checkpoint=${1:-examples/emo-nano}
-text=${2:-examples/emo-nano/calibration/python.jsonl}
+nano=$(dirname "$0")/emo-nano
+checkpoint=${1:-$nano}
+text=${2:-$nano/calibration/python.jsonl}
 keep=${3:-8}
 out=${4:-out/your-text}
 emo=${EMO_EXPORT:-emo-export}

@@ -41,7 +41,7 @@ def test_from_a_checkpoint_to_text(tmp_path: Path, golden: Path) -> None:
     made = emo_export.export(checkpoint, tmp_path / "out", ["gguf:f32", "onnx:f32"])
     assert made.passed and [result.target for result in made.results] == ["gguf:f32", "onnx:f32"]
     with pytest.raises(EmoExportError, match="exists already"):
-        emo_export.export(str(source), str(tmp_path / "out"), ["gguf:f32"])
+        emo_export.export(str(source), str(tmp_path / "out"), "gguf:f32")
     ids = list(range(1, 8))
     # llama.cpp's own cache is float16
     for target, cache, error in (
@@ -69,9 +69,9 @@ def test_text(tmp_path: Path) -> None:
 
 def test_experts_for_a_text(tmp_path: Path, golden: Path) -> None:
     (tmp_path / "text.txt").write_text("def mean(values): return sum(values)\n" * 9, "utf-8")
-    kinds = {"calibration": [tmp_path / "text.txt"], "golden": False}
+    kinds = {"calibration": tmp_path / "text.txt", "golden": False}  # one needs no list
     made = emo_export.export(
-        golden / "base", tmp_path / "out", ["onnx:f32"], keep="25%", method="reap", **kinds
+        golden / "base", tmp_path / "out", "onnx:f32", keep="25%", method="reap", **kinds
     )
     assert made.manifest.kept is not None and {len(e) for e in made.manifest.kept} == {4}
     for wrong, said in (({"method": "best"}, "method best"), ({"keep": 99}, "nothing would be")):

@@ -38,13 +38,16 @@ def install_command(extra: str) -> str:
         if extra in ENGINE_OF:
             return f"pip install {' '.join(map(module_of, ENGINES[ENGINE_OF[extra]]))}"
         return f'pip install "{DISTRIBUTION}[{extra}]"'
-    wanted = f'"{_origin(ours.read_text("direct_url.json"))}[{extra}]"'
+    recorded = ours.read_text("direct_url.json")
+    wanted = f'"{_origin(recorded)}[{extra}]"'
     if (Path(sys.prefix) / "uv-receipt.toml").is_file():
         return f"uv tool install {wanted}"
     if (Path(sys.prefix) / "pipx_metadata.json").is_file():
         return f"pipx install --force {wanted}"
     by_uv = (ours.read_text("INSTALLER") or "").strip() == "uv"
-    return f"{'uv ' if by_uv else ''}pip install {wanted}"
+    told = json.loads(recorded) if recorded else {}
+    editable = "-e " if told.get("dir_info", {}).get("editable") else ""
+    return f"{'uv ' if by_uv else ''}pip install {editable}{wanted}"
 
 
 def _origin(recorded: str | None) -> str:

@@ -29,6 +29,7 @@ USES: Mapping[str, str] = {
     "ort": "run and validate ONNX",
     "llama": "run and validate GGUF",
     "convert": "export, validate --reference",
+    "serve": "serve, chat by a template",
 }
 HUB = "huggingface_hub"
 HUB_USE = "fetching checkpoints by their Hugging Face id"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -184,6 +185,9 @@ class _Chat:
             return True
         if word == "/reset":
             self._history.reset()
+            return True
+        if re.fullmatch(r"/[a-z]+", word):
+            say(f"{word}: there is no such command; /help tells which there are")
             return True
         length = self._memory.context_length
         if (count := len(self._tokenizer.encode(text))) >= length:

@@ -65,6 +65,8 @@ def run_export(
             warn_few(matrix)
     for name, one in made.items():
         _say_size(output / name, one)
+    for name, one in made.items():
+        _say_kept(name, one, options)
     judged = options.validate and options.golden
     if in_json:
         each = {n: as_json(one.results) if judged else NOT_JUDGED for n, one in made.items()}
@@ -133,6 +135,22 @@ def _open(source: str, options: ExportOptions) -> Checkpoint:
 def _say_size(folder: Path, made: Exported) -> None:
     total = sum(entry.bytes for entry in made.manifest.files)
     progress(f"{folder}: {len(made.manifest.files)} files, {total / 1e6:.1f} MB")
+
+
+def _say_kept(name: str, made: Exported, options: ExportOptions) -> None:
+    """How many experts stayed, and that the verdicts leave out what that costs."""
+    kept, start = made.manifest.kept, f"{name}: " if name else ""
+    if kept is None:
+        return
+    counts = sorted({len(layer) for layer in kept if layer})
+    told = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    progress(f"{start}{told} experts of a layer were kept")
+    if options.golden:
+        text = "" if options.heldout else "; it is judged on sample text: --heldout takes yours"
+        say(
+            f"note: {start}pass or fail is about the bits alone; what leaving experts out costs "
+            f"is in the lines `pruning` and `both`{text}"
+        )
 
 
 def warn_unseen(matrix: ImportanceMatrix) -> None:

@@ -97,7 +97,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
         check_plain(path, SMALL_FILES)
         config_path = path / "config.json"
         if not config_path.is_file():
-            raise EmoExportError(f"{path}: has no config.json; is it a Hugging Face checkpoint?")
+            what = "is it a Hugging Face checkpoint?"
+            if (path / "manifest.json").is_file():
+                what = "it is a package that export made, and this takes a checkpoint"
+            raise EmoExportError(f"{path}: has no config.json; {what}")
         raw = read_json(config_path)
         config = EmoConfig.from_dict(raw, str(config_path))
         source = path / INDEX if (path / INDEX).is_file() else path / SINGLE

@@ -63,7 +63,8 @@ def notes(rows: Sequence[Compared]) -> list[str]:
     if len({row.pruned for row in rows}) > 1 or len({r.package for r in rows if r.pruned}) > 1:
         found.append(
             "KL is against the float model of the experts that a package keeps, so it does not "
-            "have what pruning costs; perplexity has"
+            "have what pruning costs: with few experts it may be lowest. Perplexity, times that "
+            "of all experts, has it"
         )
     texts = sorted({row.heldout for row in rows if row.ratio is not None})
     if len(texts) > 1:

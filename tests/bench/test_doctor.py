@@ -85,12 +85,12 @@ def test_this_machine_is_ready_for_everything() -> None:
     assert checks["onnxruntime"].found == importlib.metadata.version("onnxruntime")
     assert "CPUExecutionProvider" in checks["onnxruntime loads"].found
     assert checks["llama.cpp loads"].found == "AVX2 = 1 |"
-    assert sum(name.startswith("ready: ") for name in checks) == 4
+    assert sum(name.startswith("ready: ") for name in checks) == 5
 
 
 def test_the_bounds_are_those_of_the_metadata() -> None:
     wanted = requirements()
-    assert set(wanted) == {"", "ort", "llama", "convert"}
+    assert set(wanted) == {"", "ort", "llama", "convert", "serve"}
     assert wanted["convert"]["xllamacpp"] == wanted["llama"]["xllamacpp"]  # through its own extra
     assert not any(
         name.startswith("emo-export") for libraries in wanted.values() for name in libraries
