@@ -29,6 +29,9 @@ from emo_export.runtimes.serving import (
 PREFILL_PIECE = 256
 """Tokens of prompts in one step of the model: between two, a listener may be found gone."""
 
+LOOKED_AT = 20
+"""Likeliest tokens that are asked for where any are, to find the one that was chosen in them."""
+
 LONGEST_SOCKET = 107  # bytes of a path (man 7 unix)
 SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p")
 """Those of Sampling, in its order."""
@@ -108,8 +111,9 @@ class LlamaServer:
                 ended.update(reason=choice["finish_reason"], usage=event["usage"])
             logprobs = choice["logprobs"]
             chosen = tuple(map(_chosen, logprobs["content"])) if logprobs else ()
-            if wanted.alternatives == 0:
-                chosen = tuple(Chosen(entry.token, ()) for entry in chosen)
+            if chosen and wanted.alternatives is not None:
+                count = wanted.alternatives
+                chosen = tuple(Chosen(one.token, one.alternatives[:count]) for one in chosen)
             if choice["text"] or chosen:
                 listener.hear(Piece(choice["text"], chosen))
             return listener.gone
@@ -147,7 +151,7 @@ class LlamaServer:
             "repeat_last_n": self.context_length,
         }
         if wanted.alternatives is not None:
-            request["logprobs"] = max(1, wanted.alternatives)
+            request["logprobs"] = max(LOOKED_AT, wanted.alternatives)
         return request
 
     def close(self) -> None:
@@ -157,7 +161,11 @@ class LlamaServer:
 
 
 def _chosen(entry: Mapping[str, Any]) -> Chosen:
-    return Chosen(_likely(entry), tuple(map(_likely, entry["top_logprobs"])))
+    # A token's own `bytes` are what was sent at its step: not the token where the text was held
+    # back, as the beginning of a stop or of a character. Among the likeliest it is what it is.
+    others = entry["top_logprobs"]
+    itself = next((other for other in others if other["id"] == entry["id"]), entry)
+    return Chosen(_likely(itself), tuple(map(_likely, others)))
 
 
 def _likely(entry: Mapping[str, Any]) -> Likely:

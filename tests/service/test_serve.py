@@ -349,6 +349,15 @@ def test_a_missing_extra_is_named(nano: Path, tmp_path: Path) -> None:
     assert '[serve]"' in done.stderr
 
 
+def test_tokens_are_themselves_where_a_stop_holds_their_text_back(served: Served) -> None:
+    fields = {"prompt": "The king", "max_tokens": 60, "temperature": 0, "logprobs": 2}
+    free = served.ask(**fields).json()["choices"][0]["logprobs"]
+    stop = free["tokens"][2][-1] + free["tokens"][3]
+    told = served.ask(**fields, stop=stop).json()["choices"][0]["logprobs"]
+    assert told["tokens"] == free["tokens"][:4]
+    assert [len(top) for top in told["top_logprobs"]] == [2] * 4
+
+
 def test_a_client_that_says_nothing_is_hung_up_on(served: Served) -> None:
     address = httpx.URL(served.url)
     with (
