@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -20,41 +18,21 @@ from emo_export.base.process_memory import rss_anonymous
 from emo_export.runtimes.loading import load
 from emo_export.runtimes.sampling import GREEDY
 from tests.kit.command import Emo
-from tests.kit.packages import package
-from tests.kit.paths import GOLDEN, NANO
+from tests.kit.paths import GOLDEN
 from tests.kit.serving import Served, serving
-from tests.kit.without import without
+from tests.service.streams import PROMPT, TARGETS, connected, streamed
 from tests.service.test_request import BAD, BAD_CHAT, BAD_JSON
 
 pytestmark = pytest.mark.slow
 
-TARGETS = ("gguf:q4_0", "onnx:int4")
-PROMPT = "def main("
 TEMPLATE = """{% for message in messages %}{{ message.role }}: {{ message.content }}
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
-
-
-@pytest.fixture(scope="module")
-def nano() -> Path:
-    return package(NANO, TARGETS, "--no-validate")
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def served(request: pytest.FixtureRequest, nano: Path) -> Iterator[Served]:
     with serving(nano, "--target", request.param, "--queue", 8) as found:
         yield found
-
-
-def streamed(found: Served, **fields: object) -> tuple[str, str | None]:
-    """The text of a stream by the openai client, and why it ended."""
-    text, why = "", None
-    stream = found.client().completions.create(
-        model=found.models[0], prompt=PROMPT, stream=True, **fields
-    )
-    for chunk in stream:
-        text += chunk.choices[0].text
-        why = chunk.choices[0].finish_reason or why
-    return text, why
 
 
 def test_the_engine_s_text_whole_and_as_a_stream(served: Served, nano: Path) -> None:
@@ -167,20 +145,6 @@ def test_malformed_requests_break_nothing(served: Served) -> None:
     assert served.ask(prompt=PROMPT, max_tokens=3).status_code == 200
 
 
-def connected(found: Served, **fields: object) -> socket.socket:
-    """A connection on which a request was sent."""
-    body = json.dumps({"prompt": PROMPT, "temperature": 0, **fields})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    connection = socket.create_connection(("127.0.0.1", httpx.URL(found.url).port), 60)
-    connection.sendall((head + "Content-Type: application/json\r\n\r\n" + body).encode())
-    return connection
-
-
-def read_whole(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
-    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
-
-
 def test_beyond_the_queue_and_after_clients_went_away(served: Served) -> None:
     clients = [connected(served, max_tokens=1000, stream=True) for _ in range(24)]
     full = served.ask(prompt=PROMPT)
@@ -205,49 +169,6 @@ def test_eight_clients_at_once_and_memory_stays(served: Served) -> None:
         found = [one for work_done in waiting for one in work_done.result()]
     assert len(found) == 32 and {why for _, why in found} == {"length"}
     assert rss_anonymous(served.pid) - before < 30_000_000
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_signals_end_it_and_streams_say_so(
-    target: str, nano: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-        with serving(nano, "--target", target) as found, ThreadPoolExecutor() as threads:
-            stream = threads.submit(streamed, found, max_tokens=700, temperature=0)
-            time.sleep(0.3)
-            os.kill(found.process.pid, number)
-            assert found.process.wait(30) == code
-            assert stream.result()[1] == "length"  # it had the time
-
-
-def test_answers_that_take_too_long_are_told_of_the_end(nano: Path) -> None:
-    with serving(nano, "--target", "onnx:int4", "--queue", 40) as found:
-        connections = [connected(found, max_tokens=1000) for _ in range(40)]  # half a minute
-        time.sleep(1)
-        began = time.monotonic()
-        found.process.terminate()
-        answers = [read_whole(one) for one in connections]
-        assert found.process.wait(30) == 0
-        assert time.monotonic() - began < 10
-    assert answers[0].startswith(b"HTTP/1.1 200")
-    assert answers[-1].startswith(b"HTTP/1.1 503") and b"the server ends" in answers[-1]
-    assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_second_signal_ends_answers_at_once_and_tells_them(nano: Path, number: int) -> None:
-    with serving(nano, "--target", "onnx:int4", "--queue", 40) as found:
-        connections = [connected(found, max_tokens=1000) for _ in range(40)]
-        time.sleep(1)
-        began = time.monotonic()
-        for _ in range(2):
-            found.process.send_signal(number)
-            time.sleep(0.3)
-        answers = [read_whole(one) for one in connections]
-        assert found.process.wait(30) == (130 if number == signal.SIGINT else 0)
-        assert time.monotonic() - began < 4
-    assert answers[-1].startswith(b"HTTP/1.1 503") and b"the server ends" in answers[-1]
-    assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -302,51 +223,6 @@ def test_domains_are_models(tmp_path: Path, emo: Emo) -> None:
             assert found.ask(prompt="the").status_code == 404
         with serving(out, "--target", target, "--domain", "prose") as found:
             assert found.models == ["prose"]
-
-
-def test_a_key_lets_in_and_an_origin_may_be_named(nano: Path) -> None:
-    options = ("--api-key", "secret", "--cors", "http://localhost:3000")
-    with serving(nano, *options, "--host", "0.0.0.0") as found:
-        url = found.url.replace("0.0.0.0", "127.0.0.1")
-        found.url = url
-        with pytest.raises(openai.AuthenticationError):
-            found.client("wrong").models.list()
-        assert len(list(found.client("secret").models.list())) == 1
-        assert httpx.get(url.replace("/v1", "/health")).json() == {"status": "ok"}
-        asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
-        asked["Access-Control-Request-Headers"] = "authorization,content-type"
-        allowed = httpx.options(f"{url}/completions", headers=asked)
-        assert allowed.status_code == 200
-        assert allowed.headers["access-control-allow-origin"] == asked["Origin"]
-        refused = httpx.options(f"{url}/completions", headers=asked | {"Origin": "http://evil"})
-        assert refused.status_code == 400
-
-
-def test_what_can_t_be_served_is_refused(nano: Path, emo: Emo, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        busy = emo("serve", nano, "--port", taken.getsockname()[1])
-    assert busy.code == 2 and "Address already in use" in busy.err
-    cases = (
-        (("--host", "0.0.0.0"), "EMO_EXPORT_API_KEY"),
-        (("--api-key", ""), "key is empty"),
-        (("--cors", "localhost"), "expected an origin"),
-        (("--domain", "law"), "has no domains.json"),
-        (("--context", 5000), "allows 1 to 1024"),
-        (("--target", "onnx:int4", "--parallel", 2), "--queue"),
-        (("--target", "onnx:int4", "--kv-cache", "f16"), "--kv-cache f16 is for GGUF"),
-    )
-    for options, text in cases:
-        found = emo("serve", nano, "--port", 0, *options)
-        assert found.code == 2 and text in found.err, found.err
-
-
-def test_a_missing_extra_is_named(nano: Path, tmp_path: Path) -> None:
-    done = without("starlette,uvicorn", tmp_path, "serve", nano)
-    assert done.returncode == 3, done.stderr
-    assert "serve needs starlette, uvicorn; pip install" in done.stderr
-    assert '[serve]"' in done.stderr
 
 
 def test_tokens_are_themselves_where_a_stop_holds_their_text_back(served: Served) -> None:
