@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import click
-
 from emo_export.base.install import need
 from emo_export.cli.output import say
 from emo_export.cli.run import begun, figures, keep, put_end, put_event, put_piece
@@ -151,10 +149,10 @@ class Typing:
             try:
                 text = input("> ")
             except EOFError:
-                click.echo("", err=True)
+                say("")
                 return
             except KeyboardInterrupt:
-                click.echo("", err=True)
+                say("")
                 if again:
                     raise
                 again = True
