@@ -22,7 +22,7 @@ from tests.kit.processes import wait_for
 SPEC = f"""
 checkpoint = "{GOLDEN / "base"}"
 keep = [6, "all"]
-targets = ["gguf:q8_0"]
+targets = ["gguf:f32"]
 [domains.code]
 calibration = ["code.txt"]
 heldout = ["code-held.txt"]
@@ -33,7 +33,7 @@ heldout = ["prose-held.txt"]
 calibration_tokens = 256
 heldout_tokens = 128
 """
-NAMES = ["code-6-router-gguf-q8_0", "code-all-gguf-q8_0"]
+NAMES = ["code-6-router-gguf-f32", "code-all-gguf-f32"]
 NAMES += [name.replace("code", "prose") for name in NAMES]
 TEXTS = {
     "code.txt": "int main(void) { return 0; }\n" * 20,
@@ -88,7 +88,7 @@ def test_a_sweep_goes_on_where_it_was(spec: Path, tmp_path: Path, emo: Emo, sche
         _check_figures(out / name, found[name])
 
     (out / NAMES[1] / "mine").unlink()
-    model = out / NAMES[2] / "model-Q8_0.gguf"
+    model = out / NAMES[2] / "model-F32.gguf"
     model.write_bytes(model.read_bytes()[:-1])
     stamps = {name: (out / f"{name}.json").stat().st_mtime_ns for name in NAMES}
     second = emo(*arguments, "--json")
@@ -123,7 +123,7 @@ def _check_figures(folder: Path, found: dict[str, Any]) -> None:
     assert judged["ratio"] == pytest.approx(judged["after"] / judged["before"])
     assert found["kl_bits"] == row["measured"]["kl_mean"]
     assert found["verdict"] == target["verdict"]
-    assert found["bytes"] == (folder / "model-Q8_0.gguf").stat().st_size
+    assert found["bytes"] == (folder / "model-F32.gguf").stat().st_size
     pruned = Manifest.load(folder).kept is not None
     assert pruned == bool(found["label"]["method"])
     # Leaving experts out costs more than eight bits do.
