@@ -17,10 +17,12 @@ import pytest
 # Before torch is imported: with several test processes on two cores, its threads would only wait
 # for each other (a pass over emo-nano took 58 s instead of 2).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A job in a shell's background inherits SIGINT ignored, and so would the commands that tests
-# interrupt.
+# A job in a shell's background inherits SIGINT ignored, one under nohup SIGHUP, and so would the
+# commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from emo_export.judging.here import judge
 from emo_export.parity.golden import Golden
