@@ -66,11 +66,14 @@ def test_a_verdict_on_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(package(NANO, ("gguf:q8_0", "onnx:int4")))
     asked = "emo-export validate out --target onnx:int4 --junit j.xml"
     with terminal("bash", tmp_path) as tmux:
+        ends = iter(("first", "second"))  # what the one before left may still be on the screen
 
         def run(line: str) -> str:
-            subprocess.run([*tmux, "send-keys", "-l", f"clear; {line}; echo en''ded\n"], check=True)
+            end = next(ends)
+            command = f"clear; {line}; echo en''ded {end}\n"
+            subprocess.run([*tmux, "send-keys", "-l", command], check=True)
             for _ in range(4):
-                if "\nended" in screen_with(tmux, "^ended"):
+                if f"\nended {end}" in screen_with(tmux, f"^ended {end}"):
                     break
             time.sleep(0.2)
             shown = [*tmux, "capture-pane", "-p", "-e"]
