@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
+from emo_export.cli.only_target import ONLY_TARGET
 from emo_export.cli.output import stdout
 from emo_export.cli.progress import with_progress
 from emo_export.files.kv_cache import KV_CACHES
@@ -15,14 +15,7 @@ from emo_export.files.kv_cache import KV_CACHES
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "only",
-    multiple=True,
-    metavar="SPEC",
-    help="Only this target.",
-    shell_complete=completing.package_targets,
-)
+@ONLY_TARGET
 @click.option(
     "--threads", type=click.IntRange(1), help="[default: physical cores; 1 for small models]"
 )

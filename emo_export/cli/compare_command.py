@@ -6,20 +6,13 @@ from pathlib import Path
 
 import click
 
-from emo_export.cli import completing
+from emo_export.cli.only_target import ONLY_TARGET
 from emo_export.cli.output import stdout
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "only",
-    multiple=True,
-    metavar="SPEC",
-    help="Only this target.",
-    shell_complete=completing.package_targets,
-)
+@ONLY_TARGET
 @click.option(
     "--speed",
     type=click.Path(path_type=Path),

@@ -8,6 +8,7 @@ import click
 
 from emo_export.cli import completing
 from emo_export.cli.numbers import SECONDS
+from emo_export.cli.only_target import ONLY_TARGET
 from emo_export.cli.output import stdout
 from emo_export.cli.progress import with_progress
 from emo_export.files.kv_cache import KV_CACHES
@@ -18,14 +19,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "only",
-    multiple=True,
-    metavar="SPEC",
-    help="Only this target.",
-    shell_complete=completing.package_targets,
-)
+@ONLY_TARGET
 @click.option(
     "--reference",
     metavar="CHECKPOINT",
