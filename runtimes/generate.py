@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import F32, Runtime, Tokenizer
-from emo_export.runtimes.remembering import Remembering
+from emo_export.interfaces import F32, Ids, Runtime, Tokenizer
 from emo_export.runtimes.sampling import Sampling, likeliest, log_probability, sample
 
 # What a layer computes of every token at once takes memory: 256 tokens are as fast as more.
 PREFILL_PIECE = 256
+
+
+Unread = Callable[[Sequence[int]], Ids]
+"""The ids (T,) of a prompt -> those that are not in the runtime's cache, which keeps the others."""
 
 
 class End(Enum):
@@ -62,12 +65,14 @@ class Answer:
         stop: Sequence[str],
         log_probabilities: bool,
         alternatives: int,
+        unread: Unread | None,
     ) -> None:
         self.prompt_tokens, self.tokens, self.seed = len(prompt), 0, seed
         self.read_tokens = len(prompt)
         self.prefill_seconds = self.decode_seconds = 0.0
         self.end: End | None = None
         self._runtime, self._tokenizer, self._prompt = runtime, tokenizer, prompt
+        self._unread = unread
         self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
         self._log_probabilities, self._alternatives = log_probabilities, alternatives
 
@@ -126,12 +131,12 @@ class Answer:
 
     def _prefill(self) -> F32:
         """Read the prompt -> logits (V,) after its last token."""
-        if isinstance(self._runtime, Remembering):
-            ids = self._runtime.unread(self._prompt)
-            self.read_tokens = len(ids)
-        else:
+        if self._unread is None:
             self._runtime.reset()
             ids = np.array(self._prompt, np.int64)
+        else:
+            ids = self._unread(self._prompt)
+            self.read_tokens = len(ids)
         pieces = [ids[start : start + PREFILL_PIECE] for start in range(0, len(ids), PREFILL_PIECE)]
         for piece in pieces[:-1]:
             self._runtime.forward(piece, last=True)
@@ -168,12 +173,13 @@ def generate(
     stop: Sequence[str] = (),
     log_probabilities: bool = False,
     alternatives: int = 0,
+    unread: Unread | None = None,
 ) -> Answer:
     """Text that follows the prompt, token by token as they come.
 
     It ends at a token of `stop_ids` (which gives no text), before one of the strings `stop`, after
     `max_tokens`, or where the context is full. Without a `seed` one is drawn, which the answer
-    tells. The runtime's cache is emptied first, but for what a Remembering one has of the prompt.
+    tells. The runtime's cache is emptied first, or `unread` says what of it is kept.
     An empty prompt begins with the lowest of the tokenizer's stop tokens, the one that separates
     texts in training.
     Raises EmoExportError for arguments out of range and for a prompt that exceeds the context.
@@ -202,4 +208,5 @@ def generate(
         tuple(stop),
         log_probabilities,
         alternatives,
+        unread,
     )

@@ -76,6 +76,7 @@ class Model:
             seed=seed,
             stop=stop,
             log_probabilities=log_probabilities,
+            unread=self.memory.unread if self.memory else None,
         )
 
     def close(self) -> None:

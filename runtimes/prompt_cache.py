@@ -81,7 +81,7 @@ def load(file: Path, path: Path, memory: Remembering) -> str:
             raise ValueError("it has no key or no logits")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EmoExportError(f"{file}: is not {WHAT} ({error!r})") from error
-    wanted = json.loads(json.dumps(key_of(path, memory.inner)))
+    wanted = key_of(path, memory.inner)
     if key != wanted:
         changed = [name for name, value in wanted.items() if key.get(name) != value]
         return f"its {', '.join(changed)} differ from what there is now"

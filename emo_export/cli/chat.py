@@ -216,6 +216,7 @@ class _Chat:
             seed=None if settings.seed is None else settings.seed + self._turns,
             stop=settings.stop,
             log_probabilities=settings.logprobs,
+            unread=self._memory.unread,
         )
         said: list[Said] = []
         try:

@@ -55,7 +55,9 @@ def chatted(memory: Remembering, tokenizer: Tokenizer, tokens: int) -> float:
     history = PlainHistory(tokenizer, "")
     history.add(PROMPT)
     prompt, _ = fitted(history, memory.context_length, tokens)
-    answer = generate(memory, tokenizer, prompt, GREEDY, max_tokens=tokens + 1)
+    answer = generate(
+        memory, tokenizer, prompt, GREEDY, max_tokens=tokens + 1, unread=memory.unread
+    )
     began = 0.0
     for said in answer:
         began = began or time.perf_counter()  # the first is of the prompt

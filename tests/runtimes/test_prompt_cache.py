@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_cache_that_says_something_else_is_not_used(target: str, tmp_path: Pat
     save(file, path, memory, 20)
     memory.close()
     with np.load(file) as stored:
-        arrays = dict(stored)
+        arrays: dict[str, Any] = dict(stored)
     memory = opened(path)
     assert load(file, path, memory) == ""  # what was computed last is of the ids that it tells
     arrays["logits"] = arrays["logits"][::-1].copy()
@@ -98,7 +99,7 @@ def test_a_cache_that_says_something_else_is_not_used(target: str, tmp_path: Pat
     memory.close()
 
 
-def _sealed(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _sealed(file: Path, arrays: dict[str, Any]) -> None:
     """With a digest that fits: what a stranger could make."""
     import json
 
@@ -106,7 +107,7 @@ def _sealed(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
     about = json.loads(str(arrays.pop("about")))
     about["digest"] = _digest(arrays)
-    np.savez(file.with_suffix(".npz"), about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+    np.savez(file.with_suffix(".npz"), about=np.array(json.dumps(about)), **arrays)
     file.with_suffix(".npz").replace(file)
 
 
@@ -116,7 +117,7 @@ def test_what_is_no_whole_cache_is_refused(target: str, tmp_path: Path) -> None:
     saved(path, file)
     whole = file.read_bytes()
     with np.load(file) as stored:
-        arrays = dict(stored)
+        arrays: dict[str, Any] = dict(stored)
     state = next(name for name in arrays if name.startswith("state/"))
     memory = opened(path)
     for content in (b"", b"hello", whole[:-100], whole[: len(whole) // 2]):
@@ -135,7 +136,7 @@ def test_what_is_no_whole_cache_is_refused(target: str, tmp_path: Path) -> None:
         _sealed(file, dict(changed))
         with pytest.raises(EmoExportError, match=f"^{re.escape(str(file))}: "):
             load(file, path, memory)
-    np.savez(file.with_suffix(".npz"), **{**arrays, state: arrays[state] + 1})  # type: ignore[arg-type]
+    np.savez(file.with_suffix(".npz"), **{**arrays, state: arrays[state] + 1})
     with pytest.raises(EmoExportError, match="is damaged"):
         load(file.with_suffix(".npz"), path, memory)
     memory.close()

@@ -37,7 +37,7 @@ def test_only_what_is_new_is_read(model: Rewinding) -> None:
     memory, tokenizer = Remembering(model), HfTokenizer(NANO)
 
     def said(prompt: list[int]) -> tuple[list[int], int]:
-        answer = generate(memory, tokenizer, prompt, GREEDY, max_tokens=6)
+        answer = generate(memory, tokenizer, prompt, GREEDY, max_tokens=6, unread=memory.unread)
         return [one.token for one in answer if one.token is not None], answer.read_tokens
 
     first, read = said(IDS)
