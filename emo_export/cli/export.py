@@ -149,7 +149,7 @@ def _say_kept(name: str, made: Exported, options: ExportOptions) -> None:
         text = "" if options.heldout else "; it is judged on sample text: --heldout takes yours"
         say(
             f"note: {start}pass or fail is about the bits alone; what leaving experts out costs "
-            f"is in the lines `pruning` and `both`{text}"
+            f"is in the columns `pruning` and `both`{text}"
         )
 
 

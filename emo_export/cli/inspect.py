@@ -72,6 +72,8 @@ def _usage(path: str, place: Path, calibration: Sequence[Path], tokens: int) -> 
 
         with progress_steps() as steps:
             return usage_of(open_checkpoint(path), calibration, tokens, steps)
+    if not place.exists():
+        raise EmoExportError(f"{place}: there is no such file or folder")
     file = place / "golden.npz"
     if checkpoint and not packaged:
         raise EmoExportError(f"{place}: records no expert usage; give a text: --calibration FILE")
