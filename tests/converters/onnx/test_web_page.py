@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import sys
 from pathlib import Path
-
-import pytest
 
 from tests.kit.browsing import Browser, Site, browser, serving
 from tests.kit.web_page import (
@@ -22,14 +18,9 @@ from tests.kit.web_page import (
     show,
     write,
 )
+from tests.kit.web_tools import IN_CHROMIUM
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="the npm package @sparticuz/chromium carries a Chromium for x86-64 Linux only",
-    ),
-]
+pytestmark = IN_CHROMIUM
 
 
 def test_it_loads_writes_and_opens_again_without_a_network(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -28,15 +26,9 @@ from tests.kit.web_page import (
     show,
     write,
 )
-from tests.kit.web_tools import EXAMPLE, NODE, node
+from tests.kit.web_tools import EXAMPLE, IN_CHROMIUM, NODE, node
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="the npm package @sparticuz/chromium carries a Chromium for x86-64 Linux only",
-    ),
-]
+pytestmark = IN_CHROMIUM
 
 
 def changed(made: Path, place: Path, change: Callable[[dict[str, Any]], None]) -> None:
